@@ -1,0 +1,105 @@
+//! A node's data directory: files that hold databases, and nothing else so far.
+
+use std::fmt;
+use std::io;
+use std::ops::Bound;
+
+use redb::{BackendError, StorageBackend};
+
+/// A flat directory of files, owned by one node. Names are plain file names.
+///
+/// A file's bytes are durable after `sync_data` on it, its existence after [`Disk::sync_dir`]. Calls block: only an
+/// owner started by [`crate::io::Spawn::blocking`], or start-up before anything is served, makes them.
+pub trait Disk: Send + Sync + 'static {
+    /// Opens a file, created empty if it does not exist.
+    ///
+    /// # Errors
+    /// What the file system says, with the path.
+    fn open(&self, name: &str) -> io::Result<Backend>;
+
+    /// The names of all files, sorted.
+    ///
+    /// # Errors
+    /// What the file system says, with the path.
+    fn list(&self) -> io::Result<Vec<String>>;
+
+    /// Removes a file.
+    ///
+    /// # Errors
+    /// What the file system says, with the path.
+    fn remove(&self, name: &str) -> io::Result<()>;
+
+    /// Makes creations and removals durable.
+    ///
+    /// # Errors
+    /// What the file system says, with the path.
+    fn sync_dir(&self) -> io::Result<()>;
+
+    /// Bytes that can still be written.
+    ///
+    /// # Errors
+    /// What the file system says, with the path.
+    fn free_bytes(&self) -> io::Result<u64>;
+
+    /// What people call this place, for messages.
+    fn describe(&self) -> String;
+}
+
+/// An open file in the shape redb takes: a boxed [`StorageBackend`].
+pub struct Backend(pub Box<dyn StorageBackend>);
+
+impl fmt::Debug for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl StorageBackend for Backend {
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write(offset, data)
+    }
+
+    fn close(&self) -> io::Result<()> {
+        self.0.close()
+    }
+
+    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.try_lock_range(start, end)
+    }
+
+    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.try_lock_shared_range(start, end)
+    }
+
+    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.lock_range(start, end)
+    }
+
+    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.lock_shared_range(start, end)
+    }
+
+    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+        self.0.unlock_range(start, end)
+    }
+
+    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+        self.0.query_lock_range(start, end)
+    }
+}

@@ -1,0 +1,33 @@
+//! The seams: every way out of the process is a trait here. `src/os` implements them with tokio, sockets, files and
+//! threads; the simulator with virtual ones under attack. Nothing above this floor can tell which it runs on.
+//!
+//! [`Io`] bundles them. The caller builds one per node and hands it down by constructor; there is no global.
+
+mod clock;
+mod disk;
+mod network;
+mod rng;
+mod spawn;
+
+use std::sync::Arc;
+
+pub use clock::{Clock, Elapsed};
+pub use disk::{Backend, Disk};
+pub use network::{BoxError, Channel, Listener, Network};
+pub use rng::{Rng, RngStream};
+pub use spawn::{BlockingLoop, Spawn, TaskHandle, Worker, own};
+
+/// Everything a node may touch.
+#[derive(Clone)]
+pub struct Io {
+    /// The node's own clock.
+    pub clock: Arc<dyn Clock>,
+    /// Sockets.
+    pub network: Arc<dyn Network>,
+    /// The node's data directory.
+    pub disk: Arc<dyn Disk>,
+    /// Tasks and threads.
+    pub spawn: Arc<dyn Spawn>,
+    /// Randomness.
+    pub rng: Rng,
+}

@@ -1,0 +1,35 @@
+//! Cairn: a deterministic simulation-first consensus node.
+//!
+//! The same code runs in production and in the simulator; every way out of the process is a trait of [`io`].
+//! `ARCHITECTURE.md` draws the floors; a module imports from floors below its own only.
+//!
+//! | floor | modules |
+//! |---|---|
+//! | 0 words | [`ids`], [`time`], [`limits`], [`error`] |
+//! | 1 seams | [`io`], [`proto`] |
+//! | 2 replicated | [`state`], [`raft`] |
+//! | 3 decide | [`controller`] |
+//! | 5 shared | [`shared`], [`client`] |
+//! | 6 face | [`api`] |
+//! | 7 node | [`node`] |
+//! | 8 edge | [`cli`], [`os`] |
+
+pub mod error;
+pub mod ids;
+pub mod limits;
+pub mod time;
+
+pub mod io;
+pub mod proto;
+
+pub mod os;
+
+#[cfg(all(feature = "sim", not(madsim)))]
+compile_error!(
+    "the feature `sim` needs `--cfg madsim`, which `.cargo/config.toml` sets; the environment variable RUSTFLAGS \
+     replaces it: unset RUSTFLAGS, or add `--cfg madsim` to it"
+);
+
+#[cfg(feature = "sim")]
+#[path = "../sim/mod.rs"]
+pub mod sim;

@@ -1,0 +1,100 @@
+//! Every bound of the system by name. Relations between them are asserted when the crate is compiled.
+
+use std::time::Duration;
+
+/// Longest key of the key-value store, in bytes.
+pub const KEY_BYTES_MAX: usize = 4 * 1024;
+/// Longest value of the key-value store, in bytes.
+pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// Largest command that may be proposed, encoded, in bytes.
+pub const COMMAND_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Most rows one scan returns.
+pub const SCAN_ROWS_MAX: usize = 1_000;
+
+/// Largest batch of commands that becomes one log entry, in bytes; a single larger command goes alone.
+pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
+/// Most commands in one log entry.
+pub const BATCH_COMMANDS_MAX: usize = 4_096;
+/// Largest log entry that is accepted from a peer or from disk, in bytes.
+pub const ENTRY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Entries in one append message, in bytes (raft-rs sends at least one entry).
+pub const APPEND_BYTES_MAX: u64 = 1024 * 1024;
+/// Append messages under way to one follower before an answer.
+pub const APPENDS_IN_FLIGHT_MAX: usize = 256;
+/// Entries proposed but not committed, in bytes; above it proposals are refused as exhausted.
+pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Committed entries handed to the state at once, in bytes.
+pub const COMMITTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
+/// Log entries kept in memory for readers and slow followers, in bytes. What is not yet durable and applied stays
+/// in memory whatever its size.
+pub const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
+
+/// Largest gRPC message that any service takes, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Most Raft messages in one frame of a peer stream.
+pub const FRAME_MESSAGES_MAX: usize = 64;
+/// Raft messages that wait for one peer's stream; more are dropped and reported as unreachable.
+pub const PEER_QUEUE_MAX: usize = 4_096;
+/// Frames from peers that wait for the Raft manager; more are dropped and counted.
+pub const INBOX_FRAMES_MAX: usize = 1_024;
+/// Client requests (proposals and reads) that wait for the Raft manager; more are refused as exhausted.
+pub const INBOX_REQUESTS_MAX: usize = 16_384;
+/// Proposals accepted and not yet answered; more are refused as exhausted.
+pub const PROPOSALS_PENDING_MAX: usize = 65_536;
+/// Reads accepted and not yet answered; more are refused as exhausted.
+pub const READS_PENDING_MAX: usize = 65_536;
+/// Write jobs the log's owner may have outstanding.
+pub const LOG_JOBS_MAX: usize = 1_024;
+/// Apply jobs the state's owner may have outstanding.
+pub const APPLY_JOBS_MAX: usize = 64;
+
+/// Applied entries between two durable checkpoints of the state.
+pub const CHECKPOINT_ENTRIES_MAX: u64 = 10_000;
+/// Applied bytes between two durable checkpoints of the state.
+pub const CHECKPOINT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Memory redb may use to cache each database, in bytes (its own default is 1 GiB).
+pub const DATABASE_CACHE_BYTES: usize = 32 * 1024 * 1024;
+
+/// Sessions open at once; opening one more is refused.
+pub const SESSIONS_MAX: u64 = 100_000;
+/// Replies a session keeps above the client's acknowledged sequence; a client that runs further ahead is refused.
+pub const SESSION_WINDOW_MAX: u64 = 1_024;
+/// Cluster time after which an idle session expires.
+pub const SESSION_TTL: Duration = Duration::from_secs(60);
+/// Sessions ended by one expiry command.
+pub const EXPIRE_SESSIONS_MAX: usize = 1_000;
+/// Members of a cluster, learners included.
+pub const MEMBERS_MAX: usize = 32;
+/// Voters that promotion stops at.
+pub const VOTERS_TARGET_MAX: usize = 5;
+
+/// Raft's tick.
+pub const TICK: Duration = Duration::from_millis(100);
+/// Default election timeout; each node draws its own between one and two of it.
+pub const ELECTION_TIMEOUT: Duration = Duration::from_secs(1);
+/// Shortest election timeout that may be configured.
+pub const ELECTION_TIMEOUT_MIN: Duration = Duration::from_millis(500);
+/// Longest election timeout that may be configured.
+pub const ELECTION_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// How long a request waits for its outcome when its caller gave no deadline.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest deadline that a caller may ask for.
+pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(300);
+/// First pause before a broken peer stream is opened again; doubled up to the maximum, with jitter.
+pub const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Longest pause before a broken peer stream is opened again.
+pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Pause between two looks of the leader's controllers.
+pub const CONTROL_PERIOD: Duration = Duration::from_millis(500);
+
+const _: () = {
+    assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX + 1024 <= COMMAND_BYTES_MAX);
+    assert!(BATCH_BYTES_MAX <= ENTRY_BYTES_MAX);
+    assert!(COMMAND_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX);
+    // A frame holds one append of any size that is legal: entries up to APPEND_BYTES_MAX, or one large entry.
+    assert!(APPEND_BYTES_MAX as usize + ENTRY_BYTES_MAX + 64 * 1024 <= MESSAGE_BYTES_MAX);
+    assert!(APPEND_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
+    assert!(ELECTION_TIMEOUT_MIN.as_millis() >= 5 * TICK.as_millis());
+    assert!(ELECTION_TIMEOUT.as_millis() >= ELECTION_TIMEOUT_MIN.as_millis());
+    assert!(VOTERS_TARGET_MAX % 2 == 1 && VOTERS_TARGET_MAX <= MEMBERS_MAX);
+};

@@ -1,0 +1,2 @@
+//! The binary `node`.
+fn main() {}

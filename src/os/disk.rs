@@ -1,0 +1,130 @@
+//! A directory of files.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use redb::backends::FileBackend;
+
+use crate::error::{Context, Fault};
+use crate::io::{Backend, Disk};
+
+/// The name of the file whose lock says that a process owns the directory.
+const LOCK: &str = "lock";
+
+/// A node's data directory, locked for this process.
+pub struct DataDir {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Takes `dir`, making it if needed.
+    ///
+    /// # Errors
+    /// It cannot be made or written, or another process holds it.
+    pub fn open(dir: &Path) -> Result<Self, Fault> {
+        let say = |verb: &str| format!("{verb} the data directory {}", dir.display());
+        fs::create_dir_all(dir).context(|| say("make"))?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(dir.join(LOCK))
+            .context(|| say("write to"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
+            Err(fs::TryLockError::WouldBlock) => Err(Fault::new(format!(
+                "the data directory {} is in use by another node; stop that one, or choose another with --data-dir",
+                dir.display()
+            ))),
+            Err(fs::TryLockError::Error(error)) => Err(Fault::because(say("lock"), error)),
+        }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        assert!(!name.contains('/') && !name.starts_with('.'), "{name:?} is not a plain file name");
+        self.dir.join(name)
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> io::Error + '_ {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
+impl Disk for DataDir {
+    fn open(&self, name: &str) -> io::Result<Backend> {
+        let path = self.path(name);
+        let file =
+            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(at(&path))?;
+        let backend = FileBackend::new(file).map_err(|error| at(&path)(io::Error::other(error)))?;
+        Ok(Backend(Box::new(backend)))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(at(&self.dir))? {
+            if let Ok(name) = entry?.file_name().into_string()
+                && name != LOCK
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        let path = self.path(name);
+        fs::remove_file(&path).map_err(at(&path))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(at(&self.dir))
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        let stat = nix::sys::statvfs::statvfs(&self.dir).map_err(io::Error::from).map_err(at(&self.dir))?;
+        #[allow(clippy::unnecessary_cast)] // the fields are narrower on other targets
+        Ok(stat.blocks_available() as u64 * stat.fragment_size() as u64)
+    }
+
+    fn describe(&self) -> String {
+        self.dir.display().to_string()
+    }
+}
+
+/// The disk of a program that has none: every call is refused.
+pub struct NoDisk;
+
+impl NoDisk {
+    fn refuse<T>() -> io::Result<T> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "a client has no data directory"))
+    }
+}
+
+impl Disk for NoDisk {
+    fn open(&self, _: &str) -> io::Result<Backend> {
+        Self::refuse()
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        Self::refuse()
+    }
+
+    fn remove(&self, _: &str) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        Self::refuse()
+    }
+
+    fn describe(&self) -> String {
+        "no data directory".into()
+    }
+}

@@ -1,0 +1,64 @@
+//! The real implementations of the seams: tokio, sockets, files and threads. Nothing outside this folder touches the
+//! operating system.
+
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod clock;
+mod disk;
+mod network;
+mod spawn;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Context, Fault};
+use crate::io::{Io, Rng};
+
+pub use clock::SystemClock;
+pub use disk::DataDir;
+pub use network::Sockets;
+pub use spawn::Tasks;
+
+/// The real world for one node whose data lies under `dir`, made if it does not exist. Call it within a tokio runtime.
+///
+/// # Errors
+/// The directory cannot be made or written, or another process holds it.
+pub fn io(dir: &Path) -> Result<Io, Fault> {
+    let disk = DataDir::open(dir)?;
+    Ok(Io { disk: Arc::new(disk), ..client_io()? })
+}
+
+/// The real world for a program that only talks to a cluster: it has no disk.
+///
+/// # Errors
+/// The operating system gives no randomness.
+pub fn client_io() -> Result<Io, Fault> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).context(|| "read the operating system's randomness".into())?;
+    Ok(Io {
+        clock: Arc::new(SystemClock),
+        network: Arc::new(Sockets),
+        disk: Arc::new(disk::NoDisk),
+        spawn: Arc::new(Tasks::current()),
+        rng: Rng::from_seed(seed),
+    })
+}
+
+/// Resolves when the user asks the process to stop (SIGINT or SIGTERM).
+///
+/// # Errors
+/// The signal handler cannot be installed.
+pub async fn stop_signal() -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        biased;
+        result = tokio::signal::ctrl_c() => result,
+        _ = terminate.recv() => Ok(()),
+    }
+}
+
+/// Ends the process at once.
+pub fn exit(code: i32) -> ! {
+    std::process::exit(code)
+}
