@@ -1,0 +1,421 @@
+//! A machine's disk below redb: what was written, what was synced, and what a power cut leaves of the difference.
+//!
+//! Each file has a *live* image, which reads see, and a *durable* one. A sync makes them equal. A power cut decides
+//! for each write since the last sync whether it is kept, dropped, or torn at 512-byte sectors; dropping an early
+//! write and keeping a later one is what reordering looks like. The kernel's file system keeps sizes and names apart
+//! from contents, so a length may lag, and a file whose directory entry was not synced may be gone.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use redb::StorageBackend;
+
+use crate::io::{Backend, Disk, RngStream};
+
+const PAGE: usize = 4096;
+const SECTOR: usize = 512;
+
+/// A file's bytes in copy-on-write pages, so that an image is cheap to copy.
+#[derive(Clone, Default)]
+pub struct Image {
+    pages: Vec<Option<Arc<[u8; PAGE]>>>,
+    len: u64,
+}
+
+impl Image {
+    fn set_len(&mut self, len: u64) {
+        self.pages.resize((len as usize).div_ceil(PAGE), None);
+        let within = len as usize % PAGE;
+        if len < self.len
+            && within > 0
+            && let Some(Some(page)) = self.pages.last_mut()
+        {
+            Arc::make_mut(page)[within..].fill(0);
+        }
+        self.len = len;
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        if offset + out.len() as u64 > self.len {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "read past the end of the file"));
+        }
+        for_pages(offset, out.len(), |page, within, range| match &self.pages[page] {
+            Some(bytes) => out[range.clone()].copy_from_slice(&bytes[within..within + range.len()]),
+            None => out[range].fill(0),
+        });
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, data: &[u8]) {
+        let end = offset + data.len() as u64;
+        if end > self.len {
+            self.set_len(end);
+        }
+        let pages = &mut self.pages;
+        for_pages(offset, data.len(), |page, within, range| {
+            let bytes = pages[page].get_or_insert_with(|| Arc::new([0; PAGE]));
+            Arc::make_mut(bytes)[within..within + range.len()].copy_from_slice(&data[range]);
+        });
+    }
+}
+
+fn for_pages(offset: u64, len: usize, mut each: impl FnMut(usize, usize, std::ops::Range<usize>)) {
+    let mut done = 0;
+    while done < len {
+        let at = offset as usize + done;
+        let take = (PAGE - at % PAGE).min(len - done);
+        each(at / PAGE, at % PAGE, done..done + take);
+        done += take;
+    }
+}
+
+enum Change {
+    Write { offset: u64, data: Vec<u8> },
+    SetLen(u64),
+}
+
+#[derive(Default)]
+struct File {
+    live: Image,
+    durable: Image,
+    unsynced: Vec<Change>,
+}
+
+#[derive(Default)]
+struct State {
+    files: BTreeMap<String, File>,
+    /// Names whose directory entry is durable.
+    named: BTreeSet<String>,
+    /// Operations until the disk stops answering; `None` while it works.
+    cut_after: Option<u64>,
+    /// Counts boots: a handle of an earlier one is dead.
+    boot: u64,
+    /// Bytes of all files together above which writes fail.
+    capacity: u64,
+    syncs: u64,
+    writes: u64,
+}
+
+/// How much a disk has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiskCounts {
+    /// Files made durable.
+    pub syncs: u64,
+    /// Writes.
+    pub writes: u64,
+}
+
+/// What happens to a write that was not synced when the power goes, in thousandths; the rest is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct PowerCut {
+    /// Lost whole.
+    pub drop_permille: u64,
+    /// Kept in some sectors only.
+    pub tear_permille: u64,
+}
+
+/// One machine's disk. It outlives the machine's boots.
+#[derive(Clone)]
+pub struct SimDisk {
+    state: Arc<Mutex<State>>,
+    name: String,
+}
+
+impl SimDisk {
+    /// An empty disk.
+    pub fn new(name: String) -> Self {
+        let state = State { capacity: u64::MAX, ..State::default() };
+        Self { state: Arc::new(Mutex::new(state)), name }
+    }
+
+    /// The disk as the machine's next boot sees it. Handles of earlier boots fail from here on.
+    pub fn boot(&self) -> Arc<dyn Disk> {
+        let mut state = self.state.lock().unwrap();
+        state.boot += 1;
+        state.cut_after = None;
+        Arc::new(Mounted { disk: self.clone(), boot: state.boot })
+    }
+
+    /// Lets `operations` more through, then fails everything: the machine is going down in the middle of something.
+    pub fn cut_after(&self, operations: u64) {
+        self.state.lock().unwrap().cut_after = Some(operations);
+    }
+
+    /// Limits the bytes of all files together.
+    pub fn set_capacity(&self, bytes: u64) {
+        self.state.lock().unwrap().capacity = bytes;
+    }
+
+    /// The power goes: what was not synced meets its fate, by draws of `rng`. The disk is off until the next boot.
+    pub fn power_cut(&self, fate: PowerCut, rng: &mut RngStream) {
+        let mut state = self.state.lock().unwrap();
+        state.cut_after = Some(0);
+        let State { files, named, .. } = &mut *state;
+        files.retain(|name, _| named.contains(name) || !rng.chance(fate.drop_permille));
+        for (name, file) in files.iter_mut() {
+            named.insert(name.clone());
+            let mut image = file.durable.clone();
+            for change in file.unsynced.drain(..) {
+                let dropped = rng.chance(fate.drop_permille);
+                let torn = rng.chance(fate.tear_permille);
+                match change {
+                    _ if dropped => {}
+                    Change::SetLen(len) => image.set_len(len),
+                    Change::Write { offset, data } if torn => {
+                        for (i, sector) in data.chunks(SECTOR).enumerate() {
+                            if rng.chance(500) {
+                                image.write(offset + (i * SECTOR) as u64, sector);
+                            }
+                        }
+                    }
+                    Change::Write { offset, data } => image.write(offset, &data),
+                }
+            }
+            file.live = image.clone();
+            file.durable = image;
+        }
+    }
+
+    /// The durable images of the files on a second disk: what a machine would find after a power cut at this instant
+    /// that loses everything unsynced.
+    pub fn durable(&self) -> Self {
+        let state = self.state.lock().unwrap();
+        let copy = Self::new(format!("{} (durable image)", self.name));
+        for (name, file) in &state.files {
+            if state.named.contains(name) {
+                let image = file.durable.clone();
+                let file = File { live: image.clone(), durable: image, unsynced: Vec::new() };
+                copy.state.lock().unwrap().files.insert(name.clone(), file);
+            }
+        }
+        copy
+    }
+
+    /// How much the disk has done.
+    pub fn counts(&self) -> DiskCounts {
+        let state = self.state.lock().unwrap();
+        DiskCounts { syncs: state.syncs, writes: state.writes }
+    }
+}
+
+impl State {
+    /// Every operation of a mounted disk passes here first.
+    fn admit(&mut self, boot: u64) -> io::Result<()> {
+        let off = || Err(io::Error::other("the disk is off"));
+        if boot != self.boot {
+            return off();
+        }
+        match &mut self.cut_after {
+            Some(0) => off(),
+            Some(left) => {
+                *left -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn file(&mut self, name: &str) -> io::Result<&mut File> {
+        let gone = || io::Error::new(io::ErrorKind::NotFound, format!("{name} was removed"));
+        self.files.get_mut(name).ok_or_else(gone)
+    }
+
+    fn used(&self) -> u64 {
+        self.files.values().map(|file| file.live.len).sum()
+    }
+
+    fn admit_growth(&self, name: &str, to: u64) -> io::Result<()> {
+        let now = self.files.get(name).map_or(0, |file| file.live.len);
+        if to > now && self.used() + (to - now) > self.capacity {
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left on the simulated disk"));
+        }
+        Ok(())
+    }
+}
+
+struct Mounted {
+    disk: SimDisk,
+    boot: u64,
+}
+
+impl Mounted {
+    fn with<T>(&self, body: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+        let mut state = self.disk.state.lock().unwrap();
+        state.admit(self.boot)?;
+        body(&mut state)
+    }
+}
+
+impl Disk for Mounted {
+    fn open(&self, name: &str) -> io::Result<Backend> {
+        self.with(|state| {
+            state.files.entry(name.to_owned()).or_default();
+            Ok(())
+        })?;
+        let mounted = Mounted { disk: self.disk.clone(), boot: self.boot };
+        Ok(Backend(Box::new(Handle { mounted, name: name.to_owned() })))
+    }
+
+    fn list(&self) -> io::Result<Vec<String>> {
+        self.with(|state| Ok(state.files.keys().cloned().collect()))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        self.with(|state| {
+            state.named.remove(name);
+            match state.files.remove(name) {
+                Some(_) => Ok(()),
+                None => Err(io::Error::new(io::ErrorKind::NotFound, format!("{name} does not exist"))),
+            }
+        })
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        self.with(|state| {
+            state.named = state.files.keys().cloned().collect();
+            Ok(())
+        })
+    }
+
+    fn free_bytes(&self) -> io::Result<u64> {
+        self.with(|state| Ok(state.capacity - state.used().min(state.capacity)))
+    }
+
+    fn describe(&self) -> String {
+        self.disk.name.clone()
+    }
+}
+
+struct Handle {
+    mounted: Mounted,
+    name: String,
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.mounted.disk.name, self.name)
+    }
+}
+
+impl Handle {
+    fn file<T>(&self, body: impl FnOnce(&mut State, &str) -> io::Result<T>) -> io::Result<T> {
+        self.mounted.with(|state| body(state, &self.name))
+    }
+}
+
+impl StorageBackend for Handle {
+    fn len(&self) -> io::Result<u64> {
+        self.file(|state, name| Ok(state.file(name)?.live.len))
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file(|state, name| state.file(name)?.live.read(offset, out))
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file(|state, name| {
+            state.admit_growth(name, len)?;
+            let file = state.file(name)?;
+            file.live.set_len(len);
+            file.unsynced.push(Change::SetLen(len));
+            Ok(())
+        })
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file(|state, name| {
+            state.syncs += 1;
+            let file = state.file(name)?;
+            file.durable = file.live.clone();
+            file.unsynced.clear();
+            Ok(())
+        })
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file(|state, name| {
+            state.writes += 1;
+            state.admit_growth(name, offset + data.len() as u64)?;
+            let file = state.file(name)?;
+            file.live.write(offset, data);
+            file.unsynced.push(Change::Write { offset, data: data.to_vec() });
+            Ok(())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::Rng;
+
+    fn written(fate: PowerCut) -> Vec<u8> {
+        let disk = SimDisk::new("disk".into());
+        let mounted = disk.boot();
+        let file = mounted.open("f").unwrap();
+        file.write(0, &[1; 4096]).unwrap();
+        file.sync_data().unwrap();
+        mounted.sync_dir().unwrap();
+        file.write(0, &[2; 4096]).unwrap();
+        disk.power_cut(fate, &mut Rng::from_seed([1; 32]).stream("t"));
+        assert!(file.write(0, &[3]).is_err(), "a dead handle wrote");
+        let mut out = vec![0; 4096];
+        disk.boot().open("f").unwrap().read(0, &mut out).unwrap();
+        assert!(file.read(0, &mut [0]).is_err(), "a handle of an earlier boot reads");
+        out
+    }
+
+    #[test]
+    fn unsynced_writes_are_kept_dropped_or_torn() {
+        assert_eq!(written(PowerCut { drop_permille: 0, tear_permille: 0 }), vec![2; 4096]);
+        assert_eq!(written(PowerCut { drop_permille: 1000, tear_permille: 0 }), vec![1; 4096]);
+        let torn = written(PowerCut { drop_permille: 0, tear_permille: 1000 });
+        assert!(torn.contains(&1) && torn.contains(&2), "the write did not tear");
+        assert!(torn.chunks(SECTOR).all(|s| s.iter().all(|b| *b == s[0])), "it tore inside a sector");
+    }
+
+    #[test]
+    fn a_file_that_was_never_named_may_be_gone() {
+        let disk = SimDisk::new("disk".into());
+        let file = disk.boot().open("f").unwrap();
+        file.write(0, &[1]).unwrap();
+        file.sync_data().unwrap();
+        let lost = PowerCut { drop_permille: 1000, tear_permille: 0 };
+        disk.power_cut(lost, &mut Rng::from_seed([1; 32]).stream("t"));
+        assert!(disk.boot().list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_full_disk_says_so_and_changes_nothing() {
+        let disk = SimDisk::new("disk".into());
+        disk.set_capacity(100);
+        let file = disk.boot().open("f").unwrap();
+        file.write(0, &[1; 100]).unwrap();
+        assert_eq!(file.write(50, &[2; 51]).unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(file.len().unwrap(), 100);
+    }
+
+    #[test]
+    fn a_cut_in_the_middle_lets_some_operations_through() {
+        let disk = SimDisk::new("disk".into());
+        let file = disk.boot().open("f").unwrap();
+        disk.cut_after(2);
+        file.write(0, &[1]).unwrap();
+        file.sync_data().unwrap();
+        assert!(file.write(0, &[2]).is_err());
+        assert!(file.len().is_err());
+    }
+
+    #[test]
+    fn shrinking_zeroes_what_it_cuts_off() {
+        let mut image = Image::default();
+        image.write(0, &[7; 5000]);
+        image.set_len(4100);
+        image.set_len(5000);
+        let mut out = vec![1; 900];
+        image.read(4100, &mut out).unwrap();
+        assert!(out.iter().all(|b| *b == 0));
+    }
+}

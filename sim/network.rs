@@ -1,0 +1,531 @@
+//! The simulated network: gRPC calls between machines, with delay, loss, repetition, reordering and cuts.
+//!
+//! A call carries the same HTTP frames as on a socket. The request body is pumped by a task of the caller's machine,
+//! the handler and the response body by tasks of the target's, so that killing or pausing a machine stops exactly its
+//! own part. Ordinary streams behave like TCP: in order, stalled while a link is cut, reset if the cut lasts. The
+//! stream of Raft messages is treated harder than TCP would: single messages are lost, repeated and reordered.
+//! A stream cut short reads as an error here; that it may also read as a clean end is covered by dropping its tail.
+
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::future::{BoxFuture, Either, select};
+use http_body::{Body as _, Frame};
+use http_body_util::BodyExt;
+use madsim::runtime::NodeHandle;
+use madsim::time::TimeHandle;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::service::Routes;
+use tower::{Service, service_fn};
+
+use crate::ids::Address;
+use crate::io::{BoxError, Channel, Listener, Network, Rng};
+use crate::sim::trace::Trace;
+
+/// A machine's number.
+pub type MachineId = u64;
+
+/// What the network does to messages. Times are one-way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weather {
+    /// Shortest delay.
+    pub delay_min: Duration,
+    /// Longest usual delay.
+    pub delay_max: Duration,
+    /// Messages, in thousandths, that take up to ten times the longest usual delay.
+    pub slow_permille: u64,
+    /// Raft messages that are lost, in thousandths.
+    pub lose_permille: u64,
+    /// Raft messages that arrive twice, in thousandths.
+    pub repeat_permille: u64,
+    /// Raft messages that arrive up to half a minute later once more, in hundred thousandths.
+    pub replay_per_100k: u64,
+}
+
+impl Weather {
+    /// A quiet local network.
+    pub const CALM: Self = Self {
+        delay_min: Duration::from_millis(1),
+        delay_max: Duration::from_millis(2),
+        slow_permille: 0,
+        lose_permille: 0,
+        repeat_permille: 0,
+        replay_per_100k: 0,
+    };
+}
+
+/// Frames under way in one direction of one call, above which the sender waits.
+const PIPE_FRAMES_MAX: usize = 256;
+/// How long an attempt to connect waits for an answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The path whose messages may be lost, repeated and reordered one by one.
+const RAFT_STREAM: &str = "/cairn.v1.Peer/Raft";
+
+/// A Raft message as it leaves a machine, for whoever watches the wire.
+pub type Wiretap = Arc<dyn Fn(MachineId, MachineId, &[u8]) + Send + Sync>;
+
+/// The network that all machines share.
+pub struct SimNetwork {
+    state: Mutex<State>,
+    changed: Notify,
+    rng: Rng,
+    trace: Arc<Trace>,
+    time: TimeHandle,
+}
+
+struct State {
+    listeners: BTreeMap<Address, Endpoint>,
+    cuts: BTreeSet<(MachineId, MachineId)>,
+    weather: Weather,
+    draws: BTreeMap<(MachineId, MachineId), u64>,
+    wiretap: Option<Wiretap>,
+    ports: u16,
+    counts: NetworkCounts,
+}
+
+/// How much the network has carried.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NetworkCounts {
+    /// Calls begun.
+    pub calls: u64,
+    /// Raft messages sent.
+    pub messages: u64,
+    /// Raft messages lost.
+    pub lost: u64,
+    /// Raft messages delivered more than once.
+    pub repeated: u64,
+}
+
+#[derive(Clone)]
+struct Endpoint {
+    machine: MachineId,
+    node: NodeHandle,
+    routes: Option<Routes>,
+}
+
+impl SimNetwork {
+    /// A network without machines.
+    pub fn new(rng: Rng, trace: Arc<Trace>) -> Arc<Self> {
+        let state = State {
+            listeners: BTreeMap::new(),
+            cuts: BTreeSet::new(),
+            weather: Weather::CALM,
+            draws: BTreeMap::new(),
+            wiretap: None,
+            ports: 40_000,
+            counts: NetworkCounts::default(),
+        };
+        Arc::new(Self {
+            state: Mutex::new(state),
+            changed: Notify::new(),
+            rng,
+            trace,
+            time: TimeHandle::current(),
+        })
+    }
+
+    /// The network as one boot of a machine sees it.
+    pub fn attach(self: &Arc<Self>, machine: MachineId, node: NodeHandle) -> Arc<dyn Network> {
+        Arc::new(Port { network: self.clone(), machine, node })
+    }
+
+    /// Closes everything that `machine` listens on.
+    pub fn detach(&self, machine: MachineId) {
+        self.state.lock().unwrap().listeners.retain(|_, endpoint| endpoint.machine != machine);
+    }
+
+    /// Changes the weather for messages sent from now on.
+    pub fn set_weather(&self, weather: Weather) {
+        self.state.lock().unwrap().weather = weather;
+    }
+
+    /// Cuts or mends the link from one machine to another; the other direction is another link.
+    pub fn set_cut(&self, from: MachineId, to: MachineId, cut: bool) {
+        let mut state = self.state.lock().unwrap();
+        if cut { state.cuts.insert((from, to)) } else { state.cuts.remove(&(from, to)) };
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Mends every link.
+    pub fn mend(&self) {
+        self.state.lock().unwrap().cuts.clear();
+        self.changed.notify_waiters();
+    }
+
+    /// Has every Raft message shown to `wiretap` at the instant it leaves its machine.
+    pub fn set_wiretap(&self, wiretap: Wiretap) {
+        self.state.lock().unwrap().wiretap = Some(wiretap);
+    }
+
+    /// How much the network has carried.
+    pub fn counts(&self) -> NetworkCounts {
+        self.state.lock().unwrap().counts
+    }
+
+    fn is_cut(&self, from: MachineId, to: MachineId) -> bool {
+        self.state.lock().unwrap().cuts.contains(&(from, to))
+    }
+
+    /// The next draw of the link, below `bound`. Draws are counted per link, so that traffic on one never shifts
+    /// another's.
+    fn draw(&self, from: MachineId, to: MachineId, bound: u64) -> u64 {
+        let mut state = self.state.lock().unwrap();
+        let counter = state.draws.entry((from, to)).or_default();
+        *counter += 1;
+        crate::io::scale(self.rng.draw("network", from << 32 | to, *counter), bound)
+    }
+
+    fn delay(&self, from: MachineId, to: MachineId) -> Duration {
+        let weather = self.state.lock().unwrap().weather;
+        if from == to {
+            return Duration::from_millis(1);
+        }
+        let span = (weather.delay_max - weather.delay_min).as_micros() as u64;
+        let mut delay = weather.delay_min + Duration::from_micros(self.draw(from, to, span + 1));
+        if self.draw(from, to, 1000) < weather.slow_permille {
+            delay += Duration::from_micros(self.draw(from, to, weather.delay_max.as_micros() as u64 * 10));
+        }
+        delay
+    }
+
+    /// Waits while the link is cut. False if the connection did not survive it.
+    async fn wait_mended(&self, from: MachineId, to: MachineId) -> bool {
+        if !self.is_cut(from, to) {
+            return true;
+        }
+        let patience = Duration::from_millis(2_000 + self.draw(from, to, 8_000));
+        let mended = async {
+            while self.is_cut(from, to) {
+                self.changed.notified().await;
+            }
+        };
+        let pause = self.time.sleep(patience);
+        matches!(select(std::pin::pin!(mended), std::pin::pin!(pause)).await, Either::Left(_))
+    }
+
+    fn wiretap(&self, from: MachineId, to: MachineId, message: &[u8]) {
+        let wiretap = self.state.lock().unwrap().wiretap.clone();
+        if let Some(wiretap) = wiretap {
+            wiretap(from, to, message);
+        }
+    }
+}
+
+struct Port {
+    network: Arc<SimNetwork>,
+    machine: MachineId,
+    node: NodeHandle,
+}
+
+#[async_trait]
+impl Network for Port {
+    async fn bind(&self, address: &Address) -> std::io::Result<Box<dyn Listener>> {
+        let mut state = self.network.state.lock().unwrap();
+        let address = if address.port() == 0 {
+            state.ports += 1;
+            address.with_port(state.ports)
+        } else {
+            address.clone()
+        };
+        if state.listeners.contains_key(&address) {
+            let text = format!("listen on {address}: address in use");
+            return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, text));
+        }
+        let endpoint = Endpoint { machine: self.machine, node: self.node.clone(), routes: None };
+        state.listeners.insert(address.clone(), endpoint);
+        Ok(Box::new(Bound { network: self.network.clone(), address }))
+    }
+
+    fn connect(&self, address: &Address) -> Channel {
+        let (network, from, node) = (self.network.clone(), self.machine, self.node.clone());
+        let address = address.clone();
+        Channel::new(service_fn(move |request| {
+            call(network.clone(), from, node.clone(), address.clone(), request)
+        }))
+    }
+}
+
+struct Bound {
+    network: Arc<SimNetwork>,
+    address: Address,
+}
+
+impl Drop for Bound {
+    fn drop(&mut self) {
+        self.network.state.lock().unwrap().listeners.remove(&self.address);
+    }
+}
+
+#[async_trait]
+impl Listener for Bound {
+    fn address(&self) -> Address {
+        self.address.clone()
+    }
+
+    async fn serve(self: Box<Self>, routes: Routes, stop: BoxFuture<'static, ()>) -> Result<(), BoxError> {
+        if let Some(endpoint) = self.network.state.lock().unwrap().listeners.get_mut(&self.address) {
+            endpoint.routes = Some(routes);
+        }
+        stop.await;
+        Ok(())
+    }
+}
+
+async fn call(
+    network: Arc<SimNetwork>,
+    from: MachineId,
+    source: NodeHandle,
+    address: Address,
+    request: http::Request<Body>,
+) -> Result<http::Response<Body>, BoxError> {
+    network.state.lock().unwrap().counts.calls += 1;
+    let endpoint = network.state.lock().unwrap().listeners.get(&address).cloned();
+    let Some(Endpoint { machine: to, node: target, routes: Some(mut routes) }) = endpoint else {
+        network.time.sleep(network.delay(from, from)).await;
+        return Err(format!("connect to {address}: connection refused").into());
+    };
+    if network.is_cut(from, to) || network.is_cut(to, from) {
+        network.time.sleep(CONNECT_TIMEOUT).await;
+        return Err(format!("connect to {address}: no answer within {CONNECT_TIMEOUT:?}").into());
+    }
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path().to_owned();
+    network.trace.event(format_args!("call {from}>{to} {path}"));
+    let single_messages = path == RAFT_STREAM;
+    let (sender, pipe) = pipe(&network, from, to);
+    let pump = source.spawn(pump(sender, body, single_messages)).abort_handle();
+    let stop_pump = crate::io::TaskHandle::new(move || pump.abort());
+
+    let (answer, mut answered) = oneshot::channel();
+    let server_network = network.clone();
+    target.spawn(async move {
+        let network = server_network;
+        network.time.sleep(network.delay(from, to)).await;
+        let request = http::Request::from_parts(parts, Body::new(pipe));
+        let Ok(response) = routes.call(request).await;
+        let (parts, body) = response.into_parts();
+        let (sender, pipe) = self::pipe(&network, to, from);
+        network.trace.event(format_args!("answer {to}>{from} {path}"));
+        if !network.wait_mended(to, from).await {
+            return;
+        }
+        let at = network.time.now_instant() + network.delay(to, from);
+        if answer.send((at, parts, pipe)).is_ok() {
+            self::pump(sender, body, false).await;
+        }
+    });
+    let Ok((at, parts, mut pipe)) = (&mut answered).await else {
+        network.time.sleep(network.delay(from, from)).await;
+        return Err(format!("connection to {address} was reset").into());
+    };
+    network.time.sleep_until(at).await;
+    pipe.keep = Some(stop_pump);
+    Ok(http::Response::from_parts(parts, Body::new(pipe)))
+}
+
+/// One direction of one call.
+struct Sender {
+    network: Arc<SimNetwork>,
+    from: MachineId,
+    to: MachineId,
+    queue: mpsc::Sender<Parcel>,
+    /// When the last parcel arrives: a stream keeps its order.
+    last: madsim::time::Instant,
+    sent: u64,
+}
+
+/// A frame on its way; `None` is the end of the stream.
+struct Parcel {
+    at: madsim::time::Instant,
+    order: u64,
+    frame: Option<Frame<Bytes>>,
+}
+
+impl PartialEq for Parcel {
+    fn eq(&self, other: &Self) -> bool {
+        (self.at, self.order) == (other.at, other.order)
+    }
+}
+
+impl Eq for Parcel {}
+
+impl PartialOrd for Parcel {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Parcel {
+    /// Reversed, so that the heap's greatest is the next to arrive.
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (other.at, other.order).cmp(&(self.at, self.order))
+    }
+}
+
+/// The receiving end as an HTTP body.
+struct Pipe {
+    queue: mpsc::Receiver<Parcel>,
+    under_way: BinaryHeap<Parcel>,
+    time: TimeHandle,
+    timer: Option<Pin<Box<madsim::time::Sleep>>>,
+    ended: bool,
+    /// Stops the pump of the other direction when the caller lets go of the call.
+    keep: Option<crate::io::TaskHandle>,
+}
+
+fn pipe(network: &Arc<SimNetwork>, from: MachineId, to: MachineId) -> (Sender, Pipe) {
+    let (queue, receiver) = mpsc::channel(PIPE_FRAMES_MAX);
+    let last = network.time.now_instant();
+    let sender = Sender { network: network.clone(), from, to, queue, last, sent: 0 };
+    let pipe = Pipe {
+        queue: receiver,
+        under_way: BinaryHeap::new(),
+        time: network.time.clone(),
+        timer: None,
+        ended: false,
+        keep: None,
+    };
+    (sender, pipe)
+}
+
+/// Carries `body` to the other side until it ends or either side is gone.
+async fn pump(mut sender: Sender, mut body: Body, single_messages: bool) {
+    let mut splitter = Splitter::default();
+    while let Some(Ok(frame)) = body.frame().await {
+        match frame.into_data() {
+            Ok(data) if single_messages => {
+                splitter.buffer.extend_from_slice(&data);
+                while let Some(message) = splitter.next() {
+                    if !sender.send_message(message).await {
+                        return;
+                    }
+                }
+            }
+            Ok(data) => {
+                if !sender.send(Some(Frame::data(data))).await {
+                    return;
+                }
+            }
+            Err(frame) => {
+                if !sender.send(Some(frame)).await {
+                    return;
+                }
+            }
+        }
+    }
+    sender.send(None).await;
+}
+
+/// Cuts a byte stream into gRPC messages: a flag byte, a big-endian length, and that many bytes.
+#[derive(Default)]
+struct Splitter {
+    buffer: BytesMut,
+}
+
+impl Splitter {
+    fn next(&mut self) -> Option<Bytes> {
+        let mut head = self.buffer.get(..5)?;
+        head.advance(1);
+        let len = head.get_u32() as usize;
+        (self.buffer.len() >= 5 + len).then(|| self.buffer.split_to(5 + len).freeze())
+    }
+}
+
+impl Sender {
+    /// Sends in order; false if the connection is gone.
+    async fn send(&mut self, frame: Option<Frame<Bytes>>) -> bool {
+        if !self.network.wait_mended(self.from, self.to).await {
+            return false;
+        }
+        let at = self.network.time.now_instant() + self.network.delay(self.from, self.to);
+        self.last = self.last.max(at);
+        self.post(self.last, frame).await
+    }
+
+    /// Sends one Raft message, which meets its fate alone; false if the connection is gone.
+    async fn send_message(&mut self, message: Bytes) -> bool {
+        let (network, from, to) = (self.network.clone(), self.from, self.to);
+        network.wiretap(from, to, &message[5..]);
+        network.trace.event(format_args!("send {from}>{to} {:016x}", xxhash_rust::xxh3::xxh3_64(&message)));
+        let weather = {
+            let mut state = network.state.lock().unwrap();
+            state.counts.messages += 1;
+            state.weather
+        };
+        let mut deliveries = vec![network.delay(from, to)];
+        if network.draw(from, to, 1000) < weather.repeat_permille {
+            deliveries.push(network.delay(from, to));
+        }
+        if network.draw(from, to, 100_000) < weather.replay_per_100k {
+            deliveries.push(Duration::from_millis(network.draw(from, to, 30_000)));
+        }
+        if network.is_cut(from, to) || network.draw(from, to, 1000) < weather.lose_permille {
+            network.state.lock().unwrap().counts.lost += 1;
+            deliveries.clear();
+        }
+        network.state.lock().unwrap().counts.repeated += (deliveries.len() as u64).saturating_sub(1);
+        for delay in deliveries {
+            let at = network.time.now_instant() + delay;
+            if !self.post(at, Some(Frame::data(message.clone()))).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn post(&mut self, at: madsim::time::Instant, frame: Option<Frame<Bytes>>) -> bool {
+        self.sent += 1;
+        self.queue.send(Parcel { at, order: self.sent, frame }).await.is_ok()
+    }
+}
+
+impl http_body::Body for Pipe {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if this.ended {
+            return Poll::Ready(None);
+        }
+        let mut open = true;
+        while this.under_way.len() < PIPE_FRAMES_MAX {
+            match this.queue.poll_recv(cx) {
+                Poll::Ready(Some(parcel)) => this.under_way.push(parcel),
+                Poll::Ready(None) => {
+                    open = false;
+                    break;
+                }
+                Poll::Pending => break,
+            }
+        }
+        loop {
+            let Some(next) = this.under_way.peek() else {
+                if open {
+                    return Poll::Pending;
+                }
+                this.ended = true;
+                return Poll::Ready(Some(Err(Status::unavailable("the connection was reset"))));
+            };
+            if next.at > this.time.now_instant() {
+                let timer = this.time.sleep_until(next.at);
+                ready!(this.timer.insert(Box::pin(timer)).as_mut().poll(cx));
+                continue;
+            }
+            let parcel = this.under_way.pop().expect("peeked above");
+            this.ended = parcel.frame.is_none();
+            return Poll::Ready(parcel.frame.map(Ok));
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Tasks on one machine, for one boot of it.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use madsim::runtime::NodeHandle;
+
+use crate::error::Fault;
+use crate::io::{BlockingLoop, Rng, Spawn, TaskHandle};
+
+/// What a boot reports when it ends itself.
+pub type FailStop = Arc<dyn Fn(Fault) + Send + Sync>;
+
+/// Blocking work that has begun but not happened yet: it waits out its simulated delay.
+type Pending = Arc<Mutex<Option<Box<dyn BlockingLoop>>>>;
+
+/// Spawns onto one boot of a machine.
+pub struct SimSpawn {
+    node: NodeHandle,
+    rng: Rng,
+    fail_stop: FailStop,
+    pending: Mutex<Vec<Pending>>,
+}
+
+/// How long simulated blocking work takes: mostly around a fast disk's sync, now and then far longer.
+fn delay(rng: &Rng, lane: u64, counter: u64) -> Duration {
+    let draw = rng.draw("blocking", lane, counter);
+    let micros = match draw % 100 {
+        0 => 20_000 + draw / 100 % 80_000,
+        1..5 => 4_000 + draw / 100 % 16_000,
+        _ => 1_000 + draw / 100 % 1_500,
+    };
+    Duration::from_micros(micros)
+}
+
+impl SimSpawn {
+    /// Spawns onto `node`; `fail_stop` is told when the boot ends itself, and ends it.
+    pub fn new(node: NodeHandle, rng: Rng, fail_stop: FailStop) -> Self {
+        Self { node, rng, fail_stop, pending: Mutex::new(Vec::new()) }
+    }
+
+    /// Runs the blocking work that was under way, now: the caller has arranged for the disk to stop in the middle.
+    pub fn run_pending(&self) {
+        for slot in self.pending.lock().unwrap().drain(..) {
+            let work = slot.lock().unwrap().take();
+            if let Some(mut work) = work {
+                // The machine is dead: a panic because its disk failed is not a finding.
+                let _ = std::panic::catch_unwind(AssertUnwindSafe(|| work.run()));
+            }
+        }
+    }
+}
+
+fn describe(panic: &(dyn std::any::Any + Send)) -> String {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_owned(),
+        (_, Some(text)) => text.clone(),
+        _ => "a panic without a message".into(),
+    }
+}
+
+impl Spawn for SimSpawn {
+    fn spawn(&self, name: &'static str, future: BoxFuture<'static, ()>) -> TaskHandle {
+        let fail_stop = self.fail_stop.clone();
+        let task = self.node.spawn(async move {
+            if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
+                fail_stop(Fault::new(format!("the task {name} panicked: {}", describe(&*panic))));
+            }
+        });
+        let task = task.abort_handle();
+        TaskHandle::new(move || task.abort())
+    }
+
+    fn blocking(&self, name: &'static str, mut work: Box<dyn BlockingLoop>) {
+        let slot = Pending::default();
+        let lane = {
+            let mut pending = self.pending.lock().unwrap();
+            pending.push(slot.clone());
+            pending.len() as u64
+        };
+        let (rng, fail_stop) = (self.rng.clone(), self.fail_stop.clone());
+        self.node.spawn(async move {
+            let mut counter = 0;
+            while work.ready().await {
+                counter += 1;
+                *slot.lock().unwrap() = Some(work);
+                madsim::time::sleep(delay(&rng, lane, counter)).await;
+                // Gone only if the machine went down meanwhile, and then this task never runs again.
+                let Some(taken) = slot.lock().unwrap().take() else { return };
+                work = taken;
+                if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| work.run())) {
+                    fail_stop(Fault::new(format!("the thread {name} panicked: {}", describe(&*panic))));
+                    return;
+                }
+            }
+        });
+    }
+
+    fn fail_stop(&self, fault: Fault) {
+        (self.fail_stop)(fault);
+    }
+}

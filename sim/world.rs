@@ -1,0 +1,237 @@
+//! A world: machines on one network, and what happens to them.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex};
+
+use madsim::runtime::{Handle, NodeHandle, Runtime};
+
+use crate::error::Fault;
+use crate::ids::Address;
+use crate::io::{Io, Rng};
+use crate::sim::clock::SimClock;
+use crate::sim::disk::{PowerCut, SimDisk};
+use crate::sim::network::{MachineId, SimNetwork};
+use crate::sim::spawn::SimSpawn;
+use crate::sim::trace::Trace;
+
+/// The seed of a run: everything about it follows from this number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seed(pub u64);
+
+impl Seed {
+    /// The source of all randomness of the run.
+    pub fn rng(self) -> Rng {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&self.0.to_le_bytes());
+        bytes[8..].copy_from_slice(b"cairn simulation seed ab");
+        Rng::from_seed(bytes)
+    }
+}
+
+/// Runs `body` in a world of its own, in virtual time, on a fresh thread: the standard library's hash keys belong to
+/// a thread and are set from the seed.
+pub fn run<T, F, Fut>(seed: Seed, print: bool, body: F) -> Result<T, String>
+where
+    T: Send + 'static,
+    F: FnOnce(Arc<World>) -> Fut + Send + 'static,
+    Fut: Future<Output = T>,
+{
+    let name = format!("seed-{}", seed.0);
+    #[allow(clippy::disallowed_methods)]
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        let runtime = Runtime::with_seed_and_config(seed.0, madsim::Config::default());
+        runtime.block_on(async move { body(World::new(seed, print)).await })
+    });
+    thread.map_err(|error| error.to_string())?.join().map_err(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        text.or(panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+            .unwrap_or_else(|| "a panic without a message".into())
+    })
+}
+
+/// How a machine goes down.
+#[derive(Clone, Copy, Debug)]
+pub enum Down {
+    /// The process is killed; what it wrote stays written.
+    Kill,
+    /// The power goes; what was not synced is at the disk's mercy.
+    Power(PowerCut),
+}
+
+/// A boot that ended itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FailStop {
+    /// On which machine.
+    pub machine: MachineId,
+    /// In its own words.
+    pub why: String,
+}
+
+/// The machines, their network, and the record of what happened.
+pub struct World {
+    /// Its source of randomness.
+    pub rng: Rng,
+    /// The network.
+    pub network: Arc<SimNetwork>,
+    /// The running hash of all events.
+    pub trace: Arc<Trace>,
+    executor: Handle,
+    machines: Mutex<Vec<Arc<Machine>>>,
+    fail_stops: Arc<Mutex<Vec<FailStop>>>,
+}
+
+impl World {
+    fn new(seed: Seed, print: bool) -> Arc<Self> {
+        let rng = seed.rng();
+        let trace = Arc::new(Trace::new(print));
+        let network = SimNetwork::new(rng.child("network"), trace.clone());
+        Arc::new(Self {
+            rng,
+            network,
+            trace,
+            executor: Handle::current(),
+            machines: Mutex::default(),
+            fail_stops: Arc::default(),
+        })
+    }
+
+    /// A new machine with an empty disk, off.
+    pub fn machine(&self) -> Arc<Machine> {
+        let mut machines = self.machines.lock().unwrap();
+        let id = machines.len() as MachineId + 1;
+        let node = self.executor.create_node().name(format!("machine-{id}")).build();
+        let rng = self.rng.child(&format!("machine {id}"));
+        let machine = Arc::new(Machine {
+            id,
+            node: node.id(),
+            disk: SimDisk::new(format!("disk of machine {id}")),
+            clock: Arc::new(SimClock::draw(&mut rng.stream("clock"), 500)),
+            rng,
+            network: self.network.clone(),
+            trace: self.trace.clone(),
+            executor: self.executor.clone(),
+            fail_stops: self.fail_stops.clone(),
+            boot: Mutex::default(),
+        });
+        machines.push(machine.clone());
+        machine
+    }
+
+    /// The boots that have ended themselves so far.
+    pub fn fail_stops(&self) -> Vec<FailStop> {
+        self.fail_stops.lock().unwrap().clone()
+    }
+}
+
+/// One machine: its disk and its clock outlive its boots.
+pub struct Machine {
+    /// Its number, from 1.
+    pub id: MachineId,
+    /// Its disk.
+    pub disk: SimDisk,
+    clock: Arc<SimClock>,
+    rng: Rng,
+    node: madsim::task::NodeId,
+    network: Arc<SimNetwork>,
+    trace: Arc<Trace>,
+    executor: Handle,
+    fail_stops: Arc<Mutex<Vec<FailStop>>>,
+    boot: Mutex<Boot>,
+}
+
+#[derive(Default)]
+struct Boot {
+    count: u64,
+    /// The running boot's tasks; `None` while the machine is off.
+    spawn: Option<Arc<SimSpawn>>,
+}
+
+impl Machine {
+    /// The address on which its node listens.
+    pub fn address(&self) -> Address {
+        format!("machine-{}:7400", self.id).parse().expect("a plain host name and port")
+    }
+
+    /// Whether it is on.
+    pub fn is_up(&self) -> bool {
+        self.boot.lock().unwrap().spawn.is_some()
+    }
+
+    /// Switches it on and gives the seams of this boot and a handle to run things on it.
+    ///
+    /// # Panics
+    /// If it is on.
+    pub fn boot(self: &Arc<Self>) -> (Io, NodeHandle) {
+        let mut boot = self.boot.lock().unwrap();
+        assert!(boot.spawn.is_none(), "machine {} is on", self.id);
+        boot.count += 1;
+        self.trace.event(format_args!("boot {} #{}", self.id, boot.count));
+        // A killed madsim node takes new tasks only after a restart.
+        self.executor.restart(self.node);
+        let node = self.executor.get_node(self.node).expect("the node was created with the machine");
+        let rng = self.rng.child(&format!("boot {}", boot.count));
+        let weak = Arc::downgrade(self);
+        let count = boot.count;
+        let fail_stop = Arc::new(move |fault: Fault| {
+            if let Some(machine) = weak.upgrade() {
+                machine.fail_stop(count, &fault);
+            }
+        });
+        let spawn = Arc::new(SimSpawn::new(node.clone(), rng.child("spawn"), fail_stop));
+        boot.spawn = Some(spawn.clone());
+        let io = Io {
+            clock: self.clock.clone(),
+            network: self.network.attach(self.id, node.clone()),
+            disk: self.disk.boot(),
+            spawn,
+            rng: rng.child("node"),
+        };
+        (io, node)
+    }
+
+    /// Switches it off in the given way, in the middle of whatever it does. Nothing happens if it is off.
+    pub fn down(&self, how: Down) {
+        let (spawn, count) = {
+            let mut boot = self.boot.lock().unwrap();
+            match boot.spawn.take() {
+                Some(spawn) => (spawn, boot.count),
+                None => return,
+            }
+        };
+        self.trace.event(format_args!("down {} {how:?}", self.id));
+        let mut rng = self.rng.stream(&format!("down {count}"));
+        // First the disk: destructors that run below must not be able to write.
+        self.disk.cut_after(rng.range(0, 40));
+        spawn.run_pending();
+        self.disk.cut_after(0);
+        self.network.detach(self.id);
+        self.executor.kill(self.node);
+        if let Down::Power(fate) = how {
+            self.disk.power_cut(fate, &mut rng);
+        }
+    }
+
+    /// Stops its tasks without telling them; its clock runs on.
+    pub fn pause(&self) {
+        self.trace.event(format_args!("pause {}", self.id));
+        self.executor.pause(self.node);
+    }
+
+    /// Ends a pause.
+    pub fn resume(&self) {
+        self.trace.event(format_args!("resume {}", self.id));
+        self.executor.resume(self.node);
+    }
+
+    fn fail_stop(&self, boot: u64, fault: &Fault) {
+        {
+            let now = self.boot.lock().unwrap();
+            if now.count != boot || now.spawn.is_none() {
+                return; // it is going down anyway: what fails now fails because its disk is gone
+            }
+        }
+        self.trace.event(format_args!("fail-stop {}: {fault}", self.id));
+        self.fail_stops.lock().unwrap().push(FailStop { machine: self.id, why: fault.to_string() });
+        self.down(Down::Kill);
+    }
+}
