@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::future::{BoxFuture, Either, select};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use http_body_util::BodyExt;
 use madsim::runtime::NodeHandle;
 use madsim::time::TimeHandle;

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::ids::{NodeId, Revision, Seq, SessionId};
+use crate::ids::{Revision, Seq, SessionId};
 
 /// Why the replicated state refused a command. The variants are part of the replicated format: see
 /// `proto/cairn/v1/command.proto`.
@@ -26,7 +26,10 @@ pub enum Reject {
         acknowledged: Seq,
     },
     /// The client runs too far ahead of what it has acknowledged.
-    #[error("request {seq} of session {session} is more than {window} ahead of the acknowledged {acknowledged}")]
+    #[error(
+        "request {seq} of session {session} is more than {} ahead of the acknowledged {acknowledged}",
+        crate::limits::SESSION_WINDOW_MAX
+    )]
     WindowFull {
         /// The session.
         session: SessionId,
@@ -34,14 +37,12 @@ pub enum Reject {
         seq: Seq,
         /// What the client had acknowledged before.
         acknowledged: Seq,
-        /// How many replies a session keeps.
-        window: u64,
     },
     /// A named bound of the replicated state would be exceeded.
     #[error("{what} are limited to {limit}")]
     LimitReached {
         /// What there would be too many of.
-        what: &'static str,
+        what: String,
         /// The bound.
         limit: u64,
     },
@@ -53,14 +54,11 @@ pub enum Reject {
         /// What the key has.
         actual: Revision,
     },
-    /// No member has that id.
-    #[error("member {0} does not exist")]
-    NoSuchMember(NodeId),
     /// A part of the command is outside its bounds.
     #[error("{field}: {why}")]
     Invalid {
         /// The part.
-        field: &'static str,
+        field: String,
         /// What is wrong with it, with the value and the bound.
         why: String,
     },

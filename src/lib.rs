@@ -22,6 +22,9 @@ pub mod time;
 pub mod io;
 pub mod proto;
 
+pub mod raft;
+pub mod state;
+
 pub mod os;
 
 #[cfg(all(feature = "sim", not(madsim)))]

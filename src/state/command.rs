@@ -1,0 +1,121 @@
+//! Commands and replies: what a command's bytes mean, and how a refusal is written down.
+
+use prost::Message;
+
+use super::machine::Apply;
+use super::{kv, session};
+use crate::error::{Context, Fault, Reject};
+use crate::ids::{Revision, Seq, SessionId};
+use crate::limits::COMMAND_BYTES_MAX;
+use crate::proto::v1::{self, command, rejection, reply};
+
+/// Checks what can be checked of a command without the state, before it is proposed.
+///
+/// # Errors
+/// Which part is missing or out of bounds.
+pub fn check(command: &v1::Command) -> Result<(), Reject> {
+    let invalid = |field: &str, why: String| Err(Reject::Invalid { field: field.into(), why });
+    if command.encoded_len() > COMMAND_BYTES_MAX {
+        return invalid("command", format!("{} bytes; at most {COMMAND_BYTES_MAX}", command.encoded_len()));
+    }
+    match &command.kind {
+        None => invalid("kind", "missing, or from a newer version than this member's".into()),
+        Some(command::Kind::Put(put)) => kv::check_put(put),
+        Some(command::Kind::Delete(delete)) => kv::check_delete(delete),
+        Some(command::Kind::KeepSession(_)) if command.session.is_none() => {
+            invalid("session", "missing; it names the session to keep".into())
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Carries out one command and returns the encoded reply.
+///
+/// # Errors
+/// The bytes are no command this version knows, or the database failed: this member must stop, for others may have
+/// carried it out.
+pub(super) fn execute(apply: &mut Apply<'_>, bytes: &[u8]) -> Result<bytes::Bytes, Fault> {
+    let command = v1::Command::decode(bytes).context(|| "decode a command of the log".into())?;
+    let Some(kind) = &command.kind else {
+        return Err(Fault::new("the log holds a command that this version does not know; upgrade this member"));
+    };
+    let Some(header) = &command.session else {
+        return Ok(run(apply, kind)?.encode_to_vec().into());
+    };
+    match session::begin(apply, header)? {
+        session::Begin::Replay(reply) => Ok(reply),
+        session::Begin::Refuse(reject) => Ok(rejection(&reject).encode_to_vec().into()),
+        session::Begin::Fresh => {
+            let reply = run(apply, kind)?.encode_to_vec();
+            session::finish(apply, header, &reply)?;
+            Ok(reply.into())
+        }
+    }
+}
+
+fn run(apply: &mut Apply<'_>, kind: &command::Kind) -> Result<v1::Reply, Fault> {
+    let answer = match kind {
+        command::Kind::Put(put) => kv::put(apply, put)?.map(reply::Kind::Put),
+        command::Kind::Delete(delete) => kv::delete(apply, delete)?.map(reply::Kind::Delete),
+        command::Kind::OpenSession(_) => session::open(apply)?.map(reply::Kind::OpenSession),
+        command::Kind::KeepSession(_) => Ok(reply::Kind::KeepSession(v1::KeepSessionReply {})),
+        command::Kind::CloseSession(close) => session::close(apply, SessionId(close.session))?
+            .map(|()| reply::Kind::CloseSession(v1::CloseSessionReply {})),
+        command::Kind::ExpireSessions(expire) => {
+            let expired = session::expire(apply, &expire.sessions)?;
+            Ok(reply::Kind::ExpireSessions(v1::ExpireSessionsReply { expired }))
+        }
+    };
+    Ok(match answer {
+        Ok(kind) => v1::Reply { kind: Some(kind) },
+        Err(reject) => rejection(&reject),
+    })
+}
+
+/// A refusal as a reply.
+pub fn rejection(reject: &Reject) -> v1::Reply {
+    use rejection::Kind;
+    let stale = |session: &SessionId, seq: &Seq, acknowledged: &Seq| rejection::Stale {
+        session: session.0,
+        seq: seq.0,
+        acknowledged: acknowledged.0,
+    };
+    let kind = match reject {
+        Reject::SessionExpired(session) => Kind::SessionExpired(session.0),
+        Reject::Stale { session, seq, acknowledged } => Kind::Stale(stale(session, seq, acknowledged)),
+        Reject::WindowFull { session, seq, acknowledged } => Kind::WindowFull(stale(session, seq, acknowledged)),
+        Reject::LimitReached { what, limit } => {
+            Kind::Limit(rejection::Limit { what: what.clone(), limit: *limit })
+        }
+        Reject::RevisionMismatch { expected, actual } => {
+            Kind::RevisionMismatch(rejection::RevisionMismatch { expected: expected.0, actual: actual.0 })
+        }
+        Reject::Invalid { field, why } => {
+            Kind::Invalid(rejection::Invalid { field: field.clone(), why: why.clone() })
+        }
+    };
+    v1::Reply { kind: Some(reply::Kind::Rejection(v1::Rejection { kind: Some(kind) })) }
+}
+
+/// A reply's refusal, as a value again; `None` if it is one that this version does not know.
+pub fn reject(rejection: &v1::Rejection) -> Option<Reject> {
+    use rejection::Kind;
+    let stale = |s: &rejection::Stale| (SessionId(s.session), Seq(s.seq), Seq(s.acknowledged));
+    Some(match rejection.kind.as_ref()? {
+        Kind::SessionExpired(session) => Reject::SessionExpired(SessionId(*session)),
+        Kind::Stale(s) => {
+            let (session, seq, acknowledged) = stale(s);
+            Reject::Stale { session, seq, acknowledged }
+        }
+        Kind::WindowFull(s) => {
+            let (session, seq, acknowledged) = stale(s);
+            Reject::WindowFull { session, seq, acknowledged }
+        }
+        Kind::Limit(l) => Reject::LimitReached { what: l.what.clone(), limit: l.limit },
+        Kind::RevisionMismatch(r) => Reject::RevisionMismatch {
+            expected: Revision(r.expected),
+            actual: Revision(r.actual),
+        },
+        Kind::Invalid(i) => Reject::Invalid { field: i.field.clone(), why: i.why.clone() },
+    })
+}

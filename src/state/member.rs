@@ -1,0 +1,61 @@
+//! The members of the cluster, as the configuration entries of the log leave them.
+//!
+//! ```text
+//!   (joins) ──► learner ──(caught up)──► voter
+//!                  └────────┬──────────────┘
+//!                           ▼
+//!                        removed        for ever: an id is never given again
+//! ```
+
+use std::ops::{Bound, ControlFlow};
+
+use prost::Message;
+
+use super::machine::Apply;
+use super::table::{Read, Table};
+use crate::error::{Context, Fault};
+use crate::ids::NodeId;
+use crate::proto::v1::{self, MemberRole};
+
+fn key(id: NodeId) -> [u8; 8] {
+    id.0.to_be_bytes()
+}
+
+/// Whether a member may go from one role to another. `None` is before it joined.
+pub fn is_legal(from: Option<MemberRole>, to: MemberRole) -> bool {
+    use MemberRole::{Learner, Removed, Voter};
+    matches!(
+        (from, to),
+        (None, Learner | Voter) | (Some(Learner), Voter | Learner | Removed) | (Some(Voter), Voter | Removed)
+    )
+}
+
+/// Carries out a configuration entry. What may not happen was refused before it was proposed, and only one change is
+/// under way at a time, so an illegal one is a fault.
+pub(super) fn change(apply: &mut Apply<'_>, change: &v1::MemberChange) -> Result<(), Fault> {
+    for member in &change.members {
+        let id = NodeId(member.id);
+        let before = apply.rows.get(Table::Members, &key(id))?;
+        let before = before.map(|row| v1::Member::decode(&*row).context(|| format!("decode the member {id}")));
+        let before = before.transpose()?.map(|row| row.role());
+        if !is_legal(before, member.role()) {
+            return Err(Fault::new(format!("member {id} cannot go from {before:?} to {:?}", member.role())));
+        }
+        apply.head.members_added = apply.head.members_added.max(id.0);
+        apply.rows.put(Table::Members, &key(id), &member.encode_to_vec())?;
+    }
+    Ok(())
+}
+
+/// All members that ever were, in the order of their ids.
+///
+/// # Errors
+/// The database failed.
+pub fn all(rows: &impl Read) -> Result<Vec<v1::Member>, Fault> {
+    let mut members = Vec::new();
+    rows.scan(Table::Members, (Bound::Unbounded, Bound::Unbounded), &mut |_, row| {
+        members.push(v1::Member::decode(row).context(|| "decode a member".into())?);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(members)
+}

@@ -1,0 +1,12 @@
+//! The replicated state: what every member computes from the log, the same everywhere.
+//!
+//! [`machine::State`] owns the database and [`machine::State::apply`] is the one way to change it: a pure function of
+//! the state and the entry. No clock, no randomness, no float, no hash order. One file per kind holds its commands,
+//! its rules and its tables; [`table`] is the only way to a row.
+
+pub mod command;
+pub mod kv;
+pub mod machine;
+pub mod member;
+pub mod session;
+pub mod table;

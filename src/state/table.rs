@@ -1,0 +1,233 @@
+//! The small table interface that the kinds use: byte rows in named, ordered tables. Only this file and
+//! [`super::machine`] know that redb is below.
+//!
+//! Every change of a row also changes the running digest: the sum of the hashes of all rows. A sum does not depend on
+//! the order of changes, so a state rebuilt from a snapshot has the digest of the one that was replayed.
+
+use std::ops::{Bound, ControlFlow};
+
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::error::{Context, Fault};
+
+/// A table of the replicated state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Table {
+    /// Key to [`crate::proto::v1::KvRow`].
+    Kv,
+    /// Session to [`crate::proto::v1::SessionRow`].
+    Sessions,
+    /// Session and sequence to the encoded [`crate::proto::v1::Reply`].
+    Replies,
+    /// Member id to [`crate::proto::v1::Member`].
+    Members,
+}
+
+/// All tables, in the order of their numbers.
+pub const TABLES: [Table; 4] = [Table::Kv, Table::Sessions, Table::Replies, Table::Members];
+
+type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
+
+impl Table {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kv => "kv",
+            Self::Sessions => "sessions",
+            Self::Replies => "replies",
+            Self::Members => "members",
+        }
+    }
+
+    fn definition(self) -> Definition {
+        TableDefinition::new(self.name())
+    }
+}
+
+/// A range of keys.
+pub type KeyRange = (Bound<Vec<u8>>, Bound<Vec<u8>>);
+
+/// All keys that begin with `prefix`.
+pub fn prefix_range(prefix: &[u8]) -> KeyRange {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return (Bound::Included(prefix.to_vec()), Bound::Excluded(end));
+        }
+    }
+    (Bound::Included(prefix.to_vec()), Bound::Unbounded)
+}
+
+/// What a scan calls for each row.
+pub type EachRow<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Fault>;
+
+/// Rows that can be read.
+pub trait Read {
+    /// The row's value, if the row exists.
+    ///
+    /// # Errors
+    /// The database failed.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault>;
+
+    /// Calls `each` for the rows of a range in the order of their keys, until it breaks.
+    ///
+    /// # Errors
+    /// The database failed, or `each` did.
+    fn scan(&self, table: Table, range: KeyRange, each: EachRow<'_>) -> Result<(), Fault>;
+}
+
+fn failed(verb: &str, table: Table) -> String {
+    format!("{verb} the table {} of the state", table.name())
+}
+
+fn borrow(bound: &Bound<Vec<u8>>) -> Bound<&[u8]> {
+    match bound {
+        Bound::Included(key) => Bound::Included(key),
+        Bound::Excluded(key) => Bound::Excluded(key),
+        Bound::Unbounded => Bound::Unbounded,
+    }
+}
+
+fn get_row(
+    rows: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    table: Table,
+    key: &[u8],
+) -> Result<Option<Vec<u8>>, Fault> {
+    let row = rows.get(key).context(|| failed("read", table))?;
+    Ok(row.map(|value| value.value().to_vec()))
+}
+
+fn scan_rows(
+    rows: &impl ReadableTable<&'static [u8], &'static [u8]>,
+    table: Table,
+    range: &KeyRange,
+    each: EachRow<'_>,
+) -> Result<(), Fault> {
+    let range: (Bound<&[u8]>, Bound<&[u8]>) = (borrow(&range.0), borrow(&range.1));
+    for row in rows.range::<&[u8]>(range).context(|| failed("scan", table))? {
+        let (key, value) = row.context(|| failed("scan", table))?;
+        if each(key.value(), value.value())?.is_break() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// The rows as of one committed point.
+pub struct Snapshot {
+    txn: ReadTransaction,
+}
+
+impl Snapshot {
+    pub(super) fn new(txn: ReadTransaction) -> Self {
+        Self { txn }
+    }
+}
+
+impl Read for Snapshot {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        let rows = self.txn.open_table(table.definition()).context(|| failed("open", table))?;
+        get_row(&rows, table, key)
+    }
+
+    fn scan(&self, table: Table, range: KeyRange, each: EachRow<'_>) -> Result<(), Fault> {
+        let rows = self.txn.open_table(table.definition()).context(|| failed("open", table))?;
+        scan_rows(&rows, table, &range, each)
+    }
+}
+
+/// The rows inside a write transaction.
+pub struct Rows<'txn> {
+    tables: Vec<redb::Table<'txn, &'static [u8], &'static [u8]>>,
+    digest: u64,
+}
+
+impl<'txn> Rows<'txn> {
+    /// Opens all tables, making those that do not exist. `digest` is that of the rows there are.
+    pub(super) fn open(txn: &'txn WriteTransaction, digest: u64) -> Result<Self, Fault> {
+        let open = |table: &Table| txn.open_table(table.definition()).context(|| failed("open", *table));
+        Ok(Self { tables: TABLES.iter().map(open).collect::<Result<_, _>>()?, digest })
+    }
+
+    /// The digest of all rows as they are now.
+    pub fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// Sets a row.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Fault> {
+        let before = self.tables[table as usize].insert(key, value).context(|| failed("write to", table))?;
+        if let Some(before) = before {
+            self.digest = self.digest.wrapping_sub(row_digest(table, key, before.value()));
+        }
+        self.digest = self.digest.wrapping_add(row_digest(table, key, value));
+        Ok(())
+    }
+
+    /// Removes a row; false if there was none.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn remove(&mut self, table: Table, key: &[u8]) -> Result<bool, Fault> {
+        let before = self.tables[table as usize].remove(key).context(|| failed("remove from", table))?;
+        match before {
+            Some(before) => {
+                self.digest = self.digest.wrapping_sub(row_digest(table, key, before.value()));
+                Ok(true)
+            }
+            None => Ok(false),
+        }
+    }
+}
+
+impl Read for Rows<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        get_row(&self.tables[table as usize], table, key)
+    }
+
+    fn scan(&self, table: Table, range: KeyRange, each: EachRow<'_>) -> Result<(), Fault> {
+        scan_rows(&self.tables[table as usize], table, &range, each)
+    }
+}
+
+/// The hash of one row. Lengths go in so that no two rows are hashed as the same bytes.
+pub fn row_digest(table: Table, key: &[u8], value: &[u8]) -> u64 {
+    let mut hash = Xxh3::new();
+    hash.update(&[table as u8]);
+    hash.update(&(key.len() as u64).to_le_bytes());
+    hash.update(key);
+    hash.update(value);
+    hash.digest()
+}
+
+/// The digest of all rows, computed anew from what the tables hold.
+///
+/// # Errors
+/// The database failed.
+pub fn full_digest(rows: &impl Read) -> Result<u64, Fault> {
+    let mut sum = 0u64;
+    for table in TABLES {
+        rows.scan(table, (Bound::Unbounded, Bound::Unbounded), &mut |key, value| {
+            sum = sum.wrapping_add(row_digest(table, key, value));
+            Ok(ControlFlow::Continue(()))
+        })?;
+    }
+    Ok(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes() {
+        assert_eq!(prefix_range(b"ab"), (Bound::Included(b"ab".to_vec()), Bound::Excluded(b"ac".to_vec())));
+        assert_eq!(prefix_range(&[1, 255]), (Bound::Included(vec![1, 255]), Bound::Excluded(vec![2])));
+        assert_eq!(prefix_range(&[255]).1, Bound::Unbounded);
+        assert_eq!(prefix_range(b"").1, Bound::Unbounded);
+    }
+}
