@@ -14,6 +14,7 @@
 //! | 7 node | [`node`] |
 //! | 8 edge | [`cli`], [`os`] |
 
+pub mod entry;
 pub mod error;
 pub mod ids;
 pub mod limits;

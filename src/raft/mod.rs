@@ -1,1 +1,25 @@
-//! raft
+//! Consensus: one log, the same on a majority's disks before anyone hears of it.
+//!
+//! [`core`] is Raft without I/O, [`manager`] drives it. Data goes down once and comes back once:
+//!
+//! ```text
+//!   clients ──► manager ──► core ──► effects ─┬─► messages ──► transport ──► peers
+//!   peers ────►    ▲                          ├─► write ─────► log's owner ──┐
+//!   ticks ────►    │                          ├─► apply ─────► machine ──────┤
+//!                  │                          └─► fetch ─────► log's owner ──┤
+//!                  └───────────── persisted, applied, fetched ◄──────────────┘
+//! ```
+//!
+//! Invariants, each kept in one place:
+//! - no message leaves before what it promises is durable ([`core`], duties 2 and 3);
+//! - the log and the state never wait for each other (two databases, two owners);
+//! - a proposal ends as done, not done, or unknown, and never hangs ([`manager`]);
+//! - nothing a peer sends can stop this member ([`validate`], [`codec`]).
+
+pub mod codec;
+pub mod core;
+pub mod log;
+pub mod manager;
+pub mod tail;
+pub mod transport;
+pub mod validate;

@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::table::{Rows, Snapshot, full_digest};
 use super::{command, member};
+use crate::entry::{Body, Entry, Outcome};
 use crate::error::{Context, Fault};
 use crate::ids::{Index, Term};
 use crate::io::Disk;
@@ -25,38 +26,6 @@ use crate::time::ClusterTime;
 pub const STATE_FILE: &str = "state.redb";
 
 const HEAD: TableDefinition<'static, (), &[u8]> = TableDefinition::new("head");
-
-/// A committed entry in the order of the log.
-#[derive(Clone, Debug)]
-pub struct Entry {
-    /// Where it stands.
-    pub index: Index,
-    /// When it was proposed.
-    pub term: Term,
-    /// What it says.
-    pub body: Body,
-}
-
-/// What an entry says.
-#[derive(Clone, Debug)]
-pub enum Body {
-    /// Nothing: a leader's first entry of its term.
-    Empty,
-    /// Encoded [`v1::Command`]s, gathered by a leader at `stamp`.
-    Commands {
-        /// The leader's cluster time.
-        stamp: ClusterTime,
-        /// What to carry out, in order.
-        commands: Vec<Bytes>,
-    },
-    /// A change of membership.
-    Members {
-        /// Raft's configuration after it, as Raft encodes it.
-        conf_state: Bytes,
-        /// An encoded [`v1::MemberChange`].
-        change: Bytes,
-    },
-}
 
 /// What one batch of entries is applied with.
 pub(super) struct Apply<'txn> {
@@ -130,33 +99,33 @@ impl State {
         StateReader { db: self.db.clone() }
     }
 
-    /// Applies entries, which must follow the last applied one without a gap, and returns the encoded replies of each
-    /// entry's commands. Readers see all of them or none.
+    /// Applies entries, which must follow the last applied one without a gap. Readers see all of them or none.
     ///
     /// # Errors
     /// The database failed, or an entry is not one that this version can apply. The state is as before; this member
     /// must stop.
-    pub fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Vec<Bytes>>, Fault> {
+    pub fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Outcome>, Fault> {
         let Some(last) = entries.last() else { return Ok(Vec::new()) };
         let what = || format!("apply the entries up to {}", last.index);
         let mut bytes = 0;
         let mut txn = self.db.begin_write().context(what)?;
         let since = last.index.0 - self.durable.0;
-        let (head, replies) = {
+        let (head, outcomes) = {
             let rows = Rows::open(&txn, self.head.rows_digest)?;
             let mut apply = Apply { rows, head: self.head.clone() };
-            let mut replies = Vec::with_capacity(entries.len());
+            let mut outcomes = Vec::with_capacity(entries.len());
             for entry in entries {
                 assert_eq!(entry.index.0, apply.head.applied_index + 1, "entries are applied in order, each once");
                 assert!(entry.term.0 >= apply.head.applied_term, "terms never go back along the log");
-                replies.push(apply_one(&mut apply, &entry.body, &mut bytes)?);
+                let replies = apply_one(&mut apply, &entry.body, &mut bytes)?;
                 apply.head.applied_index = entry.index.0;
                 apply.head.applied_term = entry.term.0;
+                apply.head.rows_digest = apply.rows.digest();
+                outcomes.push(Outcome { replies, digest: digest(&apply.head) });
             }
-            apply.head.rows_digest = apply.rows.digest();
             let mut table = txn.open_table(HEAD).context(what)?;
             table.insert((), &*apply.head.encode_to_vec()).context(what)?;
-            (apply.head, replies)
+            (apply.head, outcomes)
         };
         let checkpoint =
             since >= CHECKPOINT_ENTRIES_MAX || self.since_durable + bytes >= CHECKPOINT_BYTES_MAX;
@@ -169,7 +138,7 @@ impl State {
         if checkpoint {
             self.note_durable();
         }
-        Ok(replies)
+        Ok(outcomes)
     }
 
     /// Makes everything applied so far survive a crash.

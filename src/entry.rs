@@ -1,0 +1,47 @@
+//! A committed entry, as it passes from the log to the replicated state.
+
+use bytes::Bytes;
+
+use crate::ids::{Index, Term};
+use crate::time::ClusterTime;
+
+/// A committed entry in the order of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Where it stands.
+    pub index: Index,
+    /// When it was proposed.
+    pub term: Term,
+    /// What it says.
+    pub body: Body,
+}
+
+/// What an entry says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Nothing: a leader's first entry of its term, or a change of membership that Raft turned down.
+    Empty,
+    /// Encoded commands, gathered by a leader at `stamp`.
+    Commands {
+        /// The leader's cluster time.
+        stamp: ClusterTime,
+        /// What to carry out, in order.
+        commands: Vec<Bytes>,
+    },
+    /// A change of membership.
+    Members {
+        /// Raft's configuration after it, as Raft encodes it.
+        conf_state: Bytes,
+        /// An encoded [`crate::proto::v1::MemberChange`].
+        change: Bytes,
+    },
+}
+
+/// What applying one entry gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The encoded reply of each command, in order.
+    pub replies: Vec<Bytes>,
+    /// The digest of the whole state after the entry: equal on all members.
+    pub digest: u64,
+}

@@ -1,0 +1,505 @@
+//! Raft without I/O: events in, effects out as data. It wraps raft-rs and obeys the duties that raft-rs leaves to its
+//! caller; the [manager](super::manager) performs the effects.
+//!
+//! 1. Entries are readable from the [`Tail`] before raft-rs is told that they were taken (`advance_append_async`).
+//! 2. **While a change of term or vote is not durable, no message leaves, leader or not.** raft-rs hands out a sole
+//!    voter's appends at once; after a crash it would write other entries under the same index and term.
+//! 3. Messages of a follower leave only when everything written before them is durable: what they acknowledge is.
+//! 4. A non-leader is neither ticked nor told to campaign while a write is not durable: raft-rs asserts that a new
+//!    leader has none.
+//! 5. A configuration takes effect when its entry is handed out, before `advance_apply_to`.
+//! 6. Election timeouts come from our own stream, as a function of member, term and attempt, set after every call.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use prost::Message as _;
+use raft::eraftpb::{
+    ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry, EntryType,
+    Message, MessageType,
+};
+use raft::{Config, RawNode, ReadOnlyOption, StateRole};
+
+use super::codec;
+use super::log::{Recovered, Write};
+use super::tail::{Fetch, Tail};
+use super::validate::{self, InvalidMessage};
+use crate::entry::{Body, Entry};
+use crate::error::{Context, Fault};
+use crate::ids::{Index, NodeId, Term};
+use crate::io::{Rng, scale};
+use crate::limits;
+use crate::proto::v1::{self, MemberRole};
+use crate::time::ClusterTime;
+
+/// What a member is at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Decides what is appended.
+    Leader,
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Follows without a vote, or is in no configuration yet.
+    Learner,
+}
+
+impl Role {
+    /// The word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Learner => "learner",
+        }
+    }
+}
+
+/// What the core knows of itself and the group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// This member.
+    pub id: NodeId,
+    /// What it is.
+    pub role: Role,
+    /// Whom it follows; itself if it leads.
+    pub leader: Option<NodeId>,
+    /// Its term.
+    pub term: Term,
+    /// Up to where it knows the log to be committed.
+    pub commit: Index,
+    /// Up to where its state has applied the log.
+    pub applied: Index,
+    /// Where its log ends.
+    pub last: Index,
+    /// As leader: where each other member's log is known to agree with its own.
+    pub matched: BTreeMap<NodeId, Index>,
+    /// Voters of the configuration.
+    pub voters: Vec<NodeId>,
+    /// Learners of the configuration.
+    pub learners: Vec<NodeId>,
+    /// Whether two configurations are in force at once (Raft paper, §6).
+    pub joint: bool,
+}
+
+/// What the outside must do, in this order: send, write, apply, answer reads, fetch.
+#[derive(Debug, Default)]
+pub struct Effects {
+    /// Messages that may leave now.
+    pub send: Vec<Message>,
+    /// To be made durable, then reported by [`Core::on_persisted`].
+    pub write: Option<Write>,
+    /// To be applied, then reported by [`Core::on_applied`].
+    pub apply: Vec<Entry>,
+    /// Reads that may be answered once the index is applied: their context and the index.
+    pub reads: Vec<(Vec<u8>, Index)>,
+    /// To be read from the durable log, then given to [`Core::on_fetched`].
+    pub fetch: Vec<Fetch>,
+}
+
+/// Why a proposal was not taken. It has certainly not been appended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// This member does not lead.
+    NotLeader,
+    /// Too much is uncommitted, or leadership is being handed over.
+    Busy,
+}
+
+/// How a core is set up.
+#[derive(Clone, Debug)]
+pub struct CoreConfig {
+    /// This member.
+    pub id: NodeId,
+    /// Ticks of an election timeout; each is drawn between one and two of it.
+    pub election_ticks: usize,
+}
+
+/// A write that is not durable yet.
+struct Unpersisted {
+    number: u64,
+    /// Whether it changes term or vote.
+    promise: bool,
+}
+
+/// Raft for one member.
+pub struct Core {
+    raw: RawNode<Tail>,
+    config: CoreConfig,
+    rng: Rng,
+    /// Non-leader ticks that led to a campaign.
+    attempts: u64,
+    unpersisted: VecDeque<Unpersisted>,
+    /// The number of the newest `Ready`.
+    newest: u64,
+    /// Messages that wait until all writes up to a number are durable.
+    held: VecDeque<(u64, Vec<Message>)>,
+    /// Messages that waited and may leave.
+    released: Vec<Message>,
+    /// A request to campaign at once that came while a write was not durable.
+    timeout_now: Option<Message>,
+    conf_state: ConfState,
+    applied: Index,
+    /// Where the last proposed leave of a joint configuration stands.
+    leaving: Index,
+}
+
+impl Core {
+    /// A core over a recovered log and the membership of the state at `applied`.
+    ///
+    /// # Errors
+    /// Log and state contradict each other: this member's disk is not as it left it.
+    pub fn new(
+        config: CoreConfig,
+        recovered: Recovered,
+        applied: Index,
+        conf_state: ConfState,
+        rng: Rng,
+    ) -> Result<Self, Fault> {
+        let last = recovered.entries.last().map_or(recovered.compacted.0, |entry| Index(entry.index));
+        if applied > last || applied < recovered.compacted.0 {
+            return Err(Fault::new(format!(
+                "the state is applied up to {applied}, but the log holds {}..={last}: was one of the files replaced?",
+                recovered.compacted.0.next()
+            )));
+        }
+        let mut hard_state = recovered.hard_state;
+        hard_state.commit = hard_state.commit.max(applied.0).min(last.0);
+        let mut tail = Tail::new(hard_state, conf_state.clone(), recovered.compacted);
+        tail.append(&recovered.entries);
+        tail.evict(applied);
+        let raft_config = Config {
+            id: config.id.0,
+            election_tick: config.election_ticks,
+            heartbeat_tick: 1,
+            applied: applied.0,
+            max_size_per_msg: limits::APPEND_BYTES_MAX,
+            max_inflight_msgs: limits::APPENDS_IN_FLIGHT_MAX,
+            check_quorum: true,
+            pre_vote: true,
+            read_only_option: ReadOnlyOption::Safe,
+            max_uncommitted_size: limits::UNCOMMITTED_BYTES_MAX,
+            max_committed_size_per_ready: limits::COMMITTED_BYTES_MAX,
+            ..Config::default()
+        };
+        let logger = slog::Logger::root(Bridge, slog::o!());
+        let raw = RawNode::new(&raft_config, tail, &logger).context(|| "start raft".into())?;
+        let mut core = Self {
+            raw,
+            config,
+            rng,
+            attempts: 0,
+            unpersisted: VecDeque::new(),
+            newest: 0,
+            held: VecDeque::new(),
+            released: Vec::new(),
+            timeout_now: None,
+            conf_state,
+            applied,
+            leaving: Index(0),
+        };
+        core.after_call();
+        Ok(core)
+    }
+
+    /// One tick of the clock passed.
+    pub fn tick(&mut self) {
+        let leads = self.leads();
+        if !leads && !self.unpersisted.is_empty() {
+            return;
+        }
+        if self.raw.tick() && !leads {
+            self.attempts += 1;
+        }
+        self.after_call();
+    }
+
+    /// Campaigns at once if this member is the only voter: nobody else could.
+    pub fn maybe_campaign_alone(&mut self) {
+        let alone = self.conf_state.voters == [self.config.id.0] && self.conf_state.voters_outgoing.is_empty();
+        if alone && self.raw.raft.state == StateRole::Follower && self.unpersisted.is_empty() {
+            // Refused while an unapplied change of membership is ahead; the next tick asks again.
+            let _ = self.raw.campaign();
+            self.after_call();
+        }
+    }
+
+    /// A message from a peer.
+    ///
+    /// # Errors
+    /// It is malformed; nothing has changed.
+    pub fn step(&mut self, message: Message) -> Result<(), InvalidMessage> {
+        validate::check(&message, self.config.id, self.raw.store().last())?;
+        if message.get_msg_type() == MessageType::MsgTimeoutNow && !self.unpersisted.is_empty() {
+            self.timeout_now = Some(message);
+            return Ok(());
+        }
+        // What remains are messages of members that left: nothing to do about them.
+        let _ = self.raw.step(message);
+        self.after_call();
+        Ok(())
+    }
+
+    /// Appends a batch of commands.
+    ///
+    /// # Errors
+    /// It was not taken.
+    pub fn propose(&mut self, stamp: ClusterTime, commands: Vec<Bytes>) -> Result<(Index, Term), Refused> {
+        if !self.leads() {
+            return Err(Refused::NotLeader);
+        }
+        let batch = v1::Batch { stamp_ms: stamp.0, commands };
+        let result = self.raw.propose(Vec::new(), batch.encode_to_vec());
+        self.after_call();
+        self.position(result)
+    }
+
+    /// Appends a change of membership. More than one member at a time goes through a joint configuration.
+    ///
+    /// # Errors
+    /// It was not taken.
+    pub fn propose_members(&mut self, change: &v1::MemberChange) -> Result<(Index, Term), Refused> {
+        if !self.leads() {
+            return Err(Refused::NotLeader);
+        }
+        if self.is_joint() {
+            return Err(Refused::Busy);
+        }
+        let mut conf = ConfChangeV2::default();
+        if change.members.len() > 1 {
+            conf.set_transition(ConfChangeTransition::Explicit);
+        }
+        let changes = change.members.iter().map(|member| {
+            let mut single = ConfChangeSingle::default();
+            single.node_id = member.id;
+            single.set_change_type(match member.role() {
+                MemberRole::Voter => ConfChangeType::AddNode,
+                MemberRole::Learner => ConfChangeType::AddLearnerNode,
+                MemberRole::Removed | MemberRole::Unspecified => ConfChangeType::RemoveNode,
+            });
+            single
+        });
+        conf.set_changes(changes.collect::<Vec<_>>().into());
+        let result = self.raw.propose_conf_change(change.encode_to_vec(), conf);
+        self.after_call();
+        self.position(result)
+    }
+
+    /// As leader, ends a joint configuration once it is applied. To be called again until it is over.
+    pub fn maybe_leave_joint(&mut self) {
+        if self.leads() && self.is_joint() && self.applied >= self.leaving {
+            let result = self.raw.propose_conf_change(Vec::new(), ConfChangeV2::default());
+            self.after_call();
+            if let Ok((index, _)) = self.position(result) {
+                self.leaving = index;
+            }
+        }
+    }
+
+    /// Asks for the index that a linearizable read must see. Dropped without a word when there is no leader, or it
+    /// has committed nothing in its term: ask again.
+    pub fn read_index(&mut self, context: Vec<u8>) {
+        self.raw.read_index(context);
+        self.after_call();
+    }
+
+    /// All writes up to `number` are durable.
+    pub fn on_persisted(&mut self, number: u64) {
+        while self.unpersisted.front().is_some_and(|write| write.number <= number) {
+            self.unpersisted.pop_front();
+        }
+        // What was taken after the write and had nothing to write is as good as durable, too.
+        let upto = self.unpersisted.front().map_or(self.newest, |next| next.number - 1);
+        self.raw.on_persist_ready(upto);
+        while self.held.front().is_some_and(|(after, _)| *after <= upto) {
+            self.released.extend(self.held.pop_front().into_iter().flat_map(|(_, messages)| messages));
+        }
+        if self.unpersisted.is_empty()
+            && let Some(message) = self.timeout_now.take()
+        {
+            let _ = self.raw.step(message);
+        }
+        self.after_call();
+    }
+
+    /// The state has applied everything up to `index`.
+    pub fn on_applied(&mut self, index: Index) {
+        assert!(index >= self.applied, "applied went back from {} to {index}", self.applied);
+        self.applied = index;
+        self.raw.advance_apply_to(index.0);
+        let persisted = self.raw.raft.raft_log.persisted;
+        self.raw.mut_store().evict(Index(index.0.min(persisted)));
+        self.after_call();
+    }
+
+    /// Entries that [`Effects::fetch`] asked for.
+    pub fn on_fetched(&mut self, fetch: Fetch, entries: Vec<RaftEntry>) {
+        self.raw.mut_store().set_fetched(entries);
+        self.raw.on_entries_fetched(fetch.context);
+        self.raw.mut_store().set_fetched(Vec::new());
+        self.after_call();
+    }
+
+    /// A member could not be reached.
+    pub fn on_unreachable(&mut self, member: NodeId) {
+        self.raw.report_unreachable(member.0);
+        self.after_call();
+    }
+
+    /// What is to be done now; `None` when nothing is.
+    ///
+    /// # Errors
+    /// A committed entry makes no sense: this member must stop.
+    pub fn take_effects(&mut self) -> Result<Option<Effects>, Fault> {
+        let mut effects = Effects { send: std::mem::take(&mut self.released), ..Effects::default() };
+        effects.fetch = self.raw.mut_store().take_fetches();
+        if !self.raw.has_ready() {
+            let nothing = effects.send.is_empty() && effects.fetch.is_empty();
+            return Ok((!nothing).then_some(effects));
+        }
+        let before = self.raw.store().hard_state().clone();
+        let mut ready = self.raw.ready();
+        let number = ready.number();
+        self.newest = number;
+        assert!(ready.snapshot().is_empty(), "nobody sends snapshots");
+
+        let entries = ready.take_entries();
+        let hard_state = self.raw.raft.hard_state();
+        let promise = (hard_state.term, hard_state.vote) != (before.term, before.vote);
+        self.raw.mut_store().append(&entries);
+        self.raw.mut_store().set_hard_state(hard_state.clone());
+        if promise || !entries.is_empty() {
+            self.unpersisted.push_back(Unpersisted { number, promise });
+            effects.write = Some(Write { number, entries, hard_state });
+        }
+        let (immediate, persisted) = (ready.take_messages(), ready.take_persisted_messages());
+        let promised = self.unpersisted.iter().rev().find(|write| write.promise).map(|write| write.number);
+        let written = self.unpersisted.back().map(|write| write.number);
+        effects.send.extend(self.hold(promised, immediate));
+        effects.send.extend(self.hold(written, persisted));
+        let committed = ready.take_committed_entries();
+        effects.reads =
+            ready.take_read_states().into_iter().map(|read| (read.request_ctx, Index(read.index))).collect();
+        self.raw.advance_append_async(ready);
+        if self.unpersisted.is_empty() {
+            self.raw.on_persist_ready(number);
+        }
+        effects.apply = committed.into_iter().map(|entry| self.committed(entry)).collect::<Result<_, _>>()?;
+        self.after_call();
+        Ok(Some(effects))
+    }
+
+    /// Gives `messages` back if they may leave now, or keeps them until the write `after` is durable.
+    fn hold(&mut self, after: Option<u64>, messages: Vec<Message>) -> Vec<Message> {
+        match after {
+            None => messages,
+            Some(_) if messages.is_empty() => messages,
+            Some(after) => {
+                self.held.push_back((after, messages));
+                Vec::new()
+            }
+        }
+    }
+
+    fn committed(&mut self, entry: RaftEntry) -> Result<Entry, Fault> {
+        let (index, term) = (Index(entry.index), Term(entry.term));
+        let what = || format!("take the committed entry {index}");
+        let body = match entry.get_entry_type() {
+            EntryType::EntryNormal if entry.data.is_empty() => Body::Empty,
+            EntryType::EntryNormal => {
+                let batch = v1::Batch::decode(entry.data).context(what)?;
+                Body::Commands { stamp: ClusterTime(batch.stamp_ms), commands: batch.commands }
+            }
+            EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
+                let change = codec::conf_change(&entry.data).context(what)?;
+                self.conf_state = self.raw.apply_conf_change(&change).context(what)?;
+                Body::Members { conf_state: codec::conf_state_bytes(&self.conf_state), change: entry.context }
+            }
+        };
+        Ok(Entry { index, term, body })
+    }
+
+    /// Whether this member leads.
+    pub fn leads(&self) -> bool {
+        self.raw.raft.state == StateRole::Leader
+    }
+
+    fn is_joint(&self) -> bool {
+        !self.conf_state.voters_outgoing.is_empty()
+    }
+
+    /// What this member knows.
+    pub fn status(&self) -> Status {
+        let raft = &self.raw.raft;
+        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let voter = self.conf_state.voters.contains(&raft.id) || self.conf_state.voters_outgoing.contains(&raft.id);
+        let others = raft.prs().iter().filter(|(id, _)| self.leads() && **id != raft.id);
+        Status {
+            id: self.config.id,
+            role: match raft.state {
+                StateRole::Leader => Role::Leader,
+                _ if !voter => Role::Learner,
+                StateRole::Candidate | StateRole::PreCandidate => Role::Candidate,
+                StateRole::Follower => Role::Follower,
+            },
+            leader: (raft.leader_id != 0).then_some(NodeId(raft.leader_id)),
+            term: Term(raft.term),
+            commit: Index(raft.raft_log.committed),
+            applied: self.applied,
+            last: Index(raft.raft_log.last_index()),
+            matched: others.map(|(id, progress)| (NodeId(*id), Index(progress.matched))).collect(),
+            voters: ids(&self.conf_state.voters),
+            learners: ids(&self.conf_state.learners),
+            joint: self.is_joint(),
+        }
+    }
+
+    fn position(&self, result: raft::Result<()>) -> Result<(Index, Term), Refused> {
+        match result {
+            Ok(()) => Ok((Index(self.raw.raft.raft_log.last_index()), Term(self.raw.raft.term))),
+            Err(_) if self.leads() => Err(Refused::Busy),
+            Err(_) => Err(Refused::NotLeader),
+        }
+    }
+
+    /// raft-rs draws election timeouts from the operating system whenever it resets; ours replace them.
+    fn after_call(&mut self) {
+        let ticks = self.config.election_ticks as u64;
+        let bits = self.rng.draw("election", self.raw.raft.term, self.attempts);
+        self.raw.raft.set_randomized_election_timeout((ticks + scale(bits, ticks)) as usize);
+    }
+}
+
+/// The entry a founder's log begins with: the cluster's first member. Every other member gets it from the log.
+pub fn genesis(founder: &v1::Member) -> RaftEntry {
+    let mut single = ConfChangeSingle::default();
+    single.node_id = founder.id;
+    single.set_change_type(ConfChangeType::AddNode);
+    let mut change = ConfChangeV2::default();
+    change.set_changes(vec![single].into());
+    let mut entry = RaftEntry::default();
+    entry.set_entry_type(EntryType::EntryConfChangeV2);
+    (entry.index, entry.term) = (1, 1);
+    entry.data = protobuf::Message::write_to_bytes(&change).expect("a message without required fields").into();
+    entry.context = v1::MemberChange { members: vec![founder.clone()] }.encode_to_vec().into();
+    entry
+}
+
+/// raft-rs's log lines as tracing events.
+struct Bridge;
+
+impl slog::Drain for Bridge {
+    type Ok = ();
+    type Err = slog::Never;
+
+    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
+        if record.level().is_at_least(slog::Level::Warning) {
+            tracing::warn!(target: "raft", "{}", record.msg());
+        } else {
+            tracing::debug!(target: "raft", "{}", record.msg());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,296 @@
+//! The durable log: entries, hard state and identity in one redb database with one owner.
+//!
+//! Every transaction also writes the latest full hard state, so there is no moment at which an entry is durable and
+//! the term it was accepted in is not. One sync serves all writes that queued up. Any error of a write or a sync ends
+//! the node; it is never retried, because a failed sync may have dropped what it claims still to hold.
+
+use prost::Message as _;
+use raft::eraftpb::{Entry, HardState};
+use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+
+use super::codec;
+use crate::error::{Context, Fault};
+use crate::ids::{ClusterId, Incarnation, Index, NodeId, Term};
+use crate::io::Disk;
+use crate::limits::DATABASE_CACHE_BYTES;
+use crate::proto::v1;
+
+/// The file that holds the log.
+pub const LOG_FILE: &str = "log.redb";
+
+const ENTRIES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("entries");
+const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
+
+const IDENTITY: &str = "identity";
+const HARD_STATE: &str = "hard state";
+const COMPACTED: &str = "compacted";
+const INCARNATION: &str = "incarnation";
+const UUID: &str = "uuid";
+
+/// Who this member is. Written once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster it belongs to.
+    pub cluster: ClusterId,
+    /// Its own id there.
+    pub id: NodeId,
+}
+
+/// What raft-rs wants to be durable.
+#[derive(Clone, Debug)]
+pub struct Write {
+    /// The number to report when it is.
+    pub number: u64,
+    /// Entries to append; they replace whatever stands at and after the first one's index.
+    pub entries: Vec<Entry>,
+    /// The latest full hard state.
+    pub hard_state: HardState,
+}
+
+/// What a boot found in the log.
+#[derive(Debug)]
+pub struct Recovered {
+    /// How often the member has started, this time included.
+    pub incarnation: Incarnation,
+    /// The hard state of the last durable write.
+    pub hard_state: HardState,
+    /// The last index that the log no longer holds, and its term.
+    pub compacted: (Index, Term),
+    /// All entries, in order.
+    pub entries: Vec<Entry>,
+}
+
+/// The log's database.
+pub struct Log {
+    db: Database,
+    place: String,
+    last: Index,
+}
+
+impl Log {
+    /// Opens the log of the data directory, making an empty one if there is none.
+    ///
+    /// # Errors
+    /// The database cannot be opened.
+    pub fn open(disk: &dyn Disk) -> Result<Self, Fault> {
+        let place = format!("{LOG_FILE} in {}", disk.describe());
+        let what = || format!("open {place}");
+        let backend = disk.open(LOG_FILE).context(what)?;
+        let mut builder = Builder::new();
+        builder.set_cache_size(DATABASE_CACHE_BYTES);
+        let db = builder.create_with_backend(backend).context(what)?;
+        let txn = db.begin_write().context(what)?;
+        let last = {
+            txn.open_table(META).context(what)?;
+            let entries = txn.open_table(ENTRIES).context(what)?;
+            let last = entries.last().context(what)?.map(|(index, _)| Index(index.value()));
+            match last {
+                Some(last) => last,
+                None => get(&txn, COMPACTED)?.map_or(Ok(Index(0)), |bytes| compacted(&bytes).map(|c| c.0))?,
+            }
+        };
+        txn.commit().context(what)?;
+        disk.sync_dir().context(what)?;
+        Ok(Self { db, place, last })
+    }
+
+    /// Who this member is; `None` before it founded or joined a cluster.
+    ///
+    /// # Errors
+    /// The database failed or is corrupt.
+    pub fn identity(&self) -> Result<Option<Identity>, Fault> {
+        let what = || format!("read the identity from {}", self.place);
+        let txn = self.db.begin_write().context(what)?;
+        let Some(bytes) = get(&txn, IDENTITY)? else { return Ok(None) };
+        let reply = v1::JoinReply::decode(&*bytes).context(what)?;
+        Ok(Some(Identity { cluster: ClusterId(reply.cluster_id), id: NodeId(reply.id) }))
+    }
+
+    /// The member's own mark, drawn with `draw` and made durable the first time: it makes joining idempotent.
+    ///
+    /// # Errors
+    /// The database failed or is corrupt.
+    pub fn uuid(&mut self, draw: impl FnOnce() -> [u8; 16]) -> Result<[u8; 16], Fault> {
+        let what = || format!("read the uuid from {}", self.place);
+        let txn = self.db.begin_write().context(what)?;
+        if let Some(bytes) = get(&txn, UUID)? {
+            return bytes.try_into().map_err(|bytes: Vec<u8>| Fault::new(format!("a uuid of {} bytes", bytes.len())));
+        }
+        let uuid = draw();
+        put(&txn, UUID, &uuid)?;
+        txn.commit().context(what)?;
+        Ok(uuid)
+    }
+
+    /// Makes the identity durable, with the entries a founder begins with and the hard state they imply.
+    ///
+    /// # Errors
+    /// The member has another identity already, or the database failed.
+    pub fn establish(&mut self, identity: Identity, genesis: &[Entry]) -> Result<(), Fault> {
+        let what = || format!("write the identity to {}", self.place);
+        if let Some(found) = self.identity()? {
+            return Err(Fault::new(format!("{} belongs to member {} already", self.place, found.id)));
+        }
+        let txn = self.db.begin_write().context(what)?;
+        let row = v1::JoinReply { cluster_id: identity.cluster.0, id: identity.id.0 };
+        put(&txn, IDENTITY, &row.encode_to_vec())?;
+        if let Some(last) = genesis.last() {
+            let mut hard_state = HardState::default();
+            hard_state.term = last.term;
+            hard_state.commit = last.index;
+            append(&txn, genesis, self.last)?;
+            put(&txn, HARD_STATE, &hard_state_bytes(&hard_state))?;
+            self.last = Index(last.index);
+        }
+        txn.commit().context(what)
+    }
+
+    /// Counts this start, and reads and checks the whole log.
+    ///
+    /// # Errors
+    /// The database failed, or a record is corrupt: this member must not go on without it, for it may have been
+    /// promised to others.
+    pub fn recover(&mut self) -> Result<Recovered, Fault> {
+        let what = || format!("recover the log from {}", self.place);
+        let txn = self.db.begin_write().context(what)?;
+        let incarnation = match get(&txn, INCARNATION)? {
+            Some(bytes) => u64::from_le_bytes(bytes.as_slice().try_into().context(what)?) + 1,
+            None => 1,
+        };
+        put(&txn, INCARNATION, &incarnation.to_le_bytes())?;
+        let hard_state = get(&txn, HARD_STATE)?.map(|bytes| hard_state(&bytes)).transpose()?.unwrap_or_default();
+        let compacted = get(&txn, COMPACTED)?.map(|bytes| compacted(&bytes)).transpose()?.unwrap_or_default();
+        let mut entries = Vec::new();
+        let mut expected = compacted.0.next();
+        {
+            let table = txn.open_table(ENTRIES).context(what)?;
+            for row in table.range(expected.0..).context(what)? {
+                let (index, record) = row.context(what)?;
+                if index.value() != expected.0 {
+                    return Err(Fault::new(format!("{} lacks the entry {expected}", self.place)));
+                }
+                entries.push(codec::entry_of_record(expected, record.value()).context(what)?);
+                expected = expected.next();
+            }
+        }
+        txn.commit().context(what)?;
+        Ok(Recovered { incarnation: Incarnation(incarnation), hard_state, compacted, entries })
+    }
+
+    /// Makes writes durable, in order, with one sync.
+    ///
+    /// # Errors
+    /// The database failed; this member must stop.
+    pub fn write(&mut self, writes: &[Write]) -> Result<(), Fault> {
+        let Some(last) = writes.last() else { return Ok(()) };
+        let what = || format!("write to {}", self.place);
+        let txn = self.db.begin_write().context(what)?;
+        let mut end = self.last;
+        for write in writes {
+            append(&txn, &write.entries, end)?;
+            end = write.entries.last().map_or(end, |entry| Index(entry.index));
+        }
+        put(&txn, HARD_STATE, &hard_state_bytes(&last.hard_state))?;
+        txn.commit().context(what)?;
+        self.last = end;
+        Ok(())
+    }
+
+    /// Entries `low..high`, at most `bytes_max` of them but at least one.
+    ///
+    /// # Errors
+    /// The database failed or a record is corrupt.
+    pub fn read(&self, low: Index, high: Index, bytes_max: u64) -> Result<Vec<Entry>, Fault> {
+        let what = || format!("read the entries {low}..{high} from {}", self.place);
+        let txn = self.db.begin_read().context(what)?;
+        let table = txn.open_table(ENTRIES).context(what)?;
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        for row in table.range(low.0..high.0).context(what)? {
+            let (index, record) = row.context(what)?;
+            bytes += record.value().len() as u64;
+            if bytes > bytes_max && !entries.is_empty() {
+                break;
+            }
+            entries.push(codec::entry_of_record(Index(index.value()), record.value()).context(what)?);
+        }
+        Ok(entries)
+    }
+
+    /// The durable hard state and the last index. For whoever must know what a disk has promised.
+    ///
+    /// # Errors
+    /// The database failed or is corrupt.
+    pub fn promised(&self) -> Result<(HardState, Index), Fault> {
+        let txn = self.db.begin_write().context(|| format!("read {}", self.place))?;
+        let hard_state = get(&txn, HARD_STATE)?.map(|bytes| hard_state(&bytes)).transpose()?.unwrap_or_default();
+        Ok((hard_state, self.last))
+    }
+}
+
+fn append(txn: &WriteTransaction, entries: &[Entry], last: Index) -> Result<(), Fault> {
+    let what = || "append to the log".to_string();
+    let Some(first) = entries.first() else { return Ok(()) };
+    assert!(first.index <= last.0 + 1, "entry {} would leave a gap after {last}", first.index);
+    let mut table = txn.open_table(ENTRIES).context(what)?;
+    let end = entries.last().map_or(0, |entry| entry.index);
+    for stale in end + 1..=last.0 {
+        table.remove(stale).context(what)?;
+    }
+    for entry in entries {
+        table.insert(entry.index, &*codec::record(entry)).context(what)?;
+    }
+    Ok(())
+}
+
+/// Reads a row of the meta table and checks its checksum.
+fn get(txn: &WriteTransaction, name: &str) -> Result<Option<Vec<u8>>, Fault> {
+    let what = || format!("read the log's {name}");
+    let table = txn.open_table(META).context(what)?;
+    let Some(row) = table.get(name).context(what)? else { return Ok(None) };
+    let sum = || Fault::new(format!("the log's {name} is corrupt: its checksum does not match"));
+    let (stored, value) = row.value().split_at_checked(4).ok_or_else(sum)?;
+    let computed = crc32c::crc32c_append(crc32c::crc32c(name.as_bytes()), value);
+    if stored != computed.to_le_bytes() {
+        return Err(sum());
+    }
+    Ok(Some(value.to_vec()))
+}
+
+fn put(txn: &WriteTransaction, name: &str, value: &[u8]) -> Result<(), Fault> {
+    let what = || format!("write the log's {name}");
+    let sum = crc32c::crc32c_append(crc32c::crc32c(name.as_bytes()), value);
+    let row = [&sum.to_le_bytes(), value].concat();
+    txn.open_table(META).context(what)?.insert(name, &*row).context(what)?;
+    Ok(())
+}
+
+fn hard_state_bytes(state: &HardState) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    for (slot, value) in bytes.chunks_mut(8).zip([state.term, state.vote, state.commit]) {
+        slot.copy_from_slice(&value.to_le_bytes());
+    }
+    bytes
+}
+
+fn words<const N: usize>(what: &str, bytes: &[u8]) -> Result<[u64; N], Fault> {
+    let mut words = [0; N];
+    if bytes.len() != N * 8 {
+        return Err(Fault::new(format!("the log's {what} has {} bytes, not {}", bytes.len(), N * 8)));
+    }
+    for (word, bytes) in words.iter_mut().zip(bytes.chunks(8)) {
+        *word = u64::from_le_bytes(bytes.try_into().expect("chunks of 8"));
+    }
+    Ok(words)
+}
+
+fn hard_state(bytes: &[u8]) -> Result<HardState, Fault> {
+    let [term, vote, commit] = words(HARD_STATE, bytes)?;
+    let mut state = HardState::default();
+    (state.term, state.vote, state.commit) = (term, vote, commit);
+    Ok(state)
+}
+
+fn compacted(bytes: &[u8]) -> Result<(Index, Term), Fault> {
+    let [index, term] = words(COMPACTED, bytes)?;
+    Ok((Index(index), Term(term)))
+}

@@ -1,0 +1,135 @@
+//! What a message from a peer must look like before raft-rs may see it: a malformed one would make it panic, and a
+//! peer must not be able to stop this node.
+
+use raft::eraftpb::{Message, MessageType};
+
+use crate::ids::{Index, NodeId};
+
+/// A message that raft-rs must not see.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("raft message {kind:?} from member {from}: {why}")]
+pub struct InvalidMessage {
+    kind: MessageType,
+    from: NodeId,
+    why: String,
+}
+
+/// Checks a message against what this member can take. `last` is the last index of its log.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check(message: &Message, me: NodeId, last: Index) -> Result<(), InvalidMessage> {
+    use MessageType as T;
+    let kind = message.get_msg_type();
+    let invalid = |why: String| Err(InvalidMessage { kind, from: NodeId(message.from), why });
+    if message.to != me.0 {
+        return invalid(format!("it is for member {}, this is {me}", message.to));
+    }
+    if message.from == 0 || message.from == me.0 {
+        return invalid("no such sender".into());
+    }
+    if message.term == 0 && !matches!(kind, T::MsgReadIndex | T::MsgTransferLeader) {
+        return invalid("term 0".into());
+    }
+    match kind {
+        T::MsgAppend => {
+            for (entry, index) in message.entries.iter().zip(message.index + 1..) {
+                if entry.index != index {
+                    return invalid(format!("entry {} where {index} belongs", entry.index));
+                }
+                if entry.term > message.term || entry.term < message.log_term {
+                    return invalid(format!("entry {index} of term {} in term {}", entry.term, message.term));
+                }
+            }
+            match (message.index, message.log_term) {
+                (0, 0) | (1.., 1..) => Ok(()),
+                (index, term) => invalid(format!("it follows index {index} of term {term}")),
+            }
+        }
+        T::MsgAppendResponse if !message.reject && message.index > last.0 => {
+            invalid(format!("it acknowledges index {}, the log ends at {last}", message.index))
+        }
+        T::MsgHeartbeat if message.commit > last.0 => invalid(format!(
+            "it says that this member holds index {}, but the log ends at {last}: has the disk lost something?",
+            message.commit
+        )),
+        T::MsgReadIndex | T::MsgReadIndexResp if message.entries.len() != 1 => {
+            invalid(format!("{} contexts, not one", message.entries.len()))
+        }
+        T::MsgAppendResponse
+        | T::MsgHeartbeat
+        | T::MsgHeartbeatResponse
+        | T::MsgRequestVote
+        | T::MsgRequestVoteResponse
+        | T::MsgRequestPreVote
+        | T::MsgRequestPreVoteResponse
+        | T::MsgTimeoutNow
+        | T::MsgReadIndex
+        | T::MsgReadIndexResp => Ok(()),
+        T::MsgHup
+        | T::MsgBeat
+        | T::MsgPropose
+        | T::MsgSnapshot
+        | T::MsgUnreachable
+        | T::MsgSnapStatus
+        | T::MsgCheckQuorum
+        | T::MsgTransferLeader => invalid("this kind does not travel".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raft::eraftpb::Entry;
+
+    fn append(index: u64, log_term: u64, entries: &[(u64, u64)]) -> Message {
+        let mut message = Message::default();
+        message.set_msg_type(MessageType::MsgAppend);
+        (message.to, message.from, message.term) = (1, 2, 5);
+        (message.index, message.log_term) = (index, log_term);
+        let entry = |&(index, term): &(u64, u64)| {
+            let mut entry = Entry::default();
+            (entry.index, entry.term) = (index, term);
+            entry
+        };
+        message.entries = entries.iter().map(entry).collect::<Vec<_>>().into();
+        message
+    }
+
+    fn ok(message: &Message) -> bool {
+        check(message, NodeId(1), Index(10)).is_ok()
+    }
+
+    #[test]
+    fn appends() {
+        assert!(ok(&append(0, 0, &[(1, 1), (2, 5)])));
+        assert!(ok(&append(3, 2, &[])));
+        assert!(!ok(&append(0, 0, &[(2, 1)])), "a gap");
+        assert!(!ok(&append(3, 2, &[(4, 2), (4, 2)])), "a repetition");
+        assert!(!ok(&append(3, 2, &[(4, 6)])), "an entry of a later term");
+        assert!(!ok(&append(3, 2, &[(4, 1)])), "an entry older than what it follows");
+        assert!(!ok(&append(3, 0, &[])), "an index without a term");
+    }
+
+    #[test]
+    fn addresses_kinds_and_claims() {
+        let message = |kind| {
+            let mut message = append(0, 0, &[]);
+            message.set_msg_type(kind);
+            message
+        };
+        assert!(!check(&message(MessageType::MsgAppend), NodeId(3), Index(0)).is_ok(), "for another member");
+        for kind in [MessageType::MsgHup, MessageType::MsgPropose, MessageType::MsgSnapshot, MessageType::MsgUnreachable] {
+            assert!(!ok(&message(kind)), "{kind:?} travels");
+        }
+        let mut ack = message(MessageType::MsgAppendResponse);
+        ack.index = 11;
+        assert!(!ok(&ack), "an acknowledgement beyond the log");
+        ack.reject = true;
+        assert!(ok(&ack));
+        let mut beat = message(MessageType::MsgHeartbeat);
+        beat.commit = 11;
+        assert!(!ok(&beat), "a commit beyond the log");
+        assert!(!ok(&message(MessageType::MsgReadIndex)), "a read request without its context");
+    }
+}
