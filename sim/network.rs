@@ -26,7 +26,7 @@ use tonic::service::Routes;
 use tower::{Service, service_fn};
 
 use crate::ids::Address;
-use crate::io::{BoxError, Channel, Listener, Network, Rng};
+use crate::io::{BoxError, Channel, ChannelError, Listener, Network, Rng};
 use crate::sim::trace::Trace;
 
 /// A machine's number.
@@ -285,16 +285,16 @@ async fn call(
     source: NodeHandle,
     address: Address,
     request: http::Request<Body>,
-) -> Result<http::Response<Body>, BoxError> {
+) -> Result<http::Response<Body>, ChannelError> {
     network.state.lock().unwrap().counts.calls += 1;
     let endpoint = network.state.lock().unwrap().listeners.get(&address).cloned();
     let Some(Endpoint { machine: to, node: target, routes: Some(mut routes) }) = endpoint else {
         network.time.sleep(network.delay(from, from)).await;
-        return Err(format!("connect to {address}: connection refused").into());
+        return Err(ChannelError(format!("connect to {address}: connection refused").into()));
     };
     if network.is_cut(from, to) || network.is_cut(to, from) {
         network.time.sleep(CONNECT_TIMEOUT).await;
-        return Err(format!("connect to {address}: no answer within {CONNECT_TIMEOUT:?}").into());
+        return Err(ChannelError(format!("connect to {address}: no answer within {CONNECT_TIMEOUT:?}").into()));
     }
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
@@ -324,7 +324,7 @@ async fn call(
     });
     let Ok((at, parts, mut pipe)) = (&mut answered).await else {
         network.time.sleep(network.delay(from, from)).await;
-        return Err(format!("connection to {address} was reset").into());
+        return Err(ChannelError(format!("connection to {address} was reset").into()));
     };
     network.time.sleep_until(at).await;
     pipe.keep = Some(stop_pump);

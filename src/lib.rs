@@ -26,6 +26,10 @@ pub mod proto;
 pub mod raft;
 pub mod state;
 
+pub mod shared;
+
+pub mod api;
+
 pub mod os;
 
 #[cfg(all(feature = "sim", not(madsim)))]

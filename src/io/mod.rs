@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 pub use clock::{Clock, Elapsed};
 pub use disk::{Backend, Disk};
-pub use network::{BoxError, Channel, Listener, Network};
+pub use network::{BoxError, Channel, ChannelError, Listener, Network};
 pub(crate) use rng::scale;
 pub use rng::{Rng, RngStream};
 pub use spawn::{BlockingLoop, Spawn, TaskHandle, Worker, own};

@@ -17,8 +17,14 @@ use crate::ids::Address;
 /// Any error below a channel.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// What failed below a channel. A type of its own, because the compiler cannot see that a future holding a boxed
+/// error may change threads.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ChannelError(#[source] pub BoxError);
+
 /// A connection to one address, opened when first used and again after it broke. Generated clients take it.
-pub type Channel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, BoxError>;
+pub type Channel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, ChannelError>;
 
 /// Where nodes meet.
 #[async_trait]

@@ -12,7 +12,7 @@ use tonic::transport::{Endpoint, Server};
 use tower::{ServiceExt, service_fn};
 
 use crate::ids::Address;
-use crate::io::{BoxError, Channel, Listener, Network};
+use crate::io::{BoxError, Channel, ChannelError, Listener, Network};
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -54,12 +54,12 @@ impl Network for Sockets {
                 .connect_lazy()
         });
         match endpoint {
-            Ok(channel) => Channel::new(channel.map_err(BoxError::from)),
+            Ok(channel) => Channel::new(channel.map_err(|error| ChannelError(error.into()))),
             Err(error) => {
                 let text = format!("{address} is not an address one can connect to: {error}");
                 Channel::new(service_fn(move |_| {
                     let text = text.clone();
-                    async move { Err(BoxError::from(text)) }
+                    async move { Err(ChannelError(text.into())) }
                 }))
             }
         }

@@ -218,8 +218,7 @@ impl Core {
 
     /// Campaigns at once if this member is the only voter: nobody else could.
     pub fn maybe_campaign_alone(&mut self) {
-        let alone = self.conf_state.voters == [self.config.id.0] && self.conf_state.voters_outgoing.is_empty();
-        if alone && self.raw.raft.state == StateRole::Follower && self.unpersisted.is_empty() {
+        if self.is_alone() && self.raw.raft.state == StateRole::Follower && self.unpersisted.is_empty() {
             // Refused while an unapplied change of membership is ahead; the next tick asks again.
             let _ = self.raw.campaign();
             self.after_call();
@@ -303,6 +302,16 @@ impl Core {
     pub fn read_index(&mut self, context: Vec<u8>) {
         self.raw.read_index(context);
         self.after_call();
+    }
+
+    /// As leader, asks the member whose log is furthest to take over at once.
+    pub fn hand_over(&mut self) {
+        let status = self.status();
+        let voters = status.matched.iter().filter(|(id, _)| status.voters.contains(id));
+        if let Some((id, _)) = voters.max_by_key(|(_, matched)| **matched) {
+            self.raw.transfer_leader(id.0);
+            self.after_call();
+        }
     }
 
     /// All writes up to `number` are durable.
@@ -424,6 +433,16 @@ impl Core {
     /// Whether this member leads.
     pub fn leads(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Whether this member is the only voter.
+    pub fn is_alone(&self) -> bool {
+        self.conf_state.voters == [self.config.id.0] && !self.is_joint()
+    }
+
+    /// Ticks of an election timeout.
+    pub fn election_ticks(&self) -> usize {
+        self.config.election_ticks
     }
 
     fn is_joint(&self) -> bool {

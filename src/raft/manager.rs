@@ -1,1 +1,761 @@
-//! m
+//! Drives the [core](super::core): takes events one by one, performs the effects in the one legal order.
+//!
+//! It waits on four things: work that its owners finished, frames from peers, requests of clients, and the tick. Each
+//! round takes everything there is, then performs effects until there are none. What gathered while a round ran
+//! becomes one log entry and one sync: batches grow with load and an idle cluster waits for nothing.
+//!
+//! A proposal ends in one of three ways. **Done**: its entry was applied, here is the reply. **Not done**: it was
+//! refused, or another entry was committed at its index. **Unknown**: the caller's deadline passed first.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use raft::eraftpb::{Entry as RaftEntry, Message};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::core::{Core, CoreConfig, Effects, Refused, Role, Status};
+use super::log::{Identity, Log, Write};
+use super::tail::Fetch;
+use super::transport::Transport;
+use super::codec;
+use crate::entry::{Body, Entry, Outcome};
+use crate::error::{Context, Fault};
+use crate::ids::{Address, Incarnation, Index, NodeId, Term};
+use crate::io::{Io, Spawn, TaskHandle, Worker, own};
+use crate::limits;
+use crate::proto::v1;
+use crate::time::{ClusterTime, Monotonic};
+
+/// What the log drives: anything that computes the same from the same entries.
+pub trait Machine: Send + 'static {
+    /// Applies entries, which follow each other without a gap.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Outcome>, Fault>;
+
+    /// Makes what was applied durable.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn checkpoint(&mut self) -> Result<(), Fault>;
+
+    /// Index and term of the last applied entry.
+    fn applied(&self) -> (Index, Term);
+
+    /// Raft's configuration at the applied index; empty if there is none.
+    fn conf_state(&self) -> &[u8];
+
+    /// The latest stamp applied.
+    fn cluster_time(&self) -> ClusterTime;
+
+    /// Where the members are.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn peers(&self) -> Result<BTreeMap<NodeId, Address>, Fault>;
+}
+
+/// Is told what this member does. For whoever checks it.
+pub trait Observer: Send + Sync + 'static {
+    /// An entry was applied.
+    fn on_applied(&self, _life: (NodeId, Incarnation), _entry: &Entry, _outcome: &Outcome) {}
+
+    /// Term, role, commit or the like changed.
+    fn on_status(&self, _life: (NodeId, Incarnation), _status: &Status) {}
+}
+
+impl Observer for () {}
+
+/// Why a proposal did not end as done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Not done: this member does not lead.
+    #[error("this member does not lead")]
+    NotLeader(Option<NodeId>),
+    /// Not done: there is too much to do already.
+    #[error("too many proposals are waiting; try again later")]
+    Busy,
+    /// Not done: another leader's entry took its place in the log.
+    #[error("the proposal was superseded by another leader's entry")]
+    Superseded,
+    /// Unknown: this member is stopping, or the deadline passed.
+    #[error("the outcome of the proposal is unknown")]
+    Unknown,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, ProposeError>>;
+
+enum Request {
+    Propose { command: Bytes, reply: Reply<Bytes> },
+    Change { change: v1::MemberChange, reply: Reply<Index> },
+    Read { reply: oneshot::Sender<Index> },
+    Stop { reply: oneshot::Sender<()> },
+}
+
+enum Done {
+    Persisted(u64),
+    Applied { entries: Vec<Entry>, outcomes: Vec<Outcome>, time: ClusterTime, peers: Option<BTreeMap<NodeId, Address>> },
+    Fetched(Fetch, Vec<RaftEntry>),
+    Checkpointed,
+}
+
+/// How others reach a running manager. Cheap to copy.
+#[derive(Clone)]
+pub struct RaftHandle {
+    requests: mpsc::Sender<Request>,
+    frames: mpsc::Sender<Vec<Message>>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    status: Mutex<Status>,
+    changed: Notify,
+}
+
+impl RaftHandle {
+    /// Proposes an encoded command and waits for its reply. Give it a deadline: without a majority it waits.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Propose { command, reply })?;
+        answer.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
+    /// Proposes a change of membership and waits until it is applied.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; superseded also if another change was under way.
+    pub async fn change_members(&self, change: v1::MemberChange) -> Result<Index, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Change { change, reply })?;
+        answer.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
+    /// Waits until this member's state has everything that was committed when this was called. What is read from the
+    /// state after that is linearizable. Give it a deadline: without a majority it waits.
+    ///
+    /// # Errors
+    /// Too many reads wait, or this member is stopping.
+    pub async fn read_barrier(&self) -> Result<Index, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Read { reply })?;
+        answer.await.map_err(|_| ProposeError::Busy)
+    }
+
+    fn request(&self, request: Request) -> Result<(), ProposeError> {
+        self.requests.try_send(request).map_err(|_| ProposeError::Busy)
+    }
+
+    /// Takes messages of a peer; false if they were dropped because too many wait.
+    pub fn deliver(&self, messages: Vec<Message>) -> bool {
+        self.frames.try_send(messages).is_ok()
+    }
+
+    /// What the member last knew of itself and the group.
+    pub fn status(&self) -> Status {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Status> {
+        self.shared.status.lock().expect("no code panics while it holds the status")
+    }
+
+    /// Waits until `check` gives something for the status. Give it a deadline.
+    pub async fn wait<T>(&self, check: impl Fn(&Status) -> Option<T>) -> T {
+        loop {
+            let changed = self.shared.changed.notified();
+            if let Some(found) = check(&self.lock()) {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    /// Hands over leadership if this member has it, makes the state durable and ends the manager.
+    pub async fn stop(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(Request::Stop { reply }).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+}
+
+/// What a manager is started with.
+pub struct Setup<M> {
+    /// The seams.
+    pub io: Io,
+    /// Who this member is.
+    pub identity: Identity,
+    /// Ticks of an election timeout.
+    pub election_ticks: usize,
+    /// The opened log; its identity is established.
+    pub log: Log,
+    /// The opened state.
+    pub machine: M,
+    /// Is told what happens.
+    pub observer: Arc<dyn Observer>,
+}
+
+/// Recovers the log and starts the manager and its owners. The member runs until the task is dropped.
+///
+/// # Errors
+/// Log or state are corrupt or contradict each other.
+pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, TaskHandle), Fault> {
+    let Setup { io, identity, election_ticks, mut log, machine, observer } = setup;
+    let recovered = log.recover()?;
+    let incarnation = recovered.incarnation;
+    let conf_state = codec::conf_state(machine.conf_state()).context(|| "read the membership of the state".into())?;
+    let (applied, _) = machine.applied();
+    let config = CoreConfig { id: identity.id, election_ticks };
+    let core = Core::new(config, recovered, applied, conf_state, io.rng.child("raft"))?;
+
+    let (done_sender, done) = mpsc::channel(limits::LOG_JOBS_MAX + limits::APPLY_JOBS_MAX);
+    let (requests_sender, requests) = mpsc::channel(limits::INBOX_REQUESTS_MAX);
+    let (frames_sender, frames) = mpsc::channel(limits::INBOX_FRAMES_MAX);
+    let (unreachable_sender, unreachable) = mpsc::channel(limits::MEMBERS_MAX);
+    let mut transport = Transport::new(io.clone(), identity, incarnation, unreachable_sender);
+    transport.set_peers(&machine.peers()?);
+    let cluster_time = machine.cluster_time();
+    let log_owner = LogOwner { log: Some(log), done: done_sender.clone(), spawn: io.spawn.clone() };
+    let apply_owner = ApplyOwner { machine: Some(machine), done: done_sender, spawn: io.spawn.clone() };
+    let status = core.status();
+    let shared = Arc::new(Shared { status: Mutex::new(status.clone()), changed: Notify::new() });
+    let manager = Manager {
+        life: (identity.id, incarnation),
+        next_tick: io.clock.now() + limits::TICK,
+        log: own(&*io.spawn, "log", log_owner, limits::LOG_JOBS_MAX),
+        apply: own(&*io.spawn, "apply", apply_owner, limits::APPLY_JOBS_MAX),
+        applying: 0,
+        writing: 0,
+        backlog: Vec::new(),
+        core,
+        transport,
+        observer,
+        proposals: Vec::new(),
+        waiters: BTreeMap::new(),
+        anchor: None,
+        cluster_time,
+        reads: Reads { waiting: Vec::new(), rounds: BTreeMap::new(), confirmed: BTreeMap::new(), counter: 0 },
+        stopping: None,
+        checkpointed: false,
+        shared: shared.clone(),
+        status,
+        io: io.clone(),
+    };
+    let inputs = Inputs { done, requests, frames, unreachable };
+    let task = io.spawn.spawn("raft manager", Box::pin(manager.run(inputs)));
+    Ok((RaftHandle { requests: requests_sender, frames: frames_sender, shared }, incarnation, task))
+}
+
+struct Inputs {
+    done: mpsc::Receiver<Done>,
+    requests: mpsc::Receiver<Request>,
+    frames: mpsc::Receiver<Vec<Message>>,
+    unreachable: mpsc::Receiver<NodeId>,
+}
+
+enum Waiter {
+    Commands(Vec<Reply<Bytes>>),
+    Change(Reply<Index>),
+}
+
+struct Reads {
+    /// Not asked for yet.
+    waiting: Vec<oneshot::Sender<Index>>,
+    /// Asked for, by the counter of their context.
+    rounds: BTreeMap<u64, (Monotonic, Vec<oneshot::Sender<Index>>)>,
+    /// Confirmed, and waiting for the state to apply the index.
+    confirmed: BTreeMap<Index, Vec<oneshot::Sender<Index>>>,
+    counter: u64,
+}
+
+struct Manager {
+    life: (NodeId, Incarnation),
+    io: Io,
+    core: Core,
+    transport: Transport,
+    observer: Arc<dyn Observer>,
+    log: mpsc::Sender<LogJob>,
+    apply: mpsc::Sender<ApplyJob>,
+    /// Jobs given to the owners and not reported back.
+    writing: usize,
+    applying: usize,
+    /// Committed entries that wait because the state's owner is behind.
+    backlog: Vec<Entry>,
+    next_tick: Monotonic,
+    /// Taken, but not appended yet.
+    proposals: Vec<(Bytes, Reply<Bytes>)>,
+    /// Appended by us, by index.
+    waiters: BTreeMap<Index, (Term, Waiter)>,
+    /// As leader, once an entry of our term is applied: the state's time then, by our own clock.
+    anchor: Option<(Term, ClusterTime, Monotonic)>,
+    cluster_time: ClusterTime,
+    reads: Reads,
+    stopping: Option<Stopping>,
+    checkpointed: bool,
+    shared: Arc<Shared>,
+    status: Status,
+}
+
+struct Stopping {
+    reply: oneshot::Sender<()>,
+    /// When to go without having handed over.
+    deadline: Monotonic,
+    checkpointing: bool,
+}
+
+impl Manager {
+    async fn run(mut self, mut inputs: Inputs) {
+        let mut done = Vec::new();
+        let mut requests = Vec::new();
+        let mut frames = Vec::new();
+        let mut timer: BoxFuture<'static, ()> = self.io.clock.sleep_until(self.next_tick);
+        loop {
+            // Finished work first: it frees messages and replies. Every branch is safe to cancel.
+            tokio::select! {
+                biased;
+                _ = inputs.done.recv_many(&mut done, limits::LOG_JOBS_MAX) => {}
+                _ = inputs.frames.recv_many(&mut frames, limits::INBOX_FRAMES_MAX) => {}
+                Some(member) = inputs.unreachable.recv() => self.core.on_unreachable(member),
+                count = inputs.requests.recv_many(&mut requests, limits::BATCH_COMMANDS_MAX) => {
+                    if count == 0 {
+                        return;
+                    }
+                }
+                () = &mut timer => {}
+            }
+            while let Ok(frame) = inputs.frames.try_recv() {
+                frames.push(frame);
+            }
+            while requests.len() < limits::BATCH_COMMANDS_MAX
+                && let Ok(request) = inputs.requests.try_recv()
+            {
+                requests.push(request);
+            }
+            if let Err(fault) = self.round(&mut done, &mut frames, &mut requests) {
+                self.io.spawn.fail_stop(fault);
+                return;
+            }
+            if self.io.clock.now() >= self.next_tick {
+                self.tick();
+                timer = self.io.clock.sleep_until(self.next_tick);
+            }
+            match self.perform_all() {
+                Ok(false) => {}
+                Ok(true) => {
+                    if let Some(stopping) = self.stopping {
+                        let _ = stopping.reply.send(());
+                    }
+                    return;
+                }
+                Err(fault) => {
+                    self.io.spawn.fail_stop(fault);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn round(
+        &mut self,
+        done: &mut Vec<Done>,
+        frames: &mut Vec<Vec<Message>>,
+        requests: &mut Vec<Request>,
+    ) -> Result<(), Fault> {
+        for done in done.drain(..) {
+            self.on_done(done);
+        }
+        for message in frames.drain(..).flatten() {
+            if let Err(error) = self.core.step(message) {
+                tracing::error!(%error, "a message was refused");
+            }
+        }
+        // Effects before proposals: a leader that lost its term must not append to it.
+        self.drive()?;
+        for request in requests.drain(..) {
+            self.on_request(request);
+        }
+        Ok(())
+    }
+
+    fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Persisted(number) => {
+                self.writing -= 1;
+                self.core.on_persisted(number);
+            }
+            Done::Fetched(fetch, entries) => {
+                self.writing -= 1;
+                self.core.on_fetched(fetch, entries);
+            }
+            Done::Checkpointed => {
+                self.applying -= 1;
+                self.checkpointed = true;
+            }
+            Done::Applied { entries, outcomes, time, peers } => {
+                self.applying -= 1;
+                self.cluster_time = time;
+                if let Some(peers) = peers {
+                    self.transport.set_peers(&peers);
+                }
+                for (entry, outcome) in entries.iter().zip(outcomes) {
+                    self.observer.on_applied(self.life, entry, &outcome);
+                    self.answer(entry, outcome);
+                    self.core.on_applied(entry.index);
+                }
+                self.answer_confirmed_reads();
+                if let Some(last) = entries.last() {
+                    self.note_leadership(last.term);
+                }
+            }
+        }
+    }
+
+    /// A leader counts cluster time from the first applied entry of its own term, and proposes nothing before.
+    fn note_leadership(&mut self, applied: Term) {
+        let term = self.core.status().term;
+        if self.core.leads() && applied == term && self.anchor.is_none_or(|(anchored, ..)| anchored != term) {
+            self.anchor = Some((term, self.cluster_time, self.io.clock.now()));
+        }
+    }
+
+    fn answer(&mut self, entry: &Entry, outcome: Outcome) {
+        let Some((term, waiter)) = self.waiters.remove(&entry.index) else { return };
+        let ours = term == entry.term;
+        match waiter {
+            Waiter::Commands(replies) if ours && replies.len() == outcome.replies.len() => {
+                for (reply, answer) in replies.into_iter().zip(outcome.replies) {
+                    let _ = reply.send(Ok(answer));
+                }
+            }
+            Waiter::Commands(replies) => {
+                for reply in replies {
+                    let _ = reply.send(Err(ProposeError::Superseded));
+                }
+            }
+            Waiter::Change(reply) => {
+                let taken = ours && matches!(entry.body, Body::Members { .. });
+                let _ = reply.send(if taken { Ok(entry.index) } else { Err(ProposeError::Superseded) });
+            }
+        }
+    }
+
+    fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Propose { reply, .. } if self.proposals.len() + self.waiters.len() >= limits::PROPOSALS_PENDING_MAX => {
+                let _ = reply.send(Err(ProposeError::Busy));
+            }
+            Request::Propose { command, reply } => self.proposals.push((command, reply)),
+            Request::Change { change, reply } => match self.core.propose_members(&change) {
+                Ok((index, term)) => {
+                    self.waiters.insert(index, (term, Waiter::Change(reply)));
+                }
+                Err(refused) => {
+                    let _ = reply.send(Err(self.refusal(refused)));
+                }
+            },
+            Request::Read { reply } => {
+                if self.reads.waiting.len() < limits::READS_PENDING_MAX {
+                    self.reads.waiting.push(reply);
+                } // else dropped: the caller hears that too many wait
+            }
+            Request::Stop { reply } => {
+                let patience = limits::TICK * self.core.election_ticks() as u32;
+                let deadline = self.io.clock.now() + patience;
+                self.stopping = Some(Stopping { reply, deadline, checkpointing: false });
+                self.core.hand_over();
+            }
+        }
+    }
+
+    fn refusal(&self, refused: Refused) -> ProposeError {
+        match refused {
+            Refused::NotLeader => ProposeError::NotLeader(self.core.status().leader),
+            Refused::Busy => ProposeError::Busy,
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.io.clock.now();
+        // After a pause the missed ticks are not made up for: other members' clocks have run, ours must not rush.
+        self.next_tick = now + limits::TICK;
+        self.core.tick();
+        self.core.maybe_campaign_alone();
+        self.core.maybe_leave_joint();
+        // Reads that nobody confirmed are asked for anew: raft-rs may have dropped them without a word.
+        let old: Vec<u64> = self.reads.rounds.iter().filter(|(_, round)| now.since(round.0) >= limits::TICK * 2).map(|(c, _)| *c).collect();
+        for counter in old {
+            if let Some((_, readers)) = self.reads.rounds.remove(&counter) {
+                self.reads.waiting.extend(readers.into_iter().filter(|reader| !reader.is_closed()));
+            }
+        }
+    }
+
+    /// Everything that can be done now. True when the manager has stopped.
+    fn perform_all(&mut self) -> Result<bool, Fault> {
+        self.flush_proposals();
+        self.ask_reads();
+        self.drive()?;
+        self.publish();
+        self.maybe_stop();
+        Ok(self.checkpointed)
+    }
+
+    /// Gathers what waits into as few entries as the bounds allow.
+    fn flush_proposals(&mut self) {
+        if self.proposals.is_empty() {
+            return;
+        }
+        let status = self.core.status();
+        if status.role != Role::Leader {
+            self.anchor = None;
+            for (_, reply) in self.proposals.drain(..) {
+                let _ = reply.send(Err(ProposeError::NotLeader(status.leader)));
+            }
+            return;
+        }
+        // Until an entry of this term is applied, the proposals wait.
+        let Some((_, time, at)) = self.anchor.filter(|(term, ..)| *term == status.term) else { return };
+        let stamp = time + self.io.clock.now().since(at);
+        let mut proposals = std::mem::take(&mut self.proposals).into_iter().peekable();
+        while proposals.peek().is_some() {
+            let (mut commands, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
+            while let Some((command, reply)) = proposals.next_if(|(command, _)| {
+                commands.is_empty()
+                    || commands.len() < limits::BATCH_COMMANDS_MAX && bytes + command.len() <= limits::BATCH_BYTES_MAX
+            }) {
+                bytes += command.len();
+                commands.push(command);
+                replies.push(reply);
+            }
+            match self.core.propose(stamp, commands) {
+                Ok((index, term)) => {
+                    self.waiters.insert(index, (term, Waiter::Commands(replies)));
+                }
+                Err(refused) => {
+                    let error = self.refusal(refused);
+                    for reply in replies {
+                        let _ = reply.send(Err(error));
+                    }
+                }
+            }
+        }
+    }
+
+    /// One question serves all readers that came before it; those that come later need the next.
+    fn ask_reads(&mut self) {
+        if self.reads.waiting.is_empty() || !self.reads.rounds.is_empty() {
+            return;
+        }
+        self.reads.counter += 1;
+        let counter = self.reads.counter;
+        let readers = std::mem::take(&mut self.reads.waiting);
+        self.reads.rounds.insert(counter, (self.io.clock.now(), readers));
+        let words = [self.life.0.0, self.life.1.0, counter];
+        self.core.read_index(words.iter().flat_map(|word| word.to_le_bytes()).collect());
+    }
+
+    fn on_read_confirmed(&mut self, context: &[u8], index: Index) {
+        let words: Vec<u64> =
+            context.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of 8"))).collect();
+        // Answers to an earlier life's questions are not for us.
+        if let [node, incarnation, counter] = words[..]
+            && (NodeId(node), Incarnation(incarnation)) == self.life
+            && let Some((_, readers)) = self.reads.rounds.remove(&counter)
+        {
+            self.reads.confirmed.entry(index).or_default().extend(readers);
+        }
+    }
+
+    fn answer_confirmed_reads(&mut self) {
+        let applied = self.core.status().applied;
+        while let Some(first) = self.reads.confirmed.first_entry() {
+            if *first.key() > applied {
+                break;
+            }
+            for reader in first.remove() {
+                let _ = reader.send(applied);
+            }
+        }
+    }
+
+    fn drive(&mut self) -> Result<(), Fault> {
+        // The owners' queues are bounded; the core is asked for more only while there is room.
+        while self.writing + 2 < limits::LOG_JOBS_MAX
+            && self.backlog.is_empty()
+            && let Some(effects) = self.core.take_effects()?
+        {
+            self.perform(effects);
+        }
+        if !self.backlog.is_empty() && self.applying < limits::APPLY_JOBS_MAX {
+            let entries = std::mem::take(&mut self.backlog);
+            self.send_apply(entries);
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, effects: Effects) {
+        for message in effects.send {
+            let to = NodeId(message.to);
+            if !self.transport.send(message) {
+                self.core.on_unreachable(to);
+            }
+        }
+        if let Some(write) = effects.write {
+            self.send_log(LogJob::Write(write));
+        }
+        if !effects.apply.is_empty() {
+            if self.applying < limits::APPLY_JOBS_MAX {
+                self.send_apply(effects.apply);
+            } else {
+                self.backlog = effects.apply;
+            }
+        }
+        for (context, index) in effects.reads {
+            self.on_read_confirmed(&context, index);
+        }
+        self.answer_confirmed_reads();
+        for fetch in effects.fetch {
+            self.send_log(LogJob::Fetch(fetch));
+        }
+    }
+
+    fn send_log(&mut self, job: LogJob) {
+        self.writing += 1;
+        // Refused only when the owner is gone, and then this node is being stopped.
+        let _ = self.log.try_send(job);
+    }
+
+    fn send_apply(&mut self, entries: Vec<Entry>) {
+        self.applying += 1;
+        let _ = self.apply.try_send(ApplyJob::Entries(entries));
+    }
+
+    fn publish(&mut self) {
+        let status = self.core.status();
+        if status == self.status {
+            return;
+        }
+        self.observer.on_status(self.life, &status);
+        if (status.role, status.leader, status.term) != (self.status.role, self.status.leader, self.status.term) {
+            tracing::info!(role = status.role.name(), term = %status.term, leader = ?status.leader.map(|id| id.0), "role");
+        }
+        self.status = status.clone();
+        *self.shared.status.lock().expect("no code panics while it holds the status") = status;
+        self.shared.changed.notify_waiters();
+    }
+
+    /// Goes on with stopping: hand over, then checkpoint, then answer.
+    fn maybe_stop(&mut self) {
+        let Some(stopping) = &mut self.stopping else { return };
+        let waited = self.io.clock.now() >= stopping.deadline;
+        if !stopping.checkpointing && (!self.core.leads() || waited || self.core.is_alone()) {
+            stopping.checkpointing = true;
+            self.applying += 1;
+            let _ = self.apply.try_send(ApplyJob::Checkpoint);
+        }
+    }
+}
+
+enum LogJob {
+    Write(Write),
+    Fetch(Fetch),
+}
+
+/// Owns the log: one sync for all writes that queued up.
+struct LogOwner {
+    /// `None` after a failure: the node is stopping.
+    log: Option<Log>,
+    done: mpsc::Sender<Done>,
+    spawn: Arc<dyn Spawn>,
+}
+
+/// Reports finished work. There is room: the channel holds as many reports as there may be jobs.
+fn report(sender: &mpsc::Sender<Done>, done: Done) {
+    if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(done) {
+        unreachable!("more reports than jobs");
+    }
+}
+
+impl LogOwner {
+    fn run_all(&mut self, log: &mut Log, jobs: &mut Vec<LogJob>) -> Result<(), Fault> {
+        let (mut writes, mut fetches) = (Vec::new(), Vec::new());
+        for job in jobs.drain(..) {
+            match job {
+                LogJob::Write(write) => writes.push(write),
+                LogJob::Fetch(fetch) => fetches.push(fetch),
+            }
+        }
+        log.write(&writes)?;
+        for write in writes {
+            report(&self.done, Done::Persisted(write.number));
+        }
+        for fetch in fetches {
+            let entries = log.read(fetch.low, fetch.high, fetch.bytes_max)?;
+            report(&self.done, Done::Fetched(fetch, entries));
+        }
+        Ok(())
+    }
+}
+
+impl Worker for LogOwner {
+    type Job = LogJob;
+
+    fn run(&mut self, jobs: &mut Vec<LogJob>) {
+        let Some(mut log) = self.log.take() else { return jobs.clear() };
+        match self.run_all(&mut log, jobs) {
+            Ok(()) => self.log = Some(log),
+            Err(fault) => self.spawn.fail_stop(fault),
+        }
+    }
+}
+
+enum ApplyJob {
+    Entries(Vec<Entry>),
+    Checkpoint,
+}
+
+/// Owns the state.
+struct ApplyOwner<M> {
+    /// `None` after a failure: the node is stopping.
+    machine: Option<M>,
+    done: mpsc::Sender<Done>,
+    spawn: Arc<dyn Spawn>,
+}
+
+impl<M: Machine> ApplyOwner<M> {
+    fn run_all(&mut self, machine: &mut M, jobs: &mut Vec<ApplyJob>) -> Result<(), Fault> {
+        for job in jobs.drain(..) {
+            match job {
+                ApplyJob::Checkpoint => {
+                    machine.checkpoint()?;
+                    report(&self.done, Done::Checkpointed);
+                }
+                ApplyJob::Entries(entries) => {
+                    let outcomes = machine.apply(&entries)?;
+                    let moved = entries.iter().any(|entry| matches!(entry.body, Body::Members { .. }));
+                    let peers = if moved { Some(machine.peers()?) } else { None };
+                    report(&self.done, Done::Applied { entries, outcomes, time: machine.cluster_time(), peers });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<M: Machine> Worker for ApplyOwner<M> {
+    type Job = ApplyJob;
+
+    fn run(&mut self, jobs: &mut Vec<ApplyJob>) {
+        let Some(mut machine) = self.machine.take() else { return jobs.clear() };
+        match self.run_all(&mut machine, jobs) {
+            Ok(()) => self.machine = Some(machine),
+            Err(fault) => self.spawn.fail_stop(fault),
+        }
+    }
+}

@@ -1,1 +1,181 @@
-//! m
+//! Raft messages to peers: one stream per peer, opened again when it breaks, with a bounded queue in front.
+//!
+//! Messages may be lost and Raft does not mind; what was queued for a broken stream is dropped, because by the time
+//! the peer is back newer messages say more. Every loss is reported as unreachable, never silent.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::{Either, select};
+use raft::eraftpb::Message;
+use tokio::sync::mpsc;
+use tonic::Request;
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+use tonic::metadata::MetadataMap;
+
+use super::codec;
+use super::log::Identity;
+use crate::ids::{Address, ClusterId, Incarnation, NodeId};
+use crate::io::{Io, TaskHandle};
+use crate::limits::{APPEND_BYTES_MAX, FRAME_MESSAGES_MAX, PEER_QUEUE_MAX, RECONNECT_PAUSE_MAX, RECONNECT_PAUSE_MIN};
+use crate::proto::v1;
+use crate::proto::v1::peer_client::PeerClient;
+
+const CLUSTER: &str = "cairn-cluster";
+const FROM: &str = "cairn-from";
+const TO: &str = "cairn-to";
+const INCARNATION: &str = "cairn-incarnation";
+
+/// Who speaks to whom: the metadata of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hello {
+    /// The sender's cluster.
+    pub cluster: ClusterId,
+    /// The sender.
+    pub from: NodeId,
+    /// Its life.
+    pub incarnation: Incarnation,
+    /// Whom it takes the receiver for.
+    pub to: NodeId,
+}
+
+impl Hello {
+    fn write(self, metadata: &mut MetadataMap) {
+        metadata.insert(CLUSTER, self.cluster.0.into());
+        metadata.insert(FROM, self.from.0.into());
+        metadata.insert(INCARNATION, self.incarnation.0.into());
+        metadata.insert(TO, self.to.0.into());
+    }
+
+    /// Reads the metadata of a stream.
+    ///
+    /// # Errors
+    /// The name of what is missing or not a number.
+    pub fn read(metadata: &MetadataMap) -> Result<Self, &'static str> {
+        let number = |name: &'static str| {
+            let value = metadata.get(name).and_then(|value| value.to_str().ok());
+            value.and_then(|value| value.parse().ok()).ok_or(name)
+        };
+        Ok(Self {
+            cluster: ClusterId(number(CLUSTER)?),
+            from: NodeId(number(FROM)?),
+            incarnation: Incarnation(number(INCARNATION)?),
+            to: NodeId(number(TO)?),
+        })
+    }
+}
+
+/// The streams to all peers.
+pub struct Transport {
+    io: Io,
+    identity: Identity,
+    incarnation: Incarnation,
+    links: BTreeMap<NodeId, Link>,
+    unreachable: mpsc::Sender<NodeId>,
+}
+
+struct Link {
+    address: Address,
+    queue: mpsc::Sender<Message>,
+    _task: TaskHandle,
+}
+
+impl Transport {
+    /// A transport without peers. Peers that cannot be reached are reported to `unreachable`, as often as it takes.
+    pub fn new(io: Io, identity: Identity, incarnation: Incarnation, unreachable: mpsc::Sender<NodeId>) -> Self {
+        Self { io, identity, incarnation, links: BTreeMap::new(), unreachable }
+    }
+
+    /// Opens streams to new peers, closes those to peers that left or moved.
+    pub fn set_peers(&mut self, peers: &BTreeMap<NodeId, Address>) {
+        self.links.retain(|id, link| peers.get(id) == Some(&link.address));
+        for (id, address) in peers {
+            if *id != self.identity.id && !self.links.contains_key(id) {
+                self.links.insert(*id, self.open(*id, address.clone()));
+            }
+        }
+    }
+
+    fn open(&self, to: NodeId, address: Address) -> Link {
+        let (sender, queue) = mpsc::channel(PEER_QUEUE_MAX);
+        let hello =
+            Hello { cluster: self.identity.cluster, from: self.identity.id, incarnation: self.incarnation, to };
+        let task = run_link(self.io.clone(), hello, address.clone(), queue, self.unreachable.clone());
+        Link { address, queue: sender, _task: self.io.spawn.spawn("peer stream", Box::pin(task)) }
+    }
+
+    /// Queues a message; false if it was dropped, because the peer is unknown or its queue is full.
+    pub fn send(&self, message: Message) -> bool {
+        self.links.get(&NodeId(message.to)).is_some_and(|link| link.queue.try_send(message).is_ok())
+    }
+}
+
+/// Keeps one stream open for as long as the link exists.
+async fn run_link(
+    io: Io,
+    hello: Hello,
+    address: Address,
+    mut queue: mpsc::Receiver<Message>,
+    unreachable: mpsc::Sender<NodeId>,
+) {
+    let mut jitter = io.rng.stream(&format!("reconnect to {}", hello.to));
+    let mut pause = RECONNECT_PAUSE_MIN;
+    loop {
+        let opened = io.clock.now();
+        // Frames wait here only while the connection takes them slower than they come.
+        let (frames, outgoing) = mpsc::channel(1);
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        hello.write(request.metadata_mut());
+        let mut client = PeerClient::new(io.network.connect(&address));
+        {
+            let call = std::pin::pin!(client.raft(request));
+            let feed = std::pin::pin!(feed(&mut queue, frames));
+            match select(call, feed).await {
+                Either::Left((Err(status), _)) => {
+                    tracing::debug!(to = %hello.to, %address, %status, "peer stream broke");
+                }
+                Either::Left((Ok(_), _)) => tracing::debug!(to = %hello.to, "peer closed the stream"),
+                Either::Right((Feed::QueueClosed, _)) => return,
+                Either::Right((Feed::StreamClosed, _)) => {}
+            }
+        }
+        // A full queue of reports already says it.
+        let _ = unreachable.try_send(hello.to);
+        if io.clock.now().since(opened) > RECONNECT_PAUSE_MAX {
+            pause = RECONNECT_PAUSE_MIN;
+        }
+        let millis = pause.as_millis() as u64;
+        io.clock.sleep(Duration::from_millis(millis / 2 + jitter.range(0, millis))).await;
+        pause = (pause * 2).min(RECONNECT_PAUSE_MAX);
+        while queue.try_recv().is_ok() {}
+    }
+}
+
+enum Feed {
+    /// The link is no longer wanted.
+    QueueClosed,
+    /// The connection takes no more.
+    StreamClosed,
+}
+
+/// Packs what is queued into frames: all of it when the connection keeps up, in batches when it does not.
+async fn feed(queue: &mut mpsc::Receiver<Message>, frames: mpsc::Sender<v1::RaftFrame>) -> Feed {
+    let mut messages = Vec::new();
+    loop {
+        // Room first: what waits in the queue meanwhile shares a frame.
+        let Ok(room) = frames.reserve().await else { return Feed::StreamClosed };
+        let Some(first) = queue.recv().await else { return Feed::QueueClosed };
+        let mut bytes = size(&first);
+        messages.push(codec::message_to_wire(&first));
+        while messages.len() < FRAME_MESSAGES_MAX && bytes < APPEND_BYTES_MAX as usize {
+            let Ok(message) = queue.try_recv() else { break };
+            bytes += size(&message);
+            messages.push(codec::message_to_wire(&message));
+        }
+        room.send(v1::RaftFrame { messages: std::mem::take(&mut messages) });
+    }
+}
+
+fn size(message: &Message) -> usize {
+    message.entries.iter().map(|entry| entry.data.len() + entry.context.len() + 32).sum()
+}

@@ -1,0 +1,240 @@
+//! What all services of a node share: the way to propose, to read, and to find the leader.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use prost::Message;
+use tonic::{Code, Request, Status};
+
+use crate::error::Fault;
+use crate::ids::{Address, Index, NodeId};
+use crate::io::{Channel, Io};
+use crate::limits::{MESSAGE_BYTES_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
+use crate::proto::v1;
+use crate::proto::v1::store_client::StoreClient;
+use crate::raft::core::Role;
+use crate::raft::log::Identity;
+use crate::raft::manager::{ProposeError, RaftHandle};
+use crate::state::machine::StateReader;
+use crate::state::table::Snapshot;
+use crate::state::{command, kv, member};
+use crate::time::Monotonic;
+
+/// Marks a call that a follower passed on, so that it is not passed on again.
+pub const FORWARDED: &str = "cairn-forwarded";
+/// The metadata of a refusal that names the leader's address.
+pub const LEADER_HINT: &str = "cairn-leader";
+
+/// A running node as its services see it.
+pub struct SharedNodeState {
+    /// The seams.
+    pub io: Io,
+    /// Who this member is.
+    pub identity: Identity,
+    /// The way to the log.
+    pub raft: RaftHandle,
+    /// The way to the state.
+    pub reader: StateReader,
+    channels: Mutex<BTreeMap<Address, Channel>>,
+}
+
+const _: () = {
+    const fn assert_shareable<T: Send + Sync>() {}
+    assert_shareable::<SharedNodeState>();
+};
+
+impl SharedNodeState {
+    /// Bundles the parts of a running node.
+    pub fn new(io: Io, identity: Identity, raft: RaftHandle, reader: StateReader) -> Arc<Self> {
+        Arc::new(Self { io, identity, raft, reader, channels: Mutex::default() })
+    }
+
+    /// When a call that arrived now must be answered: what the caller asked for, within bounds.
+    pub fn deadline<T>(&self, request: &Request<T>) -> Monotonic {
+        let asked = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
+        self.io.clock.now() + asked.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT_MAX)
+    }
+
+    /// Carries out a checked command, here if this member leads, at the leader otherwise.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown.
+    pub async fn execute(&self, command: v1::Command, deadline: Monotonic, forwarded: bool) -> Result<v1::Reply, Status> {
+        let bytes = Bytes::from(command.encode_to_vec());
+        loop {
+            let leader = match self.await_leader(deadline).await {
+                Ok(leader) => leader,
+                Err(status) => return Err(status),
+            };
+            if leader != self.identity.id {
+                let hint = self.address_of(leader)?;
+                if forwarded || hint.is_none() {
+                    return Err(not_leader(hint.as_ref()));
+                }
+                return self.forward(command, &hint.expect("checked above"), deadline).await;
+            }
+            match self.io.clock.deadline(deadline, self.raft.propose(bytes.clone())).await {
+                Ok(Ok(reply)) => {
+                    return v1::Reply::decode(reply).map_err(|error| Status::internal(format!("decode a reply: {error}")));
+                }
+                // Certainly not done: whoever leads now may take it.
+                Ok(Err(ProposeError::NotLeader(_) | ProposeError::Superseded)) => {
+                    self.io.clock.sleep(TICK / 10).await;
+                }
+                Ok(Err(error @ ProposeError::Busy)) => return Err(Status::resource_exhausted(error.to_string())),
+                Ok(Err(ProposeError::Unknown)) | Err(_) => return Err(unknown_outcome()),
+            }
+        }
+    }
+
+    async fn await_leader(&self, deadline: Monotonic) -> Result<NodeId, Status> {
+        let leader = self.raft.wait(|status| status.leader);
+        let nobody = |_| Status::unavailable("not done: no leader is known; is a majority of the members up?");
+        self.io.clock.deadline(deadline, leader).await.map_err(nobody)
+    }
+
+    async fn forward(&self, command: v1::Command, leader: &Address, deadline: Monotonic) -> Result<v1::Reply, Status> {
+        let mut request = Request::new(command);
+        request.metadata_mut().insert(FORWARDED, "1".parse().expect("plain text"));
+        request.set_timeout(deadline.since(self.io.clock.now()));
+        let mut client = StoreClient::new(self.channel(leader)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        match self.io.clock.deadline(deadline, client.execute(request)).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            // What the leader itself says of the outcome holds; a broken connection says nothing.
+            Ok(Err(status)) if matches!(status.code(), Code::ResourceExhausted | Code::InvalidArgument) => Err(status),
+            Ok(Err(status)) if status.metadata().contains_key(OUTCOME) => Err(status),
+            Ok(Err(_)) | Err(_) => Err(unknown_outcome()),
+        }
+    }
+
+    fn channel(&self, address: &Address) -> Channel {
+        let mut channels = self.channels.lock().expect("no code panics while it holds the channels");
+        channels.entry(address.clone()).or_insert_with(|| self.io.network.connect(address)).clone()
+    }
+
+    /// Where a member is, as far as this member knows.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn address_of(&self, id: NodeId) -> Result<Option<Address>, Status> {
+        let (_, rows) = self.reader.snapshot().map_err(internal)?;
+        let members = member::all(&rows).map_err(internal)?;
+        Ok(members.into_iter().find(|member| member.id == id.0).and_then(|member| member.address.parse().ok()))
+    }
+
+    /// The state as a reader may see it: with everything committed before now, or this member's own if
+    /// `serializable`.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`: no majority confirmed before the deadline.
+    pub async fn snapshot(&self, serializable: bool, deadline: Monotonic) -> Result<(v1::Head, Snapshot), Status> {
+        if !serializable {
+            self.read_barrier(deadline).await?;
+        }
+        self.reader.snapshot().map_err(internal)
+    }
+
+    /// Waits until the state has everything committed before now.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`: no majority confirmed before the deadline.
+    pub async fn read_barrier(&self, deadline: Monotonic) -> Result<Index, Status> {
+        match self.io.clock.deadline(deadline, self.raft.read_barrier()).await {
+            Ok(Ok(index)) => Ok(index),
+            Ok(Err(error)) => Err(Status::resource_exhausted(error.to_string())),
+            Err(_) => Err(Status::unavailable(
+                "no majority of the members confirmed the read in time; for this member's own view ask for a \
+                 serializable read",
+            )),
+        }
+    }
+
+    /// Answers a query.
+    ///
+    /// # Errors
+    /// See [`Self::snapshot`]; `INVALID_ARGUMENT` if the query is none.
+    pub async fn query(&self, query: v1::QueryRequest, deadline: Monotonic) -> Result<v1::QueryReply, Status> {
+        use v1::{query_reply::Kind as Answer, query_request::Kind};
+        let kind = query.kind.ok_or_else(|| Status::invalid_argument("kind: missing, or from a newer version"))?;
+        let (head, rows) = self.snapshot(query.serializable, deadline).await?;
+        let answer = match kind {
+            Kind::Get(get) => Answer::Get(kv::get(&rows, &get).map_err(internal)?),
+            Kind::Scan(scan) => Answer::Scan(kv::scan(&rows, &scan).map_err(internal)?),
+        };
+        Ok(v1::QueryReply { applied_index: head.applied_index, kind: Some(answer) })
+    }
+
+    /// Checks a command and carries it out.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if it is out of bounds, else see [`Self::execute`].
+    pub async fn check_and_execute(
+        &self,
+        command: v1::Command,
+        deadline: Monotonic,
+        forwarded: bool,
+    ) -> Result<v1::Reply, Status> {
+        command::check(&command).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
+        self.execute(command, deadline, forwarded).await
+    }
+
+    /// Whether this member leads.
+    pub fn leads(&self) -> bool {
+        self.raft.status().role == Role::Leader
+    }
+}
+
+/// The metadata by which a member that had a command in hand says what became of it.
+const OUTCOME: &str = "cairn-outcome";
+
+fn unknown_outcome() -> Status {
+    let text = "the outcome is unknown: it may take effect yet; a retry is safe only under a session";
+    let mut status = Status::aborted(text);
+    status.metadata_mut().insert(OUTCOME, "unknown".parse().expect("plain text"));
+    status
+}
+
+fn not_leader(leader: Option<&Address>) -> Status {
+    let mut status = Status::unavailable("not done: this member does not lead");
+    status.metadata_mut().insert(OUTCOME, "not-done".parse().expect("plain text"));
+    if let Some(value) = leader.and_then(|address| address.as_str().parse().ok()) {
+        status.metadata_mut().insert(LEADER_HINT, value);
+    }
+    status
+}
+
+/// A fault of this node while it answered a question: the question fails, nothing has changed.
+pub fn internal(fault: Fault) -> Status {
+    Status::internal(fault.to_string())
+}
+
+/// The gRPC timeout header: up to eight digits and a unit.
+fn parse_timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(count * 3600),
+        "M" => Duration::from_secs(count * 60),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn timeouts() {
+        assert_eq!(parse_timeout("10S"), Some(Duration::from_secs(10)));
+        assert_eq!(parse_timeout("250m"), Some(Duration::from_millis(250)));
+        for text in ["", "S", "1", "1x", "123456789S", "-1S", "é"] {
+            assert_eq!(parse_timeout(text), None, "{text:?}");
+        }
+    }
+}
