@@ -26,9 +26,14 @@ pub mod proto;
 pub mod raft;
 pub mod state;
 
+pub mod controller;
+
+pub mod client;
 pub mod shared;
 
 pub mod api;
+
+pub mod node;
 
 pub mod os;
 

@@ -10,7 +10,7 @@
 //! 5. A configuration takes effect when its entry is handed out, before `advance_apply_to`.
 //! 6. Election timeouts come from our own stream, as a function of member, term and attempt, set after every call.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -76,6 +76,8 @@ pub struct Status {
     pub last: Index,
     /// As leader: where each other member's log is known to agree with its own.
     pub matched: BTreeMap<NodeId, Index>,
+    /// As leader: who has answered within the last election timeout.
+    pub active: Vec<NodeId>,
     /// Voters of the configuration.
     pub voters: Vec<NodeId>,
     /// Learners of the configuration.
@@ -454,7 +456,8 @@ impl Core {
         let raft = &self.raw.raft;
         let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
         let voter = self.conf_state.voters.contains(&raft.id) || self.conf_state.voters_outgoing.contains(&raft.id);
-        let others = raft.prs().iter().filter(|(id, _)| self.leads() && **id != raft.id);
+        let others = || raft.prs().iter().filter(|(id, _)| self.leads() && **id != raft.id);
+        let active: BTreeSet<_> = others().filter(|(_, progress)| progress.recent_active).map(|(id, _)| *id).collect();
         Status {
             id: self.config.id,
             role: match raft.state {
@@ -468,7 +471,8 @@ impl Core {
             commit: Index(raft.raft_log.committed),
             applied: self.applied,
             last: Index(raft.raft_log.last_index()),
-            matched: others.map(|(id, progress)| (NodeId(*id), Index(progress.matched))).collect(),
+            matched: others().map(|(id, progress)| (NodeId(*id), Index(progress.matched))).collect(),
+            active: active.into_iter().map(NodeId).collect(),
             voters: ids(&self.conf_state.voters),
             learners: ids(&self.conf_state.learners),
             joint: self.is_joint(),

@@ -1,0 +1,314 @@
+//! The client: finds a member that answers, retries, and makes each command take effect once.
+//!
+//! A command is sent under a session with a sequence of its own, so a retry to any member after any failover gets the
+//! first answer. What cannot be known is said: an attempt that broke in the middle and could not be repeated before the
+//! deadline ends as [`ClientError::Unknown`], never as a guess.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tonic::{Code, Request, Status};
+
+use crate::error::Reject;
+use crate::ids::{Address, Revision, Seq, SessionId};
+use crate::io::{Channel, Io};
+use crate::limits::MESSAGE_BYTES_MAX;
+use crate::proto::v1::{
+    self, command::Kind, query_reply, query_request, reply, cluster_client::ClusterClient, store_client::StoreClient,
+};
+use crate::state::command;
+use crate::time::Monotonic;
+
+/// How long one attempt at one member may take before the next is asked.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause between attempts.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// Why a call did not succeed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// The cluster's answer: it will be the same next time.
+    #[error("{0}")]
+    Rejected(Reject),
+    /// The request makes no sense to the member that got it.
+    #[error("{0}")]
+    Invalid(String),
+    /// Not done: nobody took it before the deadline.
+    #[error("not done: {0}")]
+    Unavailable(String),
+    /// It may have taken effect, or may yet.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(String),
+}
+
+/// A connection to a cluster. Copies share it and its session.
+#[derive(Clone)]
+pub struct Client {
+    io: Io,
+    endpoints: Arc<Vec<(Address, Channel)>>,
+    state: Arc<Mutex<State>>,
+    timeout: Duration,
+}
+
+#[derive(Default)]
+struct State {
+    session: Option<SessionId>,
+    next: u64,
+    acknowledged: u64,
+    /// Ended requests above the acknowledged one.
+    ended: BTreeSet<u64>,
+    /// The endpoint that answered last.
+    preferred: usize,
+}
+
+/// What an attempt at one member gave, when it was no answer.
+enum Failure {
+    NotDone(String),
+    Unknown(String),
+    Final(ClientError),
+}
+
+fn failure(status: Status) -> Failure {
+    let text = status.message().to_owned();
+    match status.code() {
+        Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange => Failure::Final(ClientError::Invalid(text)),
+        Code::ResourceExhausted => Failure::NotDone(text),
+        Code::Unavailable if text.starts_with("not done") => Failure::NotDone(text),
+        _ => Failure::Unknown(text),
+    }
+}
+
+impl Client {
+    /// A client of the cluster whose members are at `endpoints`; calls give up after `timeout`.
+    ///
+    /// # Panics
+    /// Without an endpoint.
+    pub fn new(io: Io, endpoints: &[Address], timeout: Duration) -> Self {
+        assert!(!endpoints.is_empty(), "a client needs an endpoint");
+        let channels = endpoints.iter().map(|address| (address.clone(), io.network.connect(address)));
+        let endpoints = Arc::new(channels.collect());
+        Self { io, endpoints, state: Arc::default(), timeout }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().expect("no code panics while it holds the client's state")
+    }
+
+    /// Sets a key; with `expected`, only if its revision is that one (0: it does not exist).
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn put(&self, key: &[u8], value: &[u8], expected: Option<Revision>) -> Result<Revision, ClientError> {
+        let put = v1::Put {
+            key: key.to_vec().into(),
+            value: value.to_vec().into(),
+            expected_revision: expected.map(|revision| revision.0),
+        };
+        match self.execute(Kind::Put(put)).await? {
+            reply::Kind::Put(reply) => Ok(Revision(reply.revision)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Removes a key. Says whether it existed.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete(&self, key: &[u8], expected: Option<Revision>) -> Result<bool, ClientError> {
+        let delete =
+            v1::Delete { key: key.to_vec().into(), expected_revision: expected.map(|revision| revision.0) };
+        match self.execute(Kind::Delete(delete)).await? {
+            reply::Kind::Delete(reply) => Ok(reply.existed),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Reads a key, linearizably.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; never unknown in effect, for a read has none.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<v1::KeyValue>, ClientError> {
+        let get = v1::Get { key: key.to_vec().into() };
+        match self.query(query_request::Kind::Get(get)).await? {
+            query_reply::Kind::Get(reply) => Ok(reply.found),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Reads one page of the keys with a prefix, linearizably.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn scan(&self, scan: v1::Scan) -> Result<v1::ScanReply, ClientError> {
+        match self.query(query_request::Kind::Scan(scan)).await? {
+            query_reply::Kind::Scan(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What the first member that answers knows of the cluster.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn status(&self) -> Result<v1::StatusReply, ClientError> {
+        self.attempts(async |channel, _| {
+            ClusterClient::new(channel).status(v1::StatusRequest {}).await
+        })
+        .await
+    }
+
+    /// Carries out a command exactly once.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn execute(&self, kind: Kind) -> Result<reply::Kind, ClientError> {
+        loop {
+            let session = self.session().await?;
+            let seq = {
+                let mut state = self.lock();
+                state.next += 1;
+                Seq(state.next)
+            };
+            let result = self.execute_once(session, seq, &kind).await;
+            self.end(session, seq);
+            match result {
+                // The session ran out before the command was first tried: nothing happened, a new one will do.
+                Err(ClientError::Rejected(Reject::SessionExpired(expired))) if expired == session => self.forget(session),
+                result => return result,
+            }
+        }
+    }
+
+    async fn execute_once(&self, session: SessionId, seq: Seq, kind: &Kind) -> Result<reply::Kind, ClientError> {
+        let mut unsure = false;
+        let result = self
+            .attempts_noting(&mut unsure, async |channel, deadline: Monotonic| {
+                let acknowledged = self.lock().acknowledged;
+                let header = v1::SessionHeader { session: session.0, seq: seq.0, acknowledged };
+                let mut request = Request::new(v1::Command { session: Some(header), kind: Some(kind.clone()) });
+                request.set_timeout(deadline.since(self.io.clock.now()));
+                StoreClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).execute(request).await
+            })
+            .await?;
+        match answer(result) {
+            // An earlier attempt may have taken effect before the session ran out.
+            Err(ClientError::Rejected(reject @ Reject::SessionExpired(_))) if unsure => {
+                self.forget(session);
+                Err(ClientError::Unknown(reject.to_string()))
+            }
+            answer => answer,
+        }
+    }
+
+    /// Notes that a request will not be asked for again.
+    fn end(&self, session: SessionId, seq: Seq) {
+        let mut state = self.lock();
+        if state.session != Some(session) {
+            return;
+        }
+        state.ended.insert(seq.0);
+        while let Some(next) = state.ended.first().copied().filter(|first| *first == state.acknowledged + 1) {
+            state.ended.remove(&next);
+            state.acknowledged = next;
+        }
+    }
+
+    fn forget(&self, session: SessionId) {
+        let mut state = self.lock();
+        if state.session == Some(session) {
+            let preferred = state.preferred;
+            *state = State { preferred, ..State::default() };
+        }
+    }
+
+    /// The session, opened at its first use.
+    async fn session(&self) -> Result<SessionId, ClientError> {
+        if let Some(session) = self.lock().session {
+            return Ok(session);
+        }
+        // A session opened twice by a retry costs a row until it expires, nothing else.
+        let reply = self
+            .attempts(async |channel, _| {
+                let open = Kind::OpenSession(v1::OpenSession {});
+                StoreClient::new(channel).execute(v1::Command { session: None, kind: Some(open) }).await
+            })
+            .await?;
+        match answer(reply)? {
+            reply::Kind::OpenSession(reply) => {
+                let mut state = self.lock();
+                Ok(*state.session.get_or_insert(SessionId(reply.session)))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn query(&self, kind: query_request::Kind) -> Result<query_reply::Kind, ClientError> {
+        let reply = self
+            .attempts(async |channel, deadline: Monotonic| {
+                let mut request = Request::new(v1::QueryRequest { serializable: false, kind: Some(kind.clone()) });
+                request.set_timeout(deadline.since(self.io.clock.now()));
+                StoreClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).query(request).await
+            })
+            .await?;
+        reply.kind.ok_or_else(|| ClientError::Unavailable("an answer from a newer version".into()))
+    }
+
+    async fn attempts<T>(
+        &self,
+        attempt: impl AsyncFn(Channel, Monotonic) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<T, ClientError> {
+        self.attempts_noting(&mut false, attempt).await
+    }
+
+    /// Tries one member after another until one answers or the deadline comes. `unsure` is set when an attempt ended
+    /// in a way that leaves open whether it took effect.
+    async fn attempts_noting<T>(
+        &self,
+        unsure: &mut bool,
+        attempt: impl AsyncFn(Channel, Monotonic) -> Result<tonic::Response<T>, Status>,
+    ) -> Result<T, ClientError> {
+        let clock = &self.io.clock;
+        let deadline = clock.now() + self.timeout;
+        let mut last;
+        loop {
+            let turn = self.lock().preferred % self.endpoints.len();
+            let (address, channel) = &self.endpoints[turn];
+            let until = deadline.min(clock.now() + ATTEMPT_TIMEOUT);
+            let outcome = match clock.deadline(until, attempt(channel.clone(), until)).await {
+                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Err(status)) => failure(status),
+                Err(_) => Failure::Unknown("no answer in time".into()),
+            };
+            match outcome {
+                Failure::Final(error) => return Err(error),
+                Failure::NotDone(why) => last = format!("{address}: {why}"),
+                Failure::Unknown(why) => {
+                    *unsure = true;
+                    last = format!("{address}: {why}");
+                }
+            }
+            self.lock().preferred = turn + 1;
+            if clock.now() + RETRY_PAUSE >= deadline {
+                break;
+            }
+            clock.sleep(RETRY_PAUSE).await;
+        }
+        Err(if *unsure { ClientError::Unknown(last) } else { ClientError::Unavailable(last) })
+    }
+}
+
+fn answer(reply: v1::Reply) -> Result<reply::Kind, ClientError> {
+    match reply.kind {
+        Some(reply::Kind::Rejection(rejection)) => Err(match command::reject(&rejection) {
+            Some(reject) => ClientError::Rejected(reject),
+            None => ClientError::Invalid("refused for a reason that only a newer version knows".into()),
+        }),
+        Some(kind) => Ok(kind),
+        None => Err(ClientError::Unknown("an answer from a newer version".into())),
+    }
+}
+
+fn unexpected(answer: &impl std::fmt::Debug) -> ClientError {
+    ClientError::Unknown(format!("the answer is of another kind: {answer:?}"))
+}

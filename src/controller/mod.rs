@@ -1,0 +1,112 @@
+//! What a leader proposes by itself: pure functions from what it sees to commands. Each is checked again when applied,
+//! so that a leader that sees old things does no harm.
+
+use crate::error::Fault;
+use crate::ids::NodeId;
+use crate::limits::VOTERS_TARGET_MAX;
+use crate::proto::v1::{self, Member, MemberRole, command};
+use crate::raft::core::{Role, Status};
+use crate::state::session;
+use crate::state::table::Read;
+use crate::time::ClusterTime;
+
+/// Entries that a learner may lack and still count as caught up.
+const CAUGHT_UP_WITHIN: u64 = 100;
+
+/// The command that ends sessions which have been idle for too long; `None` if there are none. With `keep_time` it is
+/// also given, empty, while any session lives: its stamp is what lets time go on.
+///
+/// # Errors
+/// The database failed.
+pub fn expire_sessions(
+    head: &v1::Head,
+    rows: &impl Read,
+    now: ClusterTime,
+    keep_time: bool,
+) -> Result<Option<v1::Command>, Fault> {
+    let sessions: Vec<u64> = session::idle(rows, now)?.into_iter().map(|session| session.0).collect();
+    let wanted = !sessions.is_empty() || keep_time && head.sessions_live > 0;
+    let kind = command::Kind::ExpireSessions(v1::ExpireSessions { sessions });
+    Ok(wanted.then_some(v1::Command { session: None, kind: Some(kind) }))
+}
+
+/// The change that makes learners voters: only those that have caught up and answer, only to an odd number of voters,
+/// and never beyond [`VOTERS_TARGET_MAX`].
+pub fn promote(status: &Status, members: &[Member]) -> Option<v1::MemberChange> {
+    if status.role != Role::Leader || status.joint {
+        return None;
+    }
+    let caught_up = |id: NodeId| {
+        let matched = status.matched.get(&id).filter(|_| status.active.contains(&id));
+        matched.is_some_and(|matched| matched.0 + CAUGHT_UP_WITHIN >= status.last.0)
+    };
+    let ready = members.iter().filter(|member| {
+        let id = NodeId(member.id);
+        member.role() == MemberRole::Learner && status.learners.contains(&id) && caught_up(id)
+    });
+    let voters = status.voters.len();
+    let room = VOTERS_TARGET_MAX.saturating_sub(voters);
+    let mut chosen: Vec<Member> = ready.take(room).cloned().collect();
+    if (voters + chosen.len()).is_multiple_of(2) {
+        chosen.pop();
+    }
+    for member in &mut chosen {
+        member.set_role(MemberRole::Voter);
+    }
+    (!chosen.is_empty()).then_some(v1::MemberChange { members: chosen })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{Index, Term};
+    use std::collections::BTreeMap;
+
+    fn status(voters: u64, learners: u64) -> Status {
+        let ids = |range: std::ops::RangeInclusive<u64>| range.map(NodeId).collect::<Vec<_>>();
+        let all = ids(1..=voters + learners);
+        Status {
+            id: NodeId(1),
+            role: Role::Leader,
+            leader: Some(NodeId(1)),
+            term: Term(2),
+            commit: Index(500),
+            applied: Index(500),
+            last: Index(500),
+            matched: all.iter().skip(1).map(|id| (*id, Index(500))).collect::<BTreeMap<_, _>>(),
+            active: all,
+            voters: ids(1..=voters),
+            learners: ids(voters + 1..=voters + learners),
+            joint: false,
+        }
+    }
+
+    fn promoted(status: &Status) -> Vec<u64> {
+        let member = |id: &NodeId| Member { id: id.0, role: MemberRole::Learner.into(), ..Member::default() };
+        let members: Vec<Member> = status.learners.iter().map(member).collect();
+        promote(status, &members).map_or(Vec::new(), |change| change.members.iter().map(|member| member.id).collect())
+    }
+
+    #[test]
+    fn learners_become_voters_in_odd_steps() {
+        assert_eq!(promoted(&status(1, 1)), [] as [u64; 0], "two voters survive no more than one does");
+        assert_eq!(promoted(&status(1, 2)), [2, 3]);
+        assert_eq!(promoted(&status(1, 3)), [2, 3]);
+        assert_eq!(promoted(&status(3, 4)), [4, 5]);
+        assert_eq!(promoted(&status(5, 2)), [] as [u64; 0]);
+        assert_eq!(promoted(&status(2, 1)), [3]);
+    }
+
+    #[test]
+    fn only_who_has_caught_up_and_answers_is_promoted() {
+        let mut behind = status(1, 2);
+        behind.matched.insert(NodeId(3), Index(399));
+        assert_eq!(promoted(&behind), [] as [u64; 0]);
+        let mut silent = status(1, 2);
+        silent.active.retain(|id| *id != NodeId(3));
+        assert_eq!(promoted(&silent), [] as [u64; 0]);
+        let mut joint = status(1, 2);
+        joint.joint = true;
+        assert_eq!(promoted(&joint), [] as [u64; 0]);
+    }
+}

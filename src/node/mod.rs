@@ -1,0 +1,278 @@
+//! The node: wires everything and runs its life.
+//!
+//! ```text
+//!   boot ──► join ──► recover ──► catch up ──► serve ──► drain ──► stop
+//!      └─(has an identity)─┘         └──────(a stop interrupts)────────┘
+//! ```
+//!
+//! "The address answers" and "the node serves" are different facts: [`Node::start`](NodeBuilder::start) returns at the
+//! first, [`Node::wait_ready`] and the health service speak of the second, which needs one confirmed read.
+
+mod join;
+mod machine;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prost::Message;
+use tokio::sync::oneshot;
+
+use crate::api::{self, Health};
+use crate::controller;
+use crate::error::{Context, Fault};
+use crate::ids::{Address, ClusterId, Incarnation, NodeId};
+use crate::io::{Io, TaskHandle};
+use crate::limits;
+use crate::proto::v1::{Member, MemberRole};
+use crate::raft::core::{Status, genesis};
+use crate::raft::log::{Identity, Log};
+use crate::raft::manager::{self, Observer, Setup};
+use crate::shared::SharedNodeState;
+use crate::state::machine::State;
+use crate::state::member;
+use crate::time::ClusterTime;
+
+/// How a node that has no identity yet gets one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// It must have one already.
+    Existing,
+    /// Found a new cluster with this node as its only member.
+    Bootstrap,
+    /// Ask the members at these addresses to be taken in.
+    Join(Vec<Address>),
+}
+
+/// Builds a node: the only way to make one, for the binary, for embedders and for the simulator.
+pub struct NodeBuilder {
+    io: Io,
+    listen: Address,
+    advertise: Option<Address>,
+    origin: Origin,
+    election_timeout: Duration,
+    observer: Arc<dyn Observer>,
+}
+
+impl NodeBuilder {
+    /// A node over these seams that listens on `listen`.
+    pub fn new(io: Io, listen: Address) -> Self {
+        Self {
+            io,
+            listen,
+            advertise: None,
+            origin: Origin::Existing,
+            election_timeout: limits::ELECTION_TIMEOUT,
+            observer: Arc::new(()),
+        }
+    }
+
+    /// The address that others reach it at, where it is not the one it listens on.
+    pub fn advertise(mut self, address: Address) -> Self {
+        self.advertise = Some(address);
+        self
+    }
+
+    /// How it gets an identity if it has none.
+    pub fn origin(mut self, origin: Origin) -> Self {
+        self.origin = origin;
+        self
+    }
+
+    /// How long a follower waits for a leader, at least; each draws its own time between one and two of it.
+    pub fn election_timeout(mut self, timeout: Duration) -> Self {
+        self.election_timeout = timeout;
+        self
+    }
+
+    /// Has an observer told what the member does.
+    pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
+        self.observer = observer;
+        self
+    }
+
+    /// Starts the node: its address answers when this returns.
+    ///
+    /// # Errors
+    /// The address is taken, the node has no identity and was not told how to get one, the cluster refused it, or its
+    /// data is corrupt. Nothing that existed has changed.
+    pub async fn start(self) -> Result<Node, Fault> {
+        let timeout = self.election_timeout;
+        if !(limits::ELECTION_TIMEOUT_MIN..=limits::ELECTION_TIMEOUT_MAX).contains(&timeout) {
+            return Err(Fault::new(format!(
+                "election timeout {timeout:?}: must be from {:?} to {:?}",
+                limits::ELECTION_TIMEOUT_MIN,
+                limits::ELECTION_TIMEOUT_MAX
+            )));
+        }
+        let io = self.io;
+        let listener = io.network.bind(&self.listen).await.context(|| "start the node".into())?;
+        let address = self.advertise.unwrap_or_else(|| listener.address());
+        let mut log = Log::open(&*io.disk)?;
+        let identity = match log.identity()? {
+            Some(identity) => identity,
+            None => establish(&io, &mut log, &self.origin, &address).await?,
+        };
+        let machine = State::open(&*io.disk)?;
+        let reader = machine.reader();
+        let setup = Setup {
+            io: io.clone(),
+            identity,
+            election_ticks: (timeout.as_millis() / limits::TICK.as_millis()) as usize,
+            log,
+            machine,
+            observer: self.observer,
+        };
+        let (raft, incarnation, manager) = manager::start(setup)?;
+        let shared = SharedNodeState::new(io.clone(), identity, raft, reader);
+        let health = Health::default();
+        let routes = api::routes(&shared, &health);
+        let bound = listener.address();
+        let (stop_serving, stopped) = oneshot::channel::<()>();
+        let (serving_ended, ended) = oneshot::channel();
+        let serve = async move {
+            let stop = Box::pin(async {
+                let _ = stopped.await;
+            });
+            if let Err(error) = listener.serve(routes, stop).await {
+                tracing::error!(%error, "the listener failed");
+            }
+            let _ = serving_ended.send(());
+        };
+        let tasks = vec![
+            manager,
+            io.spawn.spawn("server", Box::pin(serve)),
+            io.spawn.spawn("controllers", Box::pin(control(shared.clone()))),
+            io.spawn.spawn("readiness", Box::pin(ready(shared.clone(), health.clone()))),
+        ];
+        tracing::info!(cluster = identity.cluster.hex(), member = %identity.id, %bound, "started");
+        Ok(Node { shared, health, incarnation, address: bound, stop_serving, ended, tasks })
+    }
+}
+
+async fn establish(io: &Io, log: &mut Log, origin: &Origin, address: &Address) -> Result<Identity, Fault> {
+    let mut rng = io.rng.stream("identity");
+    let uuid = log.uuid(|| {
+        let mut uuid = [0; 16];
+        rng.fill(&mut uuid);
+        uuid
+    })?;
+    match origin {
+        Origin::Existing => Err(Fault::new(format!(
+            "{} holds no member of a cluster: to found a new cluster start with --bootstrap, to enter an existing one \
+             with --join and the address of a member",
+            io.disk.describe()
+        ))),
+        Origin::Bootstrap => {
+            let identity = Identity { cluster: ClusterId(rng.bits() | 1), id: NodeId(1) };
+            let founder = Member {
+                id: 1,
+                uuid: uuid.to_vec().into(),
+                address: address.to_string(),
+                role: MemberRole::Voter.into(),
+            };
+            log.establish(identity, &[genesis(&founder)])?;
+            Ok(identity)
+        }
+        Origin::Join(seeds) => {
+            let identity = join::join(io, seeds, &uuid, address).await?;
+            log.establish(identity, &[])?;
+            Ok(identity)
+        }
+    }
+}
+
+/// Says that the node serves once a majority has confirmed that it is up to date.
+async fn ready(shared: Arc<SharedNodeState>, health: Health) {
+    let patience = limits::REQUEST_TIMEOUT;
+    while shared.read_barrier(shared.io.clock.now() + patience).await.is_err() {
+        shared.io.clock.sleep(limits::TICK).await;
+    }
+    health.set_serving(true);
+}
+
+/// The leader's controllers, one look after another.
+async fn control(shared: Arc<SharedNodeState>) {
+    let mut last_stamp = shared.io.clock.now();
+    loop {
+        shared.io.clock.sleep(limits::CONTROL_PERIOD).await;
+        if !shared.leads() {
+            continue;
+        }
+        // Cluster time is carried by entries: while sessions live, it must go on without clients, too.
+        let keep_time = shared.io.clock.now().since(last_stamp) >= limits::SESSION_TTL / 10;
+        if keep_time {
+            last_stamp = shared.io.clock.now();
+        }
+        if let Err(fault) = control_once(&shared, keep_time).await {
+            shared.io.spawn.fail_stop(fault);
+            return;
+        }
+    }
+}
+
+async fn control_once(shared: &SharedNodeState, keep_time: bool) -> Result<(), Fault> {
+    let clock = &shared.io.clock;
+    let (expire, members) = {
+        let (head, rows) = shared.reader.snapshot()?;
+        let now = ClusterTime(head.cluster_time_ms);
+        (controller::expire_sessions(&head, &rows, now, keep_time)?, member::all(&rows)?)
+    };
+    // What fails here is looked at again in the next period.
+    if let Some(command) = expire {
+        let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.propose(command.encode_to_vec().into())).await;
+    }
+    if let Some(change) = controller::promote(&shared.raft.status(), &members) {
+        let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.change_members(change)).await;
+    }
+    Ok(())
+}
+
+/// A running node. Dropping it cancels its tasks without ceremony, like a crash.
+pub struct Node {
+    shared: Arc<SharedNodeState>,
+    health: Health,
+    incarnation: Incarnation,
+    address: Address,
+    stop_serving: oneshot::Sender<()>,
+    ended: oneshot::Receiver<()>,
+    tasks: Vec<TaskHandle>,
+}
+
+impl Node {
+    /// Who it is.
+    pub fn identity(&self) -> Identity {
+        self.shared.identity
+    }
+
+    /// How often the member has started.
+    pub fn incarnation(&self) -> Incarnation {
+        self.incarnation
+    }
+
+    /// The address it listens on.
+    pub fn address(&self) -> &Address {
+        &self.address
+    }
+
+    /// What it knows of itself and the group.
+    pub fn status(&self) -> Status {
+        self.shared.raft.status()
+    }
+
+    /// Waits until it serves: a leader is known and this member is up to date. Give it a deadline.
+    pub async fn wait_ready(&self) {
+        while self.shared.read_barrier(self.shared.io.clock.now() + limits::REQUEST_TIMEOUT).await.is_err() {
+            self.shared.io.clock.sleep(limits::TICK).await;
+        }
+    }
+
+    /// Stops it in order: no new work, leadership handed over, state durable, calls under way answered.
+    pub async fn stop(self) {
+        self.health.set_serving(false);
+        self.shared.raft.stop().await;
+        let _ = self.stop_serving.send(());
+        // Streams of peers end when their other end does; nobody waits for them.
+        let _ = self.shared.io.clock.timeout(limits::TICK * 5, self.ended).await;
+        drop(self.tasks);
+    }
+}
