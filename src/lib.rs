@@ -35,6 +35,8 @@ pub mod api;
 
 pub mod node;
 
+pub mod cli;
+
 pub mod os;
 
 #[cfg(all(feature = "sim", not(madsim)))]

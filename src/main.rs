@@ -1,2 +1,5 @@
 //! The binary `node`.
-fn main() {}
+
+fn main() {
+    cairn::os::exit(cairn::cli::main())
+}

@@ -62,3 +62,19 @@ pub async fn stop_signal() -> std::io::Result<()> {
 pub fn exit(code: i32) -> ! {
     std::process::exit(code)
 }
+
+/// The text of a file.
+///
+/// # Errors
+/// What the file system says.
+pub fn read_text(path: &Path) -> std::io::Result<String> {
+    std::fs::read_to_string(path)
+}
+
+/// Sends log lines to standard error: warnings, or what the variable `CAIRN_LOG` asks for (`info`, `cairn=debug`, …).
+pub fn start_logging() {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_env("CAIRN_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    // Fails only if logging was started before, and then it goes on.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

@@ -1,0 +1,49 @@
+//! `cairn.toml`: the options of `node start` as a file. The command line wins over the file.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use crate::error::{Context, Fault};
+
+/// The keys of `cairn.toml`. An unknown key is an error, not a typo that nobody notices.
+#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where the node keeps its data.
+    pub data_dir: Option<PathBuf>,
+    /// The address it listens on.
+    pub listen: Option<String>,
+    /// The address others reach it at.
+    pub advertise: Option<String>,
+    /// Members to ask when it enters a cluster.
+    pub join: Option<Vec<String>>,
+    /// Found a new cluster if it is in none.
+    pub bootstrap: Option<bool>,
+    /// Allow an address beyond this machine without encryption.
+    pub insecure: Option<bool>,
+    /// Shortest election timeout, in milliseconds.
+    pub election_timeout_ms: Option<u64>,
+}
+
+impl Config {
+    /// Parses the text of a file called `name`.
+    ///
+    /// # Errors
+    /// The line and what is wrong with it.
+    pub fn parse(name: &str, text: &str) -> Result<Self, Fault> {
+        toml::from_str(text).context(|| format!("read the configuration {name}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_refused_by_name() {
+        let error = Config::parse("cairn.toml", "listen = \"127.0.0.1:1\"\nlisten_adress = 1").unwrap_err().to_string();
+        assert!(error.contains("listen_adress") && error.contains("cairn.toml"), "{error}");
+        assert_eq!(Config::parse("x", "bootstrap = true").unwrap().bootstrap, Some(true));
+    }
+}

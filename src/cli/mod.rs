@@ -1,0 +1,174 @@
+//! The command line: what people and scripts type.
+//!
+//! Exit status: 0 done; 1 refused, not found or failed; 2 wrong usage; 3 not done because the cluster could not be
+//! reached; 4 the outcome is unknown; 70 the node stopped itself because it could not go on safely.
+
+mod config;
+mod kv;
+mod output;
+mod serve;
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::client::{Client, ClientError};
+use crate::error::Fault;
+use crate::ids::Address;
+use crate::os;
+
+/// Cairn: a consensus node. One is a working system, three lose nothing when a machine dies.
+#[derive(Parser)]
+#[command(name = "node", version, after_help = "Examples:\n  node dev\n  node kv put greeting hello\n  node kv get greeting\n  node cluster status")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start one node for trying things out: everything on, data kept between runs
+    #[command(after_help = "Example:\n  node dev\n  node dev --data-dir /tmp/cairn --listen 127.0.0.1:7500")]
+    Dev(serve::Dev),
+    /// Start a node of a cluster
+    #[command(after_help = "Examples:\n  \
+        node start --data-dir n1 --listen 127.0.0.1:7400 --bootstrap\n  \
+        node start --data-dir n2 --listen 127.0.0.1:7401 --join 127.0.0.1:7400\n  \
+        node start --config cairn.toml")]
+    Start(serve::Start),
+    /// Read and write the key-value store
+    #[command(after_help = "Examples:\n  node kv put greeting hello\n  node kv get greeting\n  node kv list --prefix gre")]
+    Kv {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        command: kv::Kv,
+    },
+    /// Look at the cluster
+    #[command(after_help = "Example:\n  node cluster status -o json")]
+    Cluster {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        command: Cluster,
+    },
+}
+
+#[derive(Subcommand)]
+enum Cluster {
+    /// Members, roles, leader, term, and how far each has come
+    Status,
+}
+
+/// How to reach the cluster, and how to print.
+#[derive(Args)]
+struct Connection {
+    /// Addresses of members, the first that answers is used
+    #[arg(long, global = true, env = "CAIRN_ENDPOINTS", value_delimiter = ',', default_value = "127.0.0.1:7400")]
+    endpoints: Vec<Address>,
+    /// How long to try, in seconds
+    #[arg(long, global = true, default_value = "10", value_parser = seconds)]
+    timeout: Duration,
+    /// What to print
+    #[arg(short = 'o', long = "output", global = true, default_value = "table")]
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// For programs: one JSON document
+    Json,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.trim_end_matches('s').parse::<f64>() {
+        Ok(value) if (0.001..=300.0).contains(&value) => Ok(Duration::from_secs_f64(value)),
+        _ => Err(format!("{text:?} is not a number of seconds from 0.001 to 300")),
+    }
+}
+
+impl Connection {
+    fn client(&self) -> Result<Client, Failure> {
+        Ok(Client::new(os::client_io()?, &self.endpoints, self.timeout))
+    }
+}
+
+/// Why a command did not succeed.
+enum Failure {
+    Fault(Fault),
+    Client(ClientError),
+    NotFound(String),
+}
+
+impl From<Fault> for Failure {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::Client(error)
+    }
+}
+
+impl Failure {
+    fn report(&self) -> i32 {
+        match self {
+            Self::Fault(fault) => eprintln!("error: {fault}"),
+            Self::NotFound(what) => eprintln!("error: {what}"),
+            Self::Client(error @ ClientError::Unavailable(_)) => {
+                eprintln!("error: {error}\nIs a node running there? Start one with: node dev");
+                return 3;
+            }
+            Self::Client(error @ ClientError::Unknown(_)) => {
+                eprintln!("error: {error}");
+                return 4;
+            }
+            Self::Client(error) => eprintln!("error: {error}"),
+        }
+        1
+    }
+}
+
+/// Runs the command line and gives the exit status.
+pub fn main() -> i32 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; clap knows which stream each belongs to.
+            let _ = error.print();
+            return error.exit_code();
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: start the runtime: {error}");
+            return 1;
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Dev(dev) => dev.run().await,
+            Command::Start(start) => start.run().await,
+            Command::Kv { connection, command } => command.run(&connection).await,
+            Command::Cluster { connection, command: Cluster::Status } => status(&connection).await,
+        }
+    });
+    match result {
+        Ok(()) => 0,
+        Err(failure) => failure.report(),
+    }
+}
+
+async fn status(connection: &Connection) -> Result<(), Failure> {
+    let status = connection.client()?.status().await?;
+    match connection.output {
+        Output::Json => output::json(&output::status_json(&status)),
+        Output::Table => output::status_table(&status),
+    }
+    Ok(())
+}

@@ -1,0 +1,99 @@
+//! Tables for people, JSON for programs.
+
+use serde_json::{Value, json};
+
+use crate::ids::ClusterId;
+use crate::proto::v1::{KeyValue, MemberRole, StatusReply};
+
+/// Prints one JSON document.
+pub fn json(value: &Value) {
+    println!("{value:#}");
+}
+
+/// Prints rows in columns as wide as their widest cell.
+pub fn table(head: &[&str], rows: &[Vec<String>]) {
+    let width = |column: usize| {
+        let cells = rows.iter().map(|row| row[column].chars().count());
+        cells.chain([head[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..head.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        println!("{}", padded.join("  ").trim_end());
+    };
+    line(&mut head.iter().copied());
+    for row in rows {
+        line(&mut row.iter().map(String::as_str));
+    }
+}
+
+fn role_name(role: MemberRole) -> &'static str {
+    match role {
+        MemberRole::Voter => "voter",
+        MemberRole::Learner => "learner",
+        MemberRole::Removed => "removed",
+        MemberRole::Unspecified => "unknown",
+    }
+}
+
+/// The status of a cluster as one document.
+pub fn status_json(status: &StatusReply) -> Value {
+    let members = status.members.iter().filter_map(|row| {
+        let member = row.member.as_ref()?;
+        Some(json!({
+            "id": member.id,
+            "address": member.address,
+            "role": role_name(member.role()),
+            "leader": member.id == status.leader,
+            "matched_index": row.matched_index,
+        }))
+    });
+    json!({
+        "cluster_id": ClusterId(status.cluster_id).hex(),
+        "answered_by": status.id,
+        "role": status.role,
+        "leader": (status.leader != 0).then_some(status.leader),
+        "term": status.term,
+        "commit_index": status.commit_index,
+        "applied_index": status.applied_index,
+        "last_index": status.last_index,
+        "cluster_time_ms": status.cluster_time_ms,
+        "version": status.version,
+        "members": members.collect::<Vec<_>>(),
+    })
+}
+
+/// The status of a cluster for people.
+pub fn status_table(status: &StatusReply) {
+    let leader = if status.leader == 0 { "none known".into() } else { format!("member {}", status.leader) };
+    println!("cluster {}  leader {leader}  term {}", ClusterId(status.cluster_id).hex(), status.term);
+    println!(
+        "answered by member {} ({})  committed {}  applied {}  log ends at {}  version {}\n",
+        status.id, status.role, status.commit_index, status.applied_index, status.last_index, status.version
+    );
+    let row = |row: &crate::proto::v1::MemberStatus| {
+        let member = row.member.as_ref()?;
+        Some(vec![
+            member.id.to_string(),
+            member.address.clone(),
+            role_name(member.role()).to_owned(),
+            if member.id == status.leader { "yes".into() } else { String::new() },
+            row.matched_index.map_or("-".into(), |index| index.to_string()),
+        ])
+    };
+    let rows: Vec<_> = status.members.iter().filter_map(row).collect();
+    table(&["ID", "ADDRESS", "ROLE", "LEADER", "LOG"], &rows);
+}
+
+/// Text where bytes are text, else an escaped form.
+pub fn printable(bytes: &[u8]) -> String {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => text.to_owned(),
+        Err(_) => bytes.escape_ascii().to_string(),
+    }
+}
+
+/// A key as a JSON object.
+pub fn key_value_json(row: &KeyValue) -> Value {
+    json!({ "key": printable(&row.key), "value": printable(&row.value), "revision": row.revision })
+}

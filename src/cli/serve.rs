@@ -1,0 +1,201 @@
+//! `node dev` and `node start`: running a node until it is told to stop.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+
+use super::Failure;
+use super::config::Config;
+use crate::error::{Context, Fault};
+use crate::ids::Address;
+use crate::limits::ELECTION_TIMEOUT;
+use crate::node::{Node, NodeBuilder, Origin};
+use crate::os;
+
+/// How long an orderly stop may take before the process goes anyway.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Options of `node dev`.
+#[derive(Args)]
+pub struct Dev {
+    /// Where to keep the data [default: cairn/dev under $XDG_STATE_HOME or ~/.local/state]
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1:7400")]
+    listen: Address,
+}
+
+/// Options of `node start`.
+#[derive(Args)]
+pub struct Start {
+    /// Read options from a TOML file; options on the command line win
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Where the node keeps its data
+    #[arg(long, env = "CAIRN_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Address to listen on [default: 127.0.0.1:7400]
+    #[arg(long, env = "CAIRN_LISTEN")]
+    listen: Option<Address>,
+    /// Address that others reach it at, where it is another
+    #[arg(long, env = "CAIRN_ADVERTISE")]
+    advertise: Option<Address>,
+    /// Found a new cluster, if the data directory holds no member yet
+    #[arg(long, conflicts_with = "join")]
+    bootstrap: bool,
+    /// Enter the cluster of the member at this address, if the data directory holds no member yet
+    #[arg(long, env = "CAIRN_JOIN", value_delimiter = ',')]
+    join: Vec<Address>,
+    /// Listen beyond this machine without encryption: anyone who reaches the port controls the cluster
+    #[arg(long)]
+    insecure: bool,
+    /// Shortest time without a leader before an election, in milliseconds [default: 1000]
+    #[arg(long)]
+    election_timeout_ms: Option<u64>,
+}
+
+impl Dev {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let data_dir = match self.data_dir {
+            Some(dir) => dir,
+            None => default_dir()?,
+        };
+        let options = Options {
+            listen: self.listen,
+            advertise: None,
+            origin: Origin::Bootstrap,
+            insecure: false,
+            election_timeout: ELECTION_TIMEOUT,
+        };
+        let listen = options.listen.clone();
+        serve(&data_dir, options, |node| {
+            println!("Cairn is ready on {}; data in {}", node.address(), data_dir.display());
+            let endpoints = match listen.as_str() {
+                "127.0.0.1:7400" => String::new(),
+                _ => format!(" --endpoints {}", node.address()),
+            };
+            println!("\nTry, in another terminal:");
+            println!("  node kv{endpoints} put greeting hello\n  node kv{endpoints} get greeting\n  node cluster{endpoints} status");
+            println!("\nCtrl-C stops it.");
+        })
+        .await
+    }
+}
+
+fn default_dir() -> Result<PathBuf, Fault> {
+    let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
+    let home = || std::env::var_os("HOME").map(|home| Path::new(&home).join(".local/state"));
+    let base = state.or_else(home);
+    base.map(|base| base.join("cairn/dev"))
+        .ok_or_else(|| Fault::new("there is no home directory to keep data in; choose a place with --data-dir"))
+}
+
+impl Start {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let config = match &self.config {
+            Some(path) => {
+                let text = os::read_text(path).context(|| format!("read {}", path.display()))?;
+                Config::parse(&path.display().to_string(), &text)?
+            }
+            None => Config::default(),
+        };
+        let address = |text: Option<String>, key: &str| {
+            text.map(|text| text.parse::<Address>()).transpose().context(|| format!("read {key}"))
+        };
+        let listen = match self.listen {
+            Some(listen) => listen,
+            None => address(config.listen, "listen")?.unwrap_or("127.0.0.1:7400".parse().expect("an address")),
+        };
+        let advertise = match self.advertise {
+            Some(advertise) => Some(advertise),
+            None => address(config.advertise, "advertise")?,
+        };
+        let mut join = self.join;
+        if join.is_empty() && !self.bootstrap {
+            for text in config.join.unwrap_or_default() {
+                join.push(text.parse().context(|| "read join".into())?);
+            }
+        }
+        let origin = match (self.bootstrap || config.bootstrap == Some(true), join.is_empty()) {
+            (true, true) => Origin::Bootstrap,
+            (false, false) => Origin::Join(join),
+            (false, true) => Origin::Existing,
+            (true, false) => return Err(Fault::new("bootstrap and join exclude each other").into()),
+        };
+        let data_dir = self.data_dir.or(config.data_dir).ok_or_else(|| {
+            Fault::new("no data directory; say where to keep data with --data-dir, or data_dir in the configuration")
+        })?;
+        let timeout = self.election_timeout_ms.or(config.election_timeout_ms).map(Duration::from_millis);
+        let options = Options {
+            listen,
+            advertise,
+            origin,
+            insecure: self.insecure || config.insecure == Some(true),
+            election_timeout: timeout.unwrap_or(ELECTION_TIMEOUT),
+        };
+        serve(&data_dir, options, |node| {
+            let identity = node.identity();
+            println!("member {} of cluster {} is ready on {}", identity.id, identity.cluster.hex(), node.address());
+        })
+        .await
+    }
+}
+
+struct Options {
+    listen: Address,
+    advertise: Option<Address>,
+    origin: Origin,
+    insecure: bool,
+    election_timeout: Duration,
+}
+
+/// Runs a node until the first signal stops it in order; a second one ends the process at once.
+async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) -> Result<(), Failure> {
+    os::start_logging();
+    for address in [Some(&options.listen), options.advertise.as_ref()].into_iter().flatten() {
+        if !address.is_loopback() && !options.insecure {
+            return Err(Fault::new(format!(
+                "{address} can be reached from other machines, and connections are not encrypted: anyone there could \
+                 control this node. Use a loopback address, or say --insecure if the network is yours alone"
+            ))
+            .into());
+        }
+    }
+    let io = os::io(data_dir)?;
+    let clock = io.clock.clone();
+    let mut builder =
+        NodeBuilder::new(io, options.listen).origin(options.origin).election_timeout(options.election_timeout);
+    if let Some(advertise) = options.advertise {
+        builder = builder.advertise(advertise);
+    }
+    let signal = || async { os::stop_signal().await.context(|| "wait for signals".into()) };
+    let node = tokio::select! {
+        biased;
+        result = signal() => return result.map_err(Failure::from),
+        node = builder.start() => node?,
+    };
+    let ready = tokio::select! {
+        biased;
+        result = signal() => result.map(|()| false)?,
+        () = node.wait_ready() => true,
+    };
+    if ready {
+        announce(&node);
+        signal().await?;
+    }
+    eprintln!("stopping; a second Ctrl-C ends it at once");
+    tokio::select! {
+        biased;
+        result = signal() => {
+            result?;
+            os::exit(130)
+        }
+        stopped = clock.timeout(STOP_TIMEOUT, node.stop()) => {
+            stopped.context(|| format!("stop in order within {STOP_TIMEOUT:?}"))?;
+        }
+    }
+    eprintln!("stopped");
+    Ok(())
+}
