@@ -47,20 +47,21 @@ impl ClusterService {
         let (head, rows) = self.0.reader.snapshot().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         let cluster_id = self.0.identity.cluster.0;
+        let live: Vec<Member> =
+            members.iter().filter(|member| member.role() != MemberRole::Removed).cloned().collect();
         if let Some(known) = members.iter().find(|member| member.uuid == request.uuid) {
             return match known.role() {
                 MemberRole::Removed => Err(Status::failed_precondition(format!(
                     "this node was member {} and was removed; to join again give it an empty data directory",
                     known.id
                 ))),
-                _ => Ok(JoinReply { cluster_id, id: known.id }),
+                _ => Ok(JoinReply { cluster_id, id: known.id, members: live }),
             };
         }
-        let live = members.iter().filter(|member| member.role() != MemberRole::Removed);
-        if live.clone().count() >= MEMBERS_MAX {
+        if live.len() >= MEMBERS_MAX {
             return Err(Status::resource_exhausted(format!("a cluster has at most {MEMBERS_MAX} members")));
         }
-        if let Some(same) = live.clone().find(|member| member.address == request.address) {
+        if let Some(same) = live.iter().find(|member| member.address == request.address) {
             let text = format!("member {} has the address {} already", same.id, request.address);
             return Err(Status::already_exists(text));
         }
@@ -73,7 +74,7 @@ impl ClusterService {
         };
         let change = v1::MemberChange { members: vec![learner] };
         match self.0.io.clock.deadline(deadline, self.0.raft.change_members(change)).await {
-            Ok(Ok(_)) => Ok(JoinReply { cluster_id, id }),
+            Ok(Ok(_)) => Ok(JoinReply { cluster_id, id, members: live }),
             Ok(Err(ProposeError::NotLeader(_))) => Err(Status::unavailable("not done: this member does not lead")),
             Ok(Err(error)) => Err(Status::unavailable(format!("{error}; ask again"))),
             Err(_) => Err(Status::unavailable("the change is not committed yet; ask again")),

@@ -38,7 +38,7 @@ pub fn promote(status: &Status, members: &[Member]) -> Option<v1::MemberChange> 
     }
     let caught_up = |id: NodeId| {
         let matched = status.matched.get(&id).filter(|_| status.active.contains(&id));
-        matched.is_some_and(|matched| matched.0 + CAUGHT_UP_WITHIN >= status.last.0)
+        matched.is_some_and(|matched| matched.0 > 0 && matched.0 + CAUGHT_UP_WITHIN >= status.last.0)
     };
     let ready = members.iter().filter(|member| {
         let id = NodeId(member.id);
@@ -102,6 +102,10 @@ mod tests {
         let mut behind = status(1, 2);
         behind.matched.insert(NodeId(3), Index(399));
         assert_eq!(promoted(&behind), [] as [u64; 0]);
+        let mut empty = status(1, 2);
+        (empty.last, empty.commit) = (Index(7), Index(7));
+        empty.matched.insert(NodeId(3), Index(0));
+        assert_eq!(promoted(&empty), [] as [u64; 0], "a short log is not a log that was received");
         let mut silent = status(1, 2);
         silent.active.retain(|id| *id != NodeId(3));
         assert_eq!(promoted(&silent), [] as [u64; 0]);

@@ -6,11 +6,10 @@ use std::time::Duration;
 use tonic::{Code, Request};
 
 use crate::error::Fault;
-use crate::ids::{Address, ClusterId, NodeId};
+use crate::ids::Address;
 use crate::io::Io;
 use crate::limits::{RECONNECT_PAUSE_MAX, REQUEST_TIMEOUT};
-use crate::proto::v1::{JoinRequest, cluster_client::ClusterClient};
-use crate::raft::log::Identity;
+use crate::proto::v1::{JoinReply, JoinRequest, cluster_client::ClusterClient};
 use crate::shared::LEADER_HINT;
 
 /// How long a node goes on asking before it gives up.
@@ -18,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks the members at `seeds`, and whomever they name as leader, until one answers. The same `uuid` gets the same
 /// answer, so asking again after a lost one does no harm.
-pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address) -> Result<Identity, Fault> {
+pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address) -> Result<JoinReply, Fault> {
     let deadline = io.clock.now() + PATIENCE;
     let mut hints: VecDeque<Address> = VecDeque::new();
     let mut turn = 0;
@@ -34,8 +33,7 @@ pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address
         request.set_timeout(REQUEST_TIMEOUT);
         match io.clock.timeout(REQUEST_TIMEOUT, client.join(request)).await {
             Ok(Ok(reply)) => {
-                let reply = reply.into_inner();
-                return Ok(Identity { cluster: ClusterId(reply.cluster_id), id: NodeId(reply.id) });
+                return Ok(reply.into_inner());
             }
             Ok(Err(status)) if matches!(status.code(), Code::FailedPrecondition | Code::AlreadyExists | Code::InvalidArgument | Code::ResourceExhausted) => {
                 return Err(Fault::new(format!("the cluster at {target} refused this node: {}", status.message())));

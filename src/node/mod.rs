@@ -20,10 +20,10 @@ use tokio::sync::oneshot;
 use crate::api::{self, Health};
 use crate::controller;
 use crate::error::{Context, Fault};
-use crate::ids::{Address, ClusterId, Incarnation, NodeId};
+use crate::ids::{Address, Incarnation};
 use crate::io::{Io, TaskHandle};
 use crate::limits;
-use crate::proto::v1::{Member, MemberRole};
+use crate::proto::v1::{JoinReply, Member, MemberRole};
 use crate::raft::core::{Status, genesis};
 use crate::raft::log::{Identity, Log};
 use crate::raft::manager::{self, Observer, Setup};
@@ -157,28 +157,27 @@ async fn establish(io: &Io, log: &mut Log, origin: &Origin, address: &Address) -
         uuid
     })?;
     match origin {
-        Origin::Existing => Err(Fault::new(format!(
+        Origin::Existing => return Err(Fault::new(format!(
             "{} holds no member of a cluster: to found a new cluster start with --bootstrap, to enter an existing one \
              with --join and the address of a member",
             io.disk.describe()
         ))),
         Origin::Bootstrap => {
-            let identity = Identity { cluster: ClusterId(rng.bits() | 1), id: NodeId(1) };
             let founder = Member {
                 id: 1,
                 uuid: uuid.to_vec().into(),
                 address: address.to_string(),
                 role: MemberRole::Voter.into(),
             };
-            log.establish(identity, &[genesis(&founder)])?;
-            Ok(identity)
+            let founded = JoinReply { cluster_id: rng.bits() | 1, id: founder.id, members: vec![founder.clone()] };
+            log.establish(&founded, &[genesis(&founder)])?;
         }
         Origin::Join(seeds) => {
-            let identity = join::join(io, seeds, &uuid, address).await?;
-            log.establish(identity, &[])?;
-            Ok(identity)
+            let joined = join::join(io, seeds, &uuid, address).await?;
+            log.establish(&joined, &[])?;
         }
     }
+    log.identity()?.ok_or_else(|| Fault::new("the identity that was just written is gone"))
 }
 
 /// Says that the node serves once a majority has confirmed that it is up to date.

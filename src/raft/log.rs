@@ -4,13 +4,15 @@
 //! the term it was accepted in is not. One sync serves all writes that queued up. Any error of a write or a sync ends
 //! the node; it is never retried, because a failed sync may have dropped what it claims still to hold.
 
+use std::collections::BTreeMap;
+
 use prost::Message as _;
 use raft::eraftpb::{Entry, HardState};
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::codec;
 use crate::error::{Context, Fault};
-use crate::ids::{ClusterId, Incarnation, Index, NodeId, Term};
+use crate::ids::{Address, ClusterId, Incarnation, Index, NodeId, Term};
 use crate::io::Disk;
 use crate::limits::DATABASE_CACHE_BYTES;
 use crate::proto::v1;
@@ -99,11 +101,27 @@ impl Log {
     /// # Errors
     /// The database failed or is corrupt.
     pub fn identity(&self) -> Result<Option<Identity>, Fault> {
+        let row = self.joined()?;
+        Ok(row.map(|row| Identity { cluster: ClusterId(row.cluster_id), id: NodeId(row.id) }))
+    }
+
+    fn joined(&self) -> Result<Option<v1::JoinReply>, Fault> {
         let what = || format!("read the identity from {}", self.place);
         let txn = self.db.begin_write().context(what)?;
-        let Some(bytes) = get(&txn, IDENTITY)? else { return Ok(None) };
-        let reply = v1::JoinReply::decode(&*bytes).context(what)?;
-        Ok(Some(Identity { cluster: ClusterId(reply.cluster_id), id: NodeId(reply.id) }))
+        get(&txn, IDENTITY)?.map(|bytes| v1::JoinReply::decode(&*bytes).context(what)).transpose()
+    }
+
+    /// Where the members were when this one was taken in: all it knows until it has the log.
+    ///
+    /// # Errors
+    /// The database failed or is corrupt.
+    pub fn first_peers(&self) -> Result<BTreeMap<NodeId, Address>, Fault> {
+        let members = self.joined()?.map(|row| row.members).unwrap_or_default();
+        let peer = |member: v1::Member| {
+            let address = member.address.parse().context(|| format!("read the address of member {}", member.id))?;
+            Ok((NodeId(member.id), address))
+        };
+        members.into_iter().map(peer).collect()
     }
 
     /// The member's own mark, drawn with `draw` and made durable the first time: it makes joining idempotent.
@@ -122,18 +140,17 @@ impl Log {
         Ok(uuid)
     }
 
-    /// Makes the identity durable, with the entries a founder begins with and the hard state they imply.
+    /// Makes durable who this member is, with the entries a founder begins with and the hard state they imply.
     ///
     /// # Errors
     /// The member has another identity already, or the database failed.
-    pub fn establish(&mut self, identity: Identity, genesis: &[Entry]) -> Result<(), Fault> {
+    pub fn establish(&mut self, joined: &v1::JoinReply, genesis: &[Entry]) -> Result<(), Fault> {
         let what = || format!("write the identity to {}", self.place);
         if let Some(found) = self.identity()? {
             return Err(Fault::new(format!("{} belongs to member {} already", self.place, found.id)));
         }
         let txn = self.db.begin_write().context(what)?;
-        let row = v1::JoinReply { cluster_id: identity.cluster.0, id: identity.id.0 };
-        put(&txn, IDENTITY, &row.encode_to_vec())?;
+        put(&txn, IDENTITY, &joined.encode_to_vec())?;
         if let Some(last) = genesis.last() {
             let mut hard_state = HardState::default();
             hard_state.term = last.term;

@@ -207,6 +207,7 @@ pub struct Setup<M> {
 /// Log or state are corrupt or contradict each other.
 pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, TaskHandle), Fault> {
     let Setup { io, identity, election_ticks, mut log, machine, observer } = setup;
+    let first_peers = log.first_peers()?;
     let recovered = log.recover()?;
     let incarnation = recovered.incarnation;
     let conf_state = codec::conf_state(machine.conf_state()).context(|| "read the membership of the state".into())?;
@@ -219,7 +220,11 @@ pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, Ta
     let (frames_sender, frames) = mpsc::channel(limits::INBOX_FRAMES_MAX);
     let (unreachable_sender, unreachable) = mpsc::channel(limits::MEMBERS_MAX);
     let mut transport = Transport::new(io.clone(), identity, incarnation, unreachable_sender);
-    transport.set_peers(&machine.peers()?);
+    let mut peers = machine.peers()?;
+    if peers.is_empty() {
+        peers = first_peers;
+    }
+    transport.set_peers(&peers);
     let cluster_time = machine.cluster_time();
     let log_owner = LogOwner { log: Some(log), done: done_sender.clone(), spawn: io.spawn.clone() };
     let apply_owner = ApplyOwner { machine: Some(machine), done: done_sender, spawn: io.spawn.clone() };
