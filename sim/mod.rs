@@ -9,7 +9,11 @@
 
 pub mod clock;
 pub mod disk;
+pub mod history;
 pub mod network;
+pub mod oracle;
+pub mod plan;
+pub mod run;
 pub mod spawn;
 pub mod trace;
 pub mod world;

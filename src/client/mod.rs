@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tonic::{Code, Request, Status};
 
 use crate::error::Reject;
@@ -67,6 +68,13 @@ enum Failure {
     NotDone(String),
     Unknown(String),
     Final(ClientError),
+}
+
+/// One attempt at one member.
+type Attempt<T> = BoxFuture<'static, Result<tonic::Response<T>, Status>>;
+
+fn store(channel: Channel) -> StoreClient<Channel> {
+    StoreClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 fn failure(status: Status) -> Failure {
@@ -152,8 +160,8 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn status(&self) -> Result<v1::StatusReply, ClientError> {
-        self.attempts(async |channel, _| {
-            ClusterClient::new(channel).status(v1::StatusRequest {}).await
+        self.attempts(|channel, _| {
+            Box::pin(async move { ClusterClient::new(channel).status(v1::StatusRequest {}).await })
         })
         .await
     }
@@ -183,12 +191,12 @@ impl Client {
     async fn execute_once(&self, session: SessionId, seq: Seq, kind: &Kind) -> Result<reply::Kind, ClientError> {
         let mut unsure = false;
         let result = self
-            .attempts_noting(&mut unsure, async |channel, deadline: Monotonic| {
+            .attempts_noting(&mut unsure, |channel, deadline| {
                 let acknowledged = self.lock().acknowledged;
                 let header = v1::SessionHeader { session: session.0, seq: seq.0, acknowledged };
                 let mut request = Request::new(v1::Command { session: Some(header), kind: Some(kind.clone()) });
                 request.set_timeout(deadline.since(self.io.clock.now()));
-                StoreClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).execute(request).await
+                Box::pin(async move { store(channel).execute(request).await })
             })
             .await?;
         match answer(result) {
@@ -229,9 +237,9 @@ impl Client {
         }
         // A session opened twice by a retry costs a row until it expires, nothing else.
         let reply = self
-            .attempts(async |channel, _| {
-                let open = Kind::OpenSession(v1::OpenSession {});
-                StoreClient::new(channel).execute(v1::Command { session: None, kind: Some(open) }).await
+            .attempts(|channel, _| {
+                let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession {})) };
+                Box::pin(async move { store(channel).execute(open).await })
             })
             .await?;
         match answer(reply)? {
@@ -245,10 +253,10 @@ impl Client {
 
     async fn query(&self, kind: query_request::Kind) -> Result<query_reply::Kind, ClientError> {
         let reply = self
-            .attempts(async |channel, deadline: Monotonic| {
+            .attempts(|channel, deadline| {
                 let mut request = Request::new(v1::QueryRequest { serializable: false, kind: Some(kind.clone()) });
                 request.set_timeout(deadline.since(self.io.clock.now()));
-                StoreClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX).query(request).await
+                Box::pin(async move { store(channel).query(request).await })
             })
             .await?;
         reply.kind.ok_or_else(|| ClientError::Unavailable("an answer from a newer version".into()))
@@ -256,7 +264,7 @@ impl Client {
 
     async fn attempts<T>(
         &self,
-        attempt: impl AsyncFn(Channel, Monotonic) -> Result<tonic::Response<T>, Status>,
+        attempt: impl Fn(Channel, Monotonic) -> Attempt<T> + Send,
     ) -> Result<T, ClientError> {
         self.attempts_noting(&mut false, attempt).await
     }
@@ -266,7 +274,7 @@ impl Client {
     async fn attempts_noting<T>(
         &self,
         unsure: &mut bool,
-        attempt: impl AsyncFn(Channel, Monotonic) -> Result<tonic::Response<T>, Status>,
+        attempt: impl Fn(Channel, Monotonic) -> Attempt<T> + Send,
     ) -> Result<T, ClientError> {
         let clock = &self.io.clock;
         let deadline = clock.now() + self.timeout;

@@ -1,0 +1,72 @@
+//! What clients did and saw: the only evidence about the data that an oracle may use.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+/// What a client asked for on one key. Every written value is unique in a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Set the key, perhaps only at a revision (0: only if absent).
+    Put {
+        /// The value.
+        value: u64,
+        /// The precondition.
+        expected: Option<u64>,
+    },
+    /// Remove the key.
+    Delete,
+    /// Read the key.
+    Get,
+}
+
+/// What it saw.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    /// The put gave this revision.
+    Put(u64),
+    /// The precondition failed: the revision was this.
+    Mismatch(u64),
+    /// The delete found the key, or not.
+    Deleted(bool),
+    /// The read found value and revision, or nothing.
+    Got(Option<(u64, u64)>),
+    /// Certainly nothing happened.
+    NotDone,
+    /// It may have happened, and may yet.
+    Unknown,
+}
+
+/// One operation, with the virtual times at which it began and ended.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Who.
+    pub client: u64,
+    /// On which key.
+    pub key: u64,
+    /// What.
+    pub op: Op,
+    /// Began.
+    pub from: Duration,
+    /// Ended.
+    pub to: Duration,
+    /// With what.
+    pub seen: Seen,
+}
+
+/// All operations of a run.
+#[derive(Default)]
+pub struct History {
+    records: Mutex<Vec<Record>>,
+}
+
+impl History {
+    /// Adds one that has ended.
+    pub fn add(&self, record: Record) {
+        self.records.lock().unwrap().push(record);
+    }
+
+    /// All of them.
+    pub fn records(&self) -> Vec<Record> {
+        self.records.lock().unwrap().clone()
+    }
+}

@@ -1,0 +1,177 @@
+//! A seed expanded: the cluster, the load, and every fault with its time. Printed before it runs.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::io::{Rng, RngStream};
+use crate::sim::disk::PowerCut;
+use crate::sim::network::Weather;
+
+/// A machine of the cluster, by its place in it (0 is the founder's).
+pub type Place = usize;
+
+/// What a seed does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Members.
+    pub nodes: usize,
+    /// Clients, each on a machine of its own, doing one thing at a time.
+    pub clients: usize,
+    /// Operations of each client.
+    pub operations: u64,
+    /// Keys they share.
+    pub keys: u64,
+    /// What the network is like until it heals.
+    pub weather: Weather,
+    /// What happens, in order of time since the cluster was formed.
+    pub faults: Vec<(Duration, Fault)>,
+}
+
+/// One thing that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The process is killed and started again.
+    Kill {
+        /// Which.
+        node: Place,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// The power goes and comes back.
+    Power {
+        /// Which.
+        node: Place,
+        /// What becomes of unsynced writes, in thousandths.
+        drop_permille: u64,
+        /// And torn ones.
+        tear_permille: u64,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// It is stopped in order and started again.
+    Stop {
+        /// Which.
+        node: Place,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// It stops answering while its clock runs.
+    Pause {
+        /// Which.
+        node: Place,
+        /// For how long.
+        span: Duration,
+    },
+    /// Messages from one to another are lost; the way back works.
+    CutOneWay {
+        /// From.
+        from: Place,
+        /// To.
+        to: Place,
+        /// For how long.
+        span: Duration,
+    },
+    /// It reaches no other member, nor they it. Clients do.
+    Isolate {
+        /// Which.
+        node: Place,
+        /// For how long.
+        span: Duration,
+    },
+    /// Power for all at once.
+    Blackout {
+        /// What becomes of unsynced writes, in thousandths.
+        drop_permille: u64,
+        /// How long they stay off.
+        down: Duration,
+    },
+}
+
+impl Fault {
+    /// What a power cut does to the disk here.
+    pub fn power_cut(drop_permille: u64, tear_permille: u64) -> PowerCut {
+        PowerCut { drop_permille, tear_permille }
+    }
+}
+
+/// Kinds of faults; each seed has its own subset.
+const KINDS: usize = 7;
+
+impl Plan {
+    /// The plan of a source of randomness.
+    pub fn draw(rng: &Rng) -> Self {
+        let mut cluster = rng.stream("plan/cluster");
+        let nodes = *cluster.pick(&[1, 3, 3, 3, 3, 5]);
+        let mut load = rng.stream("plan/load");
+        Self {
+            nodes,
+            clients: load.range(1, 5) as usize,
+            operations: load.range(15, 50),
+            keys: load.range(1, 5),
+            weather: weather(&mut rng.stream("plan/weather")),
+            faults: faults(&mut rng.stream("plan/faults"), nodes),
+        }
+    }
+}
+
+fn weather(rng: &mut RngStream) -> Weather {
+    if rng.chance(200) {
+        return Weather::CALM;
+    }
+    let maybe = |rng: &mut RngStream, most: u64| if rng.chance(500) { rng.range(0, most) } else { 0 };
+    let delay_min = Duration::from_millis(1);
+    Weather {
+        delay_min,
+        delay_max: delay_min + Duration::from_millis(rng.range(1, 40)),
+        slow_permille: maybe(rng, 50),
+        lose_permille: maybe(rng, 200),
+        repeat_permille: maybe(rng, 200),
+        replay_per_100k: maybe(rng, 1000),
+    }
+}
+
+fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)> {
+    let enabled: Vec<u64> = (0..KINDS as u64).filter(|_| rng.chance(400)).collect();
+    let count = if enabled.is_empty() { 0 } else { rng.range(0, 12) };
+    let mut faults: Vec<(Duration, Fault)> = (0..count)
+        .map(|_| {
+            let at = Duration::from_millis(rng.range(0, 25_000));
+            (at, fault(rng, &enabled, nodes))
+        })
+        .collect();
+    faults.sort_by_key(|(at, _)| *at);
+    faults
+}
+
+fn fault(rng: &mut RngStream, enabled: &[u64], nodes: usize) -> Fault {
+    let node = rng.range(0, nodes as u64) as usize;
+    let to = rng.range(0, nodes as u64) as usize;
+    let down = Duration::from_millis(rng.range(1, 6_000));
+    let span = Duration::from_millis(rng.range(50, 6_000));
+    let drop_permille = *rng.pick(&[0, 300, 700, 1000]);
+    let tear_permille = *rng.pick(&[0, 0, 300, 1000]);
+    match *rng.pick(enabled) {
+        0 => Fault::Kill { node, down },
+        1 => Fault::Power { node, drop_permille, tear_permille, down },
+        2 => Fault::Stop { node, down },
+        3 => Fault::Pause { node, span },
+        4 => Fault::CutOneWay { from: node, to, span },
+        5 => Fault::Isolate { node, span },
+        _ => Fault::Blackout { drop_permille, down },
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} nodes, {} clients with {} operations each on {} keys",
+            self.nodes, self.clients, self.operations, self.keys
+        )?;
+        writeln!(f, "{:?}", self.weather)?;
+        for (at, fault) in &self.faults {
+            writeln!(f, "{:>7.3} s  {fault:?}", at.as_secs_f64())?;
+        }
+        Ok(())
+    }
+}
