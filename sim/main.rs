@@ -12,7 +12,10 @@ use clap::{Parser, Subcommand};
 
 /// Runs the real node on simulated machines under attack. Every run follows from one number.
 #[derive(Parser)]
-#[command(name = "sim", after_help = "Examples:\n  sim run --seed 7\n  sim run --seed 7 --print\n  sim sweep --from 1000 --count 200\n  sim meta --from 0 --count 10")]
+#[command(
+    name = "sim",
+    after_help = "Examples:\n  sim run --seed 7\n  sim run --seed 7 --print\n  sim sweep --from 1000 --count 200\n  sim meta --from 0 --count 10"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

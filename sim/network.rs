@@ -122,13 +122,7 @@ impl SimNetwork {
             ports: 40_000,
             counts: NetworkCounts::default(),
         };
-        Arc::new(Self {
-            state: Mutex::new(state),
-            changed: Notify::new(),
-            rng,
-            trace,
-            time: TimeHandle::current(),
-        })
+        Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), rng, trace, time: TimeHandle::current() })
     }
 
     /// The network as one boot of a machine sees it.
@@ -149,7 +143,11 @@ impl SimNetwork {
     /// Cuts or mends the link from one machine to another; the other direction is another link.
     pub fn set_cut(&self, from: MachineId, to: MachineId, cut: bool) {
         let mut state = self.state.lock().unwrap();
-        if cut { state.cuts.insert((from, to)) } else { state.cuts.remove(&(from, to)) };
+        if cut {
+            state.cuts.insert((from, to))
+        } else {
+            state.cuts.remove(&(from, to))
+        };
         drop(state);
         self.changed.notify_waiters();
     }
@@ -247,9 +245,7 @@ impl Network for Port {
     fn connect(&self, address: &Address) -> Channel {
         let (network, from, node) = (self.network.clone(), self.machine, self.node.clone());
         let address = address.clone();
-        Channel::new(service_fn(move |request| {
-            call(network.clone(), from, node.clone(), address.clone(), request)
-        }))
+        Channel::new(service_fn(move |request| call(network.clone(), from, node.clone(), address.clone(), request)))
     }
 }
 
@@ -491,10 +487,7 @@ impl http_body::Body for Pipe {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         if this.ended {
             return Poll::Ready(None);

@@ -27,6 +27,7 @@ use crate::sim::oracle::monotonic::Monotonic;
 use crate::sim::oracle::promise::Promises;
 use crate::sim::oracle::{Violation, Violations, exactly_once, linearizable};
 use crate::sim::plan::{Fault, Plan};
+use crate::sim::trace::Trace;
 use crate::sim::world::{self, Down, FailStop, Machine, Seed, World};
 use crate::state::machine::State;
 
@@ -123,17 +124,18 @@ pub fn run_seed(seed: Seed, print: bool) -> Report {
 pub fn run_plan(seed: Seed, plan: Plan, print: bool) -> Report {
     let body = plan.clone();
     let result = world::run(seed, print, move |world| async move { Run::new(world, body).live().await });
-    result.unwrap_or_else(|panic| Report {
-        seed,
-        plan,
-        verdict: Verdict::Crash(format!("the run panicked: {panic}")),
-        trace: (0, 0),
-        elapsed: Duration::ZERO,
-        operations: (0, 0),
-        leaders: 0,
-        promises: 0,
-    })
-    .with_seed(seed)
+    result
+        .unwrap_or_else(|panic| Report {
+            seed,
+            plan,
+            verdict: Verdict::Crash(format!("the run panicked: {panic}")),
+            trace: (0, 0),
+            elapsed: Duration::ZERO,
+            operations: (0, 0),
+            leaders: 0,
+            promises: 0,
+        })
+        .with_seed(seed)
 }
 
 impl Report {
@@ -144,8 +146,8 @@ impl Report {
 }
 
 /// The oracles that listen while a run goes on.
-#[derive(Default)]
 struct Watch {
+    trace: Arc<Trace>,
     inner: Mutex<Watched>,
     violations: Violations,
 }
@@ -161,6 +163,7 @@ struct Watched {
 
 impl Observer for Watch {
     fn on_applied(&self, life: (NodeId, Incarnation), entry: &Entry, outcome: &Outcome) {
+        self.trace.event(format_args!("applied {} {} {:016x}", life.0, entry.index, outcome.digest));
         self.inner.lock().unwrap().agreement.on_applied(life.0, entry, outcome, &self.violations);
     }
 
@@ -221,7 +224,8 @@ impl Run {
     fn new(world: Arc<World>, plan: Plan) -> Self {
         let member = |_| Arc::new(Member { machine: world.machine(), stop: Mutex::default() });
         let members: Vec<Arc<Member>> = (0..plan.nodes).map(member).collect();
-        let watch = Arc::new(Watch::default());
+        let watch =
+            Arc::new(Watch { trace: world.trace.clone(), inner: Mutex::default(), violations: Violations::default() });
         let machines: BTreeMap<MachineId, Arc<Machine>> =
             members.iter().map(|member| (member.machine.id, member.machine.clone())).collect();
         let tap = watch.clone();
@@ -458,7 +462,8 @@ impl Run {
             match checked {
                 Ok((kept, counted)) if kept == counted => {}
                 Ok(_) => {
-                    let what = format!("the rows on machine {} are not those that its digest counts", member.machine.id);
+                    let what =
+                        format!("the rows on machine {} are not those that its digest counts", member.machine.id);
                     self.watch.violations.add("the digest is of the rows", what);
                 }
                 Err(fault) => self.watch.violations.add("the state opens", fault.to_string()),

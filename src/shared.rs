@@ -61,7 +61,12 @@ impl SharedNodeState {
     ///
     /// # Errors
     /// `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown.
-    pub async fn execute(&self, command: v1::Command, deadline: Monotonic, forwarded: bool) -> Result<v1::Reply, Status> {
+    pub async fn execute(
+        &self,
+        command: v1::Command,
+        deadline: Monotonic,
+        forwarded: bool,
+    ) -> Result<v1::Reply, Status> {
         let bytes = Bytes::from(command.encode_to_vec());
         loop {
             let leader = match self.await_leader(deadline).await {
@@ -77,7 +82,8 @@ impl SharedNodeState {
             }
             match self.io.clock.deadline(deadline, self.raft.propose(bytes.clone())).await {
                 Ok(Ok(reply)) => {
-                    return v1::Reply::decode(reply).map_err(|error| Status::internal(format!("decode a reply: {error}")));
+                    return v1::Reply::decode(reply)
+                        .map_err(|error| Status::internal(format!("decode a reply: {error}")));
                 }
                 // Certainly not done: whoever leads now may take it.
                 Ok(Err(ProposeError::NotLeader(_) | ProposeError::Superseded)) => {

@@ -20,7 +20,8 @@ pub fn check(records: &[Record], violations: &Violations) {
     for (value, revision) in seen {
         let first = *revision_of.entry(value).or_insert(revision);
         if first != revision {
-            violations.add("exactly once", format!("the value {value} was written at revisions {first} and {revision}"));
+            violations
+                .add("exactly once", format!("the value {value} was written at revisions {first} and {revision}"));
         }
         let first = *value_at.entry(revision).or_insert(value);
         if first != value {

@@ -109,9 +109,21 @@ fn check_key(mut records: Vec<&Record>) -> Result<(), String> {
     let (count, cell) = deepest;
     let list: Vec<String> = records
         .iter()
-        .map(|r| format!("\n    {:>9.3}..{:<9.3} client {} {:?} {:?}", r.from.as_secs_f64(), r.to.as_secs_f64(), r.client, r.op, r.seen))
+        .map(|r| {
+            format!(
+                "\n    {:>9.3}..{:<9.3} client {} {:?} {:?}",
+                r.from.as_secs_f64(),
+                r.to.as_secs_f64(),
+                r.client,
+                r.op,
+                r.seen
+            )
+        })
         .collect();
-    Err(format!("no order explains more than {count} of {must} operations; there the cell is {cell:?}{}", list.concat()))
+    Err(format!(
+        "no order explains more than {count} of {must} operations; there the cell is {cell:?}{}",
+        list.concat()
+    ))
 }
 
 #[cfg(test)]
@@ -153,7 +165,8 @@ mod tests {
 
     #[test]
     fn preconditions_count() {
-        let cas = |from, expected, seen| record(1, from, from + 1, Op::Put { value: from, expected: Some(expected) }, seen);
+        let cas =
+            |from, expected, seen| record(1, from, from + 1, Op::Put { value: from, expected: Some(expected) }, seen);
         assert!(holds(&[cas(1, 0, Seen::Put(1)), cas(3, 1, Seen::Put(2)), cas(5, 1, Seen::Mismatch(2))]));
         assert!(!holds(&[cas(1, 0, Seen::Put(1)), cas(3, 0, Seen::Put(2))]));
         assert!(!holds(&[cas(1, 0, Seen::Put(1)), cas(3, 1, Seen::Mismatch(1))]));

@@ -25,7 +25,8 @@ impl Monotonic {
     pub fn on_status(&mut self, life: (NodeId, Incarnation), status: &Status, violations: &Violations) {
         let highest = self.terms.get(&life.0).copied().unwrap_or_default();
         if status.term < highest {
-            violations.add("terms go forward", format!("member {} went from term {highest} to {}", life.0, status.term));
+            violations
+                .add("terms go forward", format!("member {} went from term {highest} to {}", life.0, status.term));
         }
         let (commit, applied) = self.positions.entry(life).or_default();
         if status.commit < *commit || status.applied < *applied {

@@ -37,7 +37,8 @@ impl Promises {
         };
         let from = message.from;
         if state.term < message.term {
-            let what = format!("member {from} sent {kind:?} of term {}, its disk knows term {}", message.term, state.term);
+            let what =
+                format!("member {from} sent {kind:?} of term {}, its disk knows term {}", message.term, state.term);
             violations.add("promises are durable", what);
         }
         let granted = kind == T::MsgRequestVoteResponse && !message.reject;

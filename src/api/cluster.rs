@@ -47,8 +47,7 @@ impl ClusterService {
         let (head, rows) = self.0.reader.snapshot().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         let cluster_id = self.0.identity.cluster.0;
-        let live: Vec<Member> =
-            members.iter().filter(|member| member.role() != MemberRole::Removed).cloned().collect();
+        let live: Vec<Member> = members.iter().filter(|member| member.role() != MemberRole::Removed).cloned().collect();
         if let Some(known) = members.iter().find(|member| member.uuid == request.uuid) {
             return match known.role() {
                 MemberRole::Removed => Err(Status::failed_precondition(format!(

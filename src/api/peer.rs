@@ -30,7 +30,8 @@ impl v1::peer_server::Peer for PeerService {
         }
         let mut frames = request.into_inner();
         while let Some(frame) = frames.message().await? {
-            let decode = |wire| codec::message_from_wire(wire).map_err(|error| Status::invalid_argument(error.to_string()));
+            let decode =
+                |wire| codec::message_from_wire(wire).map_err(|error| Status::invalid_argument(error.to_string()));
             let messages = frame.messages.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;
             if let Some(other) = messages.iter().find(|message| message.from != hello.from.0) {
                 let text = format!("member {} speaks as member {}", hello.from, other.from);

@@ -19,7 +19,11 @@ use crate::os;
 
 /// Cairn: a consensus node. One is a working system, three lose nothing when a machine dies.
 #[derive(Parser)]
-#[command(name = "node", version, after_help = "Examples:\n  node dev\n  node kv put greeting hello\n  node kv get greeting\n  node cluster status")]
+#[command(
+    name = "node",
+    version,
+    after_help = "Examples:\n  node dev\n  node kv put greeting hello\n  node kv get greeting\n  node cluster status"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,7 +41,9 @@ enum Command {
         node start --config cairn.toml")]
     Start(serve::Start),
     /// Read and write the key-value store
-    #[command(after_help = "Examples:\n  node kv put greeting hello\n  node kv get greeting\n  node kv list --prefix gre")]
+    #[command(
+        after_help = "Examples:\n  node kv put greeting hello\n  node kv get greeting\n  node kv list --prefix gre"
+    )]
     Kv {
         #[command(flatten)]
         connection: Connection,

@@ -16,7 +16,7 @@ use crate::ids::{Address, Revision, Seq, SessionId};
 use crate::io::{Channel, Io};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::proto::v1::{
-    self, command::Kind, query_reply, query_request, reply, cluster_client::ClusterClient, store_client::StoreClient,
+    self, cluster_client::ClusterClient, command::Kind, query_reply, query_request, reply, store_client::StoreClient,
 };
 use crate::state::command;
 use crate::time::Monotonic;
@@ -124,8 +124,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn delete(&self, key: &[u8], expected: Option<Revision>) -> Result<bool, ClientError> {
-        let delete =
-            v1::Delete { key: key.to_vec().into(), expected_revision: expected.map(|revision| revision.0) };
+        let delete = v1::Delete { key: key.to_vec().into(), expected_revision: expected.map(|revision| revision.0) };
         match self.execute(Kind::Delete(delete)).await? {
             reply::Kind::Delete(reply) => Ok(reply.existed),
             other => Err(unexpected(&other)),
@@ -182,7 +181,9 @@ impl Client {
             self.end(session, seq);
             match result {
                 // The session ran out before the command was first tried: nothing happened, a new one will do.
-                Err(ClientError::Rejected(Reject::SessionExpired(expired))) if expired == session => self.forget(session),
+                Err(ClientError::Rejected(Reject::SessionExpired(expired))) if expired == session => {
+                    self.forget(session)
+                }
                 result => return result,
             }
         }
@@ -262,10 +263,7 @@ impl Client {
         reply.kind.ok_or_else(|| ClientError::Unavailable("an answer from a newer version".into()))
     }
 
-    async fn attempts<T>(
-        &self,
-        attempt: impl Fn(Channel, Monotonic) -> Attempt<T> + Send,
-    ) -> Result<T, ClientError> {
+    async fn attempts<T>(&self, attempt: impl Fn(Channel, Monotonic) -> Attempt<T> + Send) -> Result<T, ClientError> {
         self.attempts_noting(&mut false, attempt).await
     }
 

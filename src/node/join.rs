@@ -35,7 +35,12 @@ pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address
             Ok(Ok(reply)) => {
                 return Ok(reply.into_inner());
             }
-            Ok(Err(status)) if matches!(status.code(), Code::FailedPrecondition | Code::AlreadyExists | Code::InvalidArgument | Code::ResourceExhausted) => {
+            Ok(Err(status))
+                if matches!(
+                    status.code(),
+                    Code::FailedPrecondition | Code::AlreadyExists | Code::InvalidArgument | Code::ResourceExhausted
+                ) =>
+            {
                 return Err(Fault::new(format!("the cluster at {target} refused this node: {}", status.message())));
             }
             Ok(Err(status)) => {

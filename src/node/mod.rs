@@ -157,11 +157,13 @@ async fn establish(io: &Io, log: &mut Log, origin: &Origin, address: &Address) -
         uuid
     })?;
     match origin {
-        Origin::Existing => return Err(Fault::new(format!(
-            "{} holds no member of a cluster: to found a new cluster start with --bootstrap, to enter an existing one \
+        Origin::Existing => {
+            return Err(Fault::new(format!(
+                "{} holds no member of a cluster: to found a new cluster start with --bootstrap, to enter an existing one \
              with --join and the address of a member",
-            io.disk.describe()
-        ))),
+                io.disk.describe()
+            )));
+        }
         Origin::Bootstrap => {
             let founder = Member {
                 id: 1,

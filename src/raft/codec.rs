@@ -151,7 +151,10 @@ pub fn entry_of_record(index: Index, record: &[u8]) -> Result<Entry, CodecError>
     let (sum, payload) = record.split_at_checked(4).ok_or_else(|| bad("log record", "shorter than its checksum"))?;
     let (stored, computed) = (u32::from_le_bytes(sum.try_into().expect("split at 4")), checksum(index, payload));
     if stored != computed {
-        return Err(bad("log record", format!("index {index} has checksum {stored:08x}, its bytes give {computed:08x}")));
+        return Err(bad(
+            "log record",
+            format!("index {index} has checksum {stored:08x}, its bytes give {computed:08x}"),
+        ));
     }
     let wire = v1::RaftEntry::decode(payload).map_err(|error| bad("log record", error))?;
     if wire.index != index.0 {

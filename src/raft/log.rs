@@ -179,6 +179,7 @@ impl Log {
         let compacted = get(&txn, COMPACTED)?.map(|bytes| compacted(&bytes)).transpose()?.unwrap_or_default();
         let mut entries = Vec::new();
         let mut expected = compacted.0.next();
+        let mut term = compacted.1.0;
         {
             let table = txn.open_table(ENTRIES).context(what)?;
             for row in table.range(expected.0..).context(what)? {
@@ -186,7 +187,18 @@ impl Log {
                 if index.value() != expected.0 {
                     return Err(Fault::new(format!("{} lacks the entry {expected}", self.place)));
                 }
-                entries.push(codec::entry_of_record(expected, record.value()).context(what)?);
+                let entry = codec::entry_of_record(expected, record.value()).context(what)?;
+                // An entry older than the one before it is what remains of a suffix that should have been replaced.
+                if entry.term < term || entry.term > hard_state.term {
+                    let (found, newest) = (entry.term, hard_state.term);
+                    let text = format!(
+                        "{}: the entry {expected} is of term {found}, after {term} and in {newest}",
+                        self.place
+                    );
+                    return Err(Fault::new(text));
+                }
+                term = entry.term;
+                entries.push(entry);
                 expected = expected.next();
             }
         }

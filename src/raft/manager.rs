@@ -15,11 +15,11 @@ use futures_util::future::BoxFuture;
 use raft::eraftpb::{Entry as RaftEntry, Message};
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::codec;
 use super::core::{Core, CoreConfig, Effects, Refused, Role, Status};
 use super::log::{Identity, Log, Write};
 use super::tail::Fetch;
 use super::transport::Transport;
-use super::codec;
 use crate::entry::{Body, Entry, Outcome};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
@@ -452,7 +452,9 @@ impl Manager {
 
     fn on_request(&mut self, request: Request) {
         match request {
-            Request::Propose { reply, .. } if self.proposals.len() + self.waiters.len() >= limits::PROPOSALS_PENDING_MAX => {
+            Request::Propose { reply, .. }
+                if self.proposals.len() + self.waiters.len() >= limits::PROPOSALS_PENDING_MAX =>
+            {
                 let _ = reply.send(Err(ProposeError::Busy));
             }
             Request::Propose { command, reply } => self.proposals.push((command, reply)),
@@ -493,7 +495,13 @@ impl Manager {
         self.core.maybe_campaign_alone();
         self.core.maybe_leave_joint();
         // Reads that nobody confirmed are asked for anew: raft-rs may have dropped them without a word.
-        let old: Vec<u64> = self.reads.rounds.iter().filter(|(_, round)| now.since(round.0) >= limits::TICK * 2).map(|(c, _)| *c).collect();
+        let old: Vec<u64> = self
+            .reads
+            .rounds
+            .iter()
+            .filter(|(_, round)| now.since(round.0) >= limits::TICK * 2)
+            .map(|(c, _)| *c)
+            .collect();
         for counter in old {
             if let Some((_, readers)) = self.reads.rounds.remove(&counter) {
                 self.reads.waiting.extend(readers.into_iter().filter(|reader| !reader.is_closed()));

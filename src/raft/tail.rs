@@ -124,7 +124,7 @@ impl Tail {
         Some(self.entries.range(start..(high - first) as usize).cloned().collect())
     }
 
-    fn from_fetched(&self, low: u64, high: u64) -> Option<Vec<Entry>> {
+    fn find_fetched(&self, low: u64, high: u64) -> Option<Vec<Entry>> {
         let start = low.checked_sub(self.fetched.first()?.index)? as usize;
         let found = self.fetched.get(start..)?;
         // What was fetched may since have been replaced by another leader's entries.
@@ -154,7 +154,7 @@ impl Storage for Tail {
             return Ok(Vec::new());
         }
         let max_size = max_size.into();
-        match self.in_memory(low, high).or_else(|| self.from_fetched(low, high)) {
+        match self.in_memory(low, high).or_else(|| self.find_fetched(low, high)) {
             Some(mut entries) => {
                 raft::util::limit_size(&mut entries, max_size);
                 Ok(entries)

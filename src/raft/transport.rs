@@ -98,8 +98,7 @@ impl Transport {
 
     fn open(&self, to: NodeId, address: Address) -> Link {
         let (sender, queue) = mpsc::channel(PEER_QUEUE_MAX);
-        let hello =
-            Hello { cluster: self.identity.cluster, from: self.identity.id, incarnation: self.incarnation, to };
+        let hello = Hello { cluster: self.identity.cluster, from: self.identity.id, incarnation: self.incarnation, to };
         let task = run_link(self.io.clone(), hello, address.clone(), queue, self.unreachable.clone());
         Link { address, queue: sender, _task: self.io.spawn.spawn("peer stream", Box::pin(task)) }
     }

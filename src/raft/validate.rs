@@ -118,8 +118,10 @@ mod tests {
             message.set_msg_type(kind);
             message
         };
-        assert!(!check(&message(MessageType::MsgAppend), NodeId(3), Index(0)).is_ok(), "for another member");
-        for kind in [MessageType::MsgHup, MessageType::MsgPropose, MessageType::MsgSnapshot, MessageType::MsgUnreachable] {
+        assert!(check(&message(MessageType::MsgAppend), NodeId(3), Index(0)).is_err(), "for another member");
+        for kind in
+            [MessageType::MsgHup, MessageType::MsgPropose, MessageType::MsgSnapshot, MessageType::MsgUnreachable]
+        {
             assert!(!ok(&message(kind)), "{kind:?} travels");
         }
         let mut ack = message(MessageType::MsgAppendResponse);

@@ -84,15 +84,11 @@ pub fn rejection(reject: &Reject) -> v1::Reply {
         Reject::SessionExpired(session) => Kind::SessionExpired(session.0),
         Reject::Stale { session, seq, acknowledged } => Kind::Stale(stale(session, seq, acknowledged)),
         Reject::WindowFull { session, seq, acknowledged } => Kind::WindowFull(stale(session, seq, acknowledged)),
-        Reject::LimitReached { what, limit } => {
-            Kind::Limit(rejection::Limit { what: what.clone(), limit: *limit })
-        }
+        Reject::LimitReached { what, limit } => Kind::Limit(rejection::Limit { what: what.clone(), limit: *limit }),
         Reject::RevisionMismatch { expected, actual } => {
             Kind::RevisionMismatch(rejection::RevisionMismatch { expected: expected.0, actual: actual.0 })
         }
-        Reject::Invalid { field, why } => {
-            Kind::Invalid(rejection::Invalid { field: field.clone(), why: why.clone() })
-        }
+        Reject::Invalid { field, why } => Kind::Invalid(rejection::Invalid { field: field.clone(), why: why.clone() }),
     };
     v1::Reply { kind: Some(reply::Kind::Rejection(v1::Rejection { kind: Some(kind) })) }
 }
@@ -112,10 +108,9 @@ pub fn reject(rejection: &v1::Rejection) -> Option<Reject> {
             Reject::WindowFull { session, seq, acknowledged }
         }
         Kind::Limit(l) => Reject::LimitReached { what: l.what.clone(), limit: l.limit },
-        Kind::RevisionMismatch(r) => Reject::RevisionMismatch {
-            expected: Revision(r.expected),
-            actual: Revision(r.actual),
-        },
+        Kind::RevisionMismatch(r) => {
+            Reject::RevisionMismatch { expected: Revision(r.expected), actual: Revision(r.actual) }
+        }
         Kind::Invalid(i) => Reject::Invalid { field: i.field.clone(), why: i.why.clone() },
     })
 }

@@ -72,8 +72,7 @@ pub(super) fn put(apply: &mut Apply<'_>, put: &v1::Put) -> Result<Result<v1::Put
 
 pub(super) fn delete(apply: &mut Apply<'_>, delete: &v1::Delete) -> Result<Result<v1::DeleteReply, Reject>, Fault> {
     let before = read(&apply.rows, &delete.key)?;
-    if let Err(reject) = check_delete(delete).and_then(|()| check_expected(delete.expected_revision, before.as_ref()))
-    {
+    if let Err(reject) = check_delete(delete).and_then(|()| check_expected(delete.expected_revision, before.as_ref())) {
         return Ok(Err(reject));
     }
     let existed = apply.rows.remove(Table::Kv, &delete.key)?;

@@ -127,8 +127,7 @@ impl State {
             table.insert((), &*apply.head.encode_to_vec()).context(what)?;
             (apply.head, outcomes)
         };
-        let checkpoint =
-            since >= CHECKPOINT_ENTRIES_MAX || self.since_durable + bytes >= CHECKPOINT_BYTES_MAX;
+        let checkpoint = since >= CHECKPOINT_ENTRIES_MAX || self.since_durable + bytes >= CHECKPOINT_BYTES_MAX;
         if !checkpoint {
             txn.set_durability(Durability::None).context(what)?;
         }

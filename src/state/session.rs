@@ -56,7 +56,8 @@ pub(super) fn begin(apply: &mut Apply<'_>, header: &v1::SessionHeader) -> Result
     };
     let before = Seq(row.acknowledged);
     if seq.0 == 0 || acknowledged >= seq {
-        let why = format!("{seq} with {acknowledged} acknowledged; requests count from 1 and follow what they acknowledge");
+        let why =
+            format!("{seq} with {acknowledged} acknowledged; requests count from 1 and follow what they acknowledge");
         return Ok(Begin::Refuse(Reject::Invalid { field: "session.seq".into(), why }));
     }
     if seq <= before {
@@ -91,10 +92,7 @@ fn forget(apply: &mut Apply<'_>, session: SessionId, from: Seq, to: Seq) -> Resu
     if from > to {
         return Ok(());
     }
-    let range = (
-        Bound::Included(reply_key(session, from).to_vec()),
-        Bound::Included(reply_key(session, to).to_vec()),
-    );
+    let range = (Bound::Included(reply_key(session, from).to_vec()), Bound::Included(reply_key(session, to).to_vec()));
     let mut keys = Vec::new();
     apply.rows.scan(Table::Replies, range, &mut |key, _| {
         keys.push(key.to_vec());

@@ -1,0 +1,268 @@
+//! The production binary as users run it: real processes, sockets, files and signals.
+
+#![cfg(not(feature = "sim"))]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// How long anything may take on a busy machine before a test fails.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn node() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_node"));
+    for name in ["CAIRN_ENDPOINTS", "CAIRN_DATA_DIR", "CAIRN_LISTEN", "CAIRN_JOIN", "CAIRN_ADVERTISE", "CAIRN_LOG"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs a command to its end.
+fn run(args: &[&str]) -> Output {
+    node().args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Runs a command that must fail with this status and say these words.
+fn fails(code: i32, words: &[&str], args: &[&str]) {
+    let output = run(args);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{args:?} does not say {word:?}: {said}");
+    }
+}
+
+/// A running node, killed when dropped.
+struct Running {
+    child: Child,
+    address: String,
+}
+
+impl Running {
+    /// Starts a node and waits until it says that it is ready.
+    fn start(args: &[&str]) -> Self {
+        let mut child = node().args(args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let line = lines.next().unwrap_or_else(|| panic!("{args:?} ended without being ready")).unwrap();
+        let after = line.split(" ready on ").nth(1).unwrap_or_else(|| panic!("not a ready line: {line}"));
+        let address = after.split([';', ' ']).next().unwrap().to_owned();
+        Self { child, address }
+    }
+
+    fn member(dir: &Path, name: &str, listen: &str, origin: &[&str]) -> Self {
+        let dir = dir.join(name);
+        let args = [&["start", "--data-dir", dir.to_str().unwrap(), "--listen", listen], origin].concat();
+        Self::start(&args)
+    }
+
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.child.id().to_string()]).status().unwrap().success());
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    fn kv(&self, args: &[&str]) -> Output {
+        run(&[&["kv", "--endpoints", &self.address], args].concat())
+    }
+
+    fn status(&self) -> Value {
+        let output = run(&["cluster", "--endpoints", &self.address, "-o", "json", "status"]);
+        serde_json::from_slice(&output.stdout).unwrap_or(Value::Null)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "{what}: not within {PATIENCE:?}");
+    }
+}
+
+fn voters(status: &Value) -> usize {
+    let members = status["members"].as_array().cloned().unwrap_or_default();
+    members.iter().filter(|member| member["role"] == "voter").count()
+}
+
+/// Three voters, all ready.
+fn three(dir: &Path) -> Vec<Running> {
+    let first = Running::member(dir, "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let join = ["--join", &first.address.clone()];
+    let others = ["n2", "n3"].map(|name| Running::member(dir, name, "127.0.0.1:0", &join));
+    let all: Vec<Running> = [first].into_iter().chain(others).collect();
+    until("three voters", || all.iter().all(|node| voters(&node.status()) == 3));
+    all
+}
+
+#[test]
+fn one_node_keeps_what_it_acknowledged_and_stops_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let args = ["dev", "--listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()];
+    let node = Running::start(&args);
+    assert!(node.kv(&["put", "greeting", "hello"]).status.success());
+    assert_eq!(text(&node.kv(&["get", "greeting"]).stdout), "hello\n");
+    let refused = node.kv(&["put", "greeting", "again", "--if-revision", "0"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("revision is 1, not 0"), "{}", text(&refused.stderr));
+    assert_eq!(node.kv(&["get", "nothing"]).status.code(), Some(1));
+    let missing = run(&["dev", "--listen", &node.address, "--data-dir", dir.path().join("other").to_str().unwrap()]);
+    assert_eq!(missing.status.code(), Some(1));
+    assert!(text(&missing.stderr).contains(&format!("listen on {}", node.address)), "{}", text(&missing.stderr));
+    fails(
+        1,
+        &["in use by another node", data.to_str().unwrap()],
+        &["dev", "--listen", "127.0.0.1:0", "--data-dir", data.to_str().unwrap()],
+    );
+    node.kill();
+
+    let mut node = Running::start(&args);
+    assert_eq!(text(&node.kv(&["get", "greeting"]).stdout), "hello\n", "lost by kill -9");
+    node.signal("-INT");
+    assert_eq!(node.child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_killed_leader_costs_nothing_and_comes_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path());
+    let endpoints: Vec<String> = nodes.iter().map(|node| node.address.clone()).collect();
+    let put = |i: usize| {
+        let (key, value) = (format!("k{i:03}"), format!("v{i}"));
+        let output = run(&["kv", "--endpoints", &endpoints.join(","), "put", &key, &value, "--timeout", "30"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    (0..20).for_each(put);
+    let leader = nodes[0].status()["leader"].as_u64().unwrap();
+    let at = nodes.iter().position(|node| node.status()["answered_by"] == leader).unwrap();
+    let killed = nodes.remove(at);
+    let address = killed.address.clone();
+    killed.kill();
+    (20..40).for_each(put);
+    let list = run(&["kv", "--endpoints", &nodes[0].address, "list", "-o", "json"]);
+    let rows: Value = serde_json::from_slice(&list.stdout).unwrap();
+    let rows = rows.as_array().unwrap();
+    assert_eq!(rows.len(), 40, "an acknowledged write is missing");
+    for (i, row) in rows.iter().enumerate() {
+        assert_eq!(row["value"], format!("v{i}"));
+        assert_eq!(row["revision"], i + 1, "a write took effect twice or out of order");
+    }
+    let name = (1..=3).map(|i| format!("n{i}")).find(|name| {
+        let try_dir = dir.path().join(name);
+        // The data directory of the killed node is the one that nobody holds.
+        !text(&run(&["start", "--data-dir", try_dir.to_str().unwrap(), "--listen", &nodes[0].address]).stderr)
+            .contains("in use by another node")
+    });
+    let back = Running::member(dir.path(), &name.unwrap(), &address, &[]);
+    until("the killed node catches up", || back.status()["applied_index"] == nodes[0].status()["applied_index"]);
+    assert_eq!(text(&back.kv(&["get", "k039"]).stdout), "v39\n");
+}
+
+#[test]
+fn a_leader_that_is_stopped_hands_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path());
+    let status = nodes[0].status();
+    let leader = status["leader"].as_u64().unwrap();
+    let at = nodes.iter().position(|node| node.status()["answered_by"] == leader).unwrap();
+    let mut stopped = nodes.remove(at);
+    stopped.signal("-TERM");
+    assert_eq!(stopped.child.wait().unwrap().code(), Some(0));
+    let after = nodes[0].status();
+    assert!(after["leader"].as_u64().is_some_and(|now| now != leader), "leadership was not handed over: {after}");
+}
+
+#[test]
+fn without_a_majority_nothing_is_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path());
+    nodes.remove(2).kill();
+    nodes.remove(1).kill();
+    let put = nodes[0].kv(&["put", "a", "b", "--timeout", "2"]);
+    assert!(matches!(put.status.code(), Some(3 | 4)), "{:?} {}", put.status, text(&put.stderr));
+    assert!(matches!(nodes[0].kv(&["get", "a", "--timeout", "2"]).status.code(), Some(3 | 4)));
+}
+
+#[test]
+fn bad_input_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    fails(2, &["unrecognized subcommand", "frobnicate"], &["frobnicate"]);
+    fails(2, &["localhost", "host:port"], &["dev", "--listen", "localhost"]);
+    fails(1, &["--bootstrap", "--join"], &["start", "--data-dir", &path("empty"), "--listen", "127.0.0.1:0"]);
+    fails(
+        1,
+        &["0.0.0.0:0", "--insecure"],
+        &["start", "--data-dir", &path("x"), "--listen", "0.0.0.0:0", "--bootstrap"],
+    );
+    fails(
+        1,
+        &["election timeout", "10ms", "500ms"],
+        &["start", "--data-dir", &path("y"), "--listen", "127.0.0.1:0", "--bootstrap", "--election-timeout-ms", "10"],
+    );
+    fs::write(path("cairn.toml"), "data_dirr = \"x\"\n").unwrap();
+    fails(1, &["cairn.toml", "data_dirr"], &["start", "--config", &path("cairn.toml")]);
+    fails(1, &["no-such.toml"], &["start", "--config", &path("no-such.toml")]);
+    fs::write(path("file"), "not a directory").unwrap();
+    fails(1, &["data directory", "file"], &["start", "--data-dir", &path("file"), "--bootstrap"]);
+    fails(3, &["not done", "node dev"], &["kv", "--endpoints", "127.0.0.1:1", "--timeout", "0.2", "put", "a", "b"]);
+}
+
+#[test]
+fn corrupt_files_are_found_before_anything_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let args = ["start", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--bootstrap"];
+    let node = Running::start(&args);
+    assert!(node.kv(&["put", "k", "find-me-in-the-log"]).status.success());
+    node.kill();
+    let log = data.join("log.redb");
+    let sound = fs::read(&log).unwrap();
+    let mut rotten = sound.clone();
+    let at = rotten.windows(18).position(|window| window == b"find-me-in-the-log").unwrap();
+    rotten[at] ^= 1;
+    fs::write(&log, &rotten).unwrap();
+    fails(1, &["log.redb", "checksum"], &args);
+    assert_eq!(fs::read(&log).unwrap().len(), rotten.len(), "the evidence was changed");
+    fs::write(&log, b"this is no database").unwrap();
+    fails(1, &["log.redb"], &args);
+    fs::write(&log, &sound).unwrap();
+    let node = Running::start(&args);
+    assert_eq!(text(&node.kv(&["get", "k"]).stdout), "find-me-in-the-log\n");
+}
+
+#[test]
+fn garbage_on_the_port_stops_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    for garbage in [&b"GET / HTTP/1.1\r\n\r\n"[..], &[0xff; 4096], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\xff\xff\xff"]
+    {
+        let mut socket = TcpStream::connect(&node.address).unwrap();
+        let _ = socket.write_all(garbage);
+        let _ = socket.shutdown(std::net::Shutdown::Write);
+        let _ = socket.read(&mut [0; 64]);
+    }
+    assert!(node.kv(&["put", "still", "here"]).status.success());
+    let large = "x".repeat(100_000);
+    let refused = node.kv(&["put", &large[..5_000], "v"]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(text(&refused.stderr).contains("key: 5000 bytes; a key has at most 4096"), "{}", text(&refused.stderr));
+}

@@ -1,0 +1,74 @@
+//! Seeds in CI: first that a seed means one run, then seeds that once found something, then a range.
+
+#![cfg(feature = "sim")]
+
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use cairn::sim::run::{Report, Verdict, run_seed};
+use cairn::sim::world::Seed;
+
+/// Seeds run in CI, from the first.
+const SEEDS: std::ops::Range<u64> = 0..240;
+
+fn passes(report: &Report) {
+    let seed = report.seed.0;
+    assert_eq!(
+        report.verdict,
+        Verdict::Passed,
+        "{}{report}\nreproduce with: cargo run --features sim --bin sim -- run --seed {seed}",
+        report.plan
+    );
+}
+
+#[test]
+fn a_seed_is_one_run_in_this_process_and_in_a_fresh_one() {
+    for seed in [3, 11, 42] {
+        let first = run_seed(Seed(seed), false);
+        assert!(first.trace.1 > 100, "seed {seed} did nothing: {first}");
+        // After other seeds, on a thread that ran them:
+        run_seed(Seed(seed + 1), false);
+        assert_eq!(run_seed(Seed(seed), false).trace, first.trace, "seed {seed} ran differently the second time");
+        let fresh =
+            Command::new(env!("CARGO_BIN_EXE_sim")).args(["run", "--seed", &seed.to_string()]).output().unwrap();
+        let text = String::from_utf8(fresh.stdout).unwrap();
+        let expected = format!("trace {:016x} of {} events", first.trace.0, first.trace.1);
+        assert!(text.contains(&expected), "a fresh process gave another trace than {expected}: {text}");
+    }
+}
+
+#[test]
+fn seeds_differ() {
+    assert_ne!(run_seed(Seed(1), false).trace, run_seed(Seed(2), false).trace);
+}
+
+#[test]
+fn a_range_of_seeds_passes() {
+    let next = AtomicU64::new(SEEDS.start);
+    let reports = Mutex::new(Vec::new());
+    let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= SEEDS.end {
+                        return;
+                    }
+                    let report = run_seed(Seed(seed), false);
+                    reports.lock().unwrap().push(report);
+                }
+            });
+        }
+    });
+    let reports = reports.into_inner().unwrap();
+    reports.iter().for_each(passes);
+    // That the range was worth running: leaders fell, answers were lost, promises were compared with disks.
+    let elections: usize = reports.iter().map(|report| report.leaders.saturating_sub(1)).sum();
+    let unanswered: usize = reports.iter().map(|report| report.operations.1 - report.operations.0).sum();
+    let promises: u64 = reports.iter().map(|report| report.promises).sum();
+    assert!(elections > 100, "{elections} leaders fell");
+    assert!(unanswered > 20, "{unanswered} operations were left unanswered");
+    assert!(promises > 100_000, "{promises} promises were checked");
+}
