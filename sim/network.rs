@@ -286,11 +286,13 @@ async fn call(
     let endpoint = network.state.lock().unwrap().listeners.get(&address).cloned();
     let Some(Endpoint { machine: to, node: target, routes: Some(mut routes) }) = endpoint else {
         network.time.sleep(network.delay(from, from)).await;
-        return Err(ChannelError(format!("connect to {address}: connection refused").into()));
+        return Err(ChannelError::Connect(format!("connect to {address}: connection refused").into()));
     };
     if network.is_cut(from, to) || network.is_cut(to, from) {
         network.time.sleep(CONNECT_TIMEOUT).await;
-        return Err(ChannelError(format!("connect to {address}: no answer within {CONNECT_TIMEOUT:?}").into()));
+        return Err(ChannelError::Connect(
+            format!("connect to {address}: no answer within {CONNECT_TIMEOUT:?}").into(),
+        ));
     }
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
@@ -320,7 +322,7 @@ async fn call(
     });
     let Ok((at, parts, mut pipe)) = (&mut answered).await else {
         network.time.sleep(network.delay(from, from)).await;
-        return Err(ChannelError(format!("connection to {address} was reset").into()));
+        return Err(ChannelError::Broken(format!("connection to {address} was reset").into()));
     };
     network.time.sleep_until(at).await;
     pipe.keep = Some(stop_pump);

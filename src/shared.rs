@@ -10,7 +10,7 @@ use tonic::{Code, Request, Status};
 
 use crate::error::Fault;
 use crate::ids::{Address, Index, NodeId};
-use crate::io::{Channel, Io};
+use crate::io::{Channel, ChannelError, Io};
 use crate::limits::{MESSAGE_BYTES_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
 use crate::proto::v1;
 use crate::proto::v1::store_client::StoreClient;
@@ -111,6 +111,7 @@ impl SharedNodeState {
             // What the leader itself says of the outcome holds; a broken connection says nothing.
             Ok(Err(status)) if matches!(status.code(), Code::ResourceExhausted | Code::InvalidArgument) => Err(status),
             Ok(Err(status)) if status.metadata().contains_key(OUTCOME) => Err(status),
+            Ok(Err(status)) if ChannelError::is_connect(&status) => Err(not_leader(None)),
             Ok(Err(_)) | Err(_) => Err(unknown_outcome()),
         }
     }

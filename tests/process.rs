@@ -22,9 +22,15 @@ fn node() -> Command {
     command
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end, which must come.
 fn run(args: &[&str]) -> Output {
-    node().args(args).output().unwrap()
+    let node = node();
+    let mut command = Command::new("timeout");
+    command.args(["--signal=KILL", "60"]).arg(node.get_program()).args(args);
+    for (name, _) in node.get_envs() {
+        command.env_remove(name);
+    }
+    command.output().unwrap()
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -233,14 +239,20 @@ fn corrupt_files_are_found_before_anything_is_served() {
     let args = ["start", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--bootstrap"];
     let node = Running::start(&args);
     assert!(node.kv(&["put", "k", "find-me-in-the-log"]).status.success());
+    // redb takes damage in its very last commit for a torn one and goes back to the commit before; older damage it, or
+    // our checksum of the record, must find.
+    (0..3).for_each(|i| assert!(node.kv(&["put", "other", &i.to_string()]).status.success()));
     node.kill();
     let log = data.join("log.redb");
     let sound = fs::read(&log).unwrap();
     let mut rotten = sound.clone();
-    let at = rotten.windows(18).position(|window| window == b"find-me-in-the-log").unwrap();
-    rotten[at] ^= 1;
+    // Every copy: redb leaves old pages behind.
+    let copies: Vec<usize> =
+        (0..rotten.len() - 18).filter(|at| &rotten[*at..at + 18] == b"find-me-in-the-log").collect();
+    assert!(!copies.is_empty());
+    copies.iter().for_each(|at| rotten[*at] ^= 1);
     fs::write(&log, &rotten).unwrap();
-    fails(1, &["log.redb", "checksum"], &args);
+    fails(1, &["log.redb", "orrupt"], &args);
     assert_eq!(fs::read(&log).unwrap().len(), rotten.len(), "the evidence was changed");
     fs::write(&log, b"this is no database").unwrap();
     fails(1, &["log.redb"], &args);

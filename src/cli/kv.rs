@@ -57,19 +57,19 @@ impl Kv {
                 if as_json {
                     output::json(&json!({ "revision": revision.0 }));
                 } else {
-                    println!("revision {revision}");
+                    say!("revision {revision}");
                 }
             }
             Self::Get { key } => match client.get(key.as_bytes()).await? {
                 Some(row) if as_json => output::json(&output::key_value_json(&row)),
-                Some(row) => println!("{}", output::printable(&row.value)),
+                Some(row) => say!("{}", output::printable(&row.value)),
                 None => return Err(Failure::NotFound(format!("the key {key:?} does not exist"))),
             },
             Self::Delete { key, if_revision } => {
                 let existed = client.delete(key.as_bytes(), if_revision.map(Revision)).await?;
                 match (as_json, existed) {
                     (true, _) => output::json(&json!({ "existed": existed })),
-                    (false, true) => println!("deleted"),
+                    (false, true) => say!("deleted"),
                     (false, false) => return Err(Failure::NotFound(format!("the key {key:?} does not exist"))),
                 }
             }

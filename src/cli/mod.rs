@@ -3,6 +3,14 @@
 //! Exit status: 0 done; 1 refused, not found or failed; 2 wrong usage; 3 not done because the cluster could not be
 //! reached; 4 the outcome is unknown; 70 the node stopped itself because it could not go on safely.
 
+/// Prints a line to standard output. Whoever reads it may have gone, and that must stop nothing.
+macro_rules! say {
+    ($($arguments:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout().lock(), $($arguments)*);
+    }};
+}
+
 mod config;
 mod kv;
 mod output;

@@ -7,7 +7,7 @@ use crate::proto::v1::{KeyValue, MemberRole, StatusReply};
 
 /// Prints one JSON document.
 pub fn json(value: &Value) {
-    println!("{value:#}");
+    say!("{value:#}");
 }
 
 /// Prints rows in columns as wide as their widest cell.
@@ -19,7 +19,7 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) {
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| {
         let padded: Vec<String> = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        println!("{}", padded.join("  ").trim_end());
+        say!("{}", padded.join("  ").trim_end());
     };
     line(&mut head.iter().copied());
     for row in rows {
@@ -66,10 +66,15 @@ pub fn status_json(status: &StatusReply) -> Value {
 /// The status of a cluster for people.
 pub fn status_table(status: &StatusReply) {
     let leader = if status.leader == 0 { "none known".into() } else { format!("member {}", status.leader) };
-    println!("cluster {}  leader {leader}  term {}", ClusterId(status.cluster_id).hex(), status.term);
-    println!(
+    say!("cluster {}  leader {leader}  term {}", ClusterId(status.cluster_id).hex(), status.term);
+    say!(
         "answered by member {} ({})  committed {}  applied {}  log ends at {}  version {}\n",
-        status.id, status.role, status.commit_index, status.applied_index, status.last_index, status.version
+        status.id,
+        status.role,
+        status.commit_index,
+        status.applied_index,
+        status.last_index,
+        status.version
     );
     let row = |row: &crate::proto::v1::MemberStatus| {
         let member = row.member.as_ref()?;

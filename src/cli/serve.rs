@@ -71,14 +71,14 @@ impl Dev {
         };
         let listen = options.listen.clone();
         serve(&data_dir, options, |node| {
-            println!("Cairn is ready on {}; data in {}", node.address(), data_dir.display());
+            say!("Cairn is ready on {}; data in {}", node.address(), data_dir.display());
             let endpoints = match listen.as_str() {
                 "127.0.0.1:7400" => String::new(),
                 _ => format!(" --endpoints {}", node.address()),
             };
-            println!("\nTry, in another terminal:");
-            println!("  node kv{endpoints} put greeting hello\n  node kv{endpoints} get greeting\n  node cluster{endpoints} status");
-            println!("\nCtrl-C stops it.");
+            say!("\nTry, in another terminal:");
+            say!("  node kv{endpoints} put greeting hello\n  node kv{endpoints} get greeting\n  node cluster{endpoints} status");
+            say!("\nCtrl-C stops it.");
         })
         .await
     }
@@ -137,7 +137,7 @@ impl Start {
         };
         serve(&data_dir, options, |node| {
             let identity = node.identity();
-            println!("member {} of cluster {} is ready on {}", identity.id, identity.cluster.hex(), node.address());
+            say!("member {} of cluster {} is ready on {}", identity.id, identity.cluster.hex(), node.address());
         })
         .await
     }

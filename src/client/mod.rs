@@ -13,7 +13,7 @@ use tonic::{Code, Request, Status};
 
 use crate::error::Reject;
 use crate::ids::{Address, Revision, Seq, SessionId};
-use crate::io::{Channel, Io};
+use crate::io::{Channel, ChannelError, Io};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::proto::v1::{
     self, cluster_client::ClusterClient, command::Kind, query_reply, query_request, reply, store_client::StoreClient,
@@ -82,6 +82,7 @@ fn failure(status: Status) -> Failure {
     match status.code() {
         Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange => Failure::Final(ClientError::Invalid(text)),
         Code::ResourceExhausted => Failure::NotDone(text),
+        _ if ChannelError::is_connect(&status) => Failure::NotDone(text),
         Code::Unavailable if text.starts_with("not done") => Failure::NotDone(text),
         _ => Failure::Unknown(text),
     }

@@ -20,8 +20,28 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// What failed below a channel. A type of its own, because the compiler cannot see that a future holding a boxed
 /// error may change threads.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct ChannelError(#[source] pub BoxError);
+pub enum ChannelError {
+    /// No connection was made: the call has certainly not been seen by anyone.
+    #[error("{0}")]
+    Connect(#[source] BoxError),
+    /// The connection broke: what became of the call is open.
+    #[error("{0}")]
+    Broken(#[source] BoxError),
+}
+
+impl ChannelError {
+    /// Whether a call failed because no connection was made.
+    pub fn is_connect(status: &tonic::Status) -> bool {
+        let mut source = std::error::Error::source(status);
+        while let Some(error) = source {
+            if matches!(error.downcast_ref(), Some(Self::Connect(_))) {
+                return true;
+            }
+            source = error.source();
+        }
+        false
+    }
+}
 
 /// A connection to one address, opened when first used and again after it broke. Generated clients take it.
 pub type Channel = BoxCloneSyncService<http::Request<Body>, http::Response<Body>, ChannelError>;

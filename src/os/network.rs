@@ -54,16 +54,27 @@ impl Network for Sockets {
                 .connect_lazy()
         });
         match endpoint {
-            Ok(channel) => Channel::new(channel.map_err(|error| ChannelError(error.into()))),
+            Ok(channel) => Channel::new(channel.map_err(classify)),
             Err(error) => {
                 let text = format!("{address} is not an address one can connect to: {error}");
                 Channel::new(service_fn(move |_| {
                     let text = text.clone();
-                    async move { Err(ChannelError(text.into())) }
+                    async move { Err(ChannelError::Connect(text.into())) }
                 }))
             }
         }
     }
+}
+
+fn classify(error: tonic::transport::Error) -> ChannelError {
+    let mut cause: &(dyn std::error::Error + 'static) = &error;
+    while let Some(source) = cause.source() {
+        cause = source;
+        if cause.is::<tonic::ConnectError>() {
+            return ChannelError::Connect(error.into());
+        }
+    }
+    ChannelError::Broken(error.into())
 }
 
 struct Socket {

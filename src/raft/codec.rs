@@ -153,7 +153,7 @@ pub fn entry_of_record(index: Index, record: &[u8]) -> Result<Entry, CodecError>
     if stored != computed {
         return Err(bad(
             "log record",
-            format!("index {index} has checksum {stored:08x}, its bytes give {computed:08x}"),
+            format!("index {index} is corrupt: its checksum is {stored:08x}, its bytes give {computed:08x}"),
         ));
     }
     let wire = v1::RaftEntry::decode(payload).map_err(|error| bad("log record", error))?;
