@@ -1,0 +1,301 @@
+//! Golden scripts: commands in, what came of them out. `UPDATE_GOLDENFILES=1 cargo test --features sim --test golden`
+//! writes them anew; read the difference before you keep it.
+
+#![cfg(feature = "sim")]
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt::Write;
+use std::path::Path;
+
+use bytes::Bytes;
+use cairn::entry::{Body, Entry};
+use cairn::ids::{Index, NodeId, Term};
+use cairn::io::Rng;
+use cairn::proto::v1::{self, command::Kind};
+use cairn::raft::codec;
+use cairn::raft::core::{Core, CoreConfig, genesis};
+use cairn::raft::log::{Recovered, Write as LogWrite};
+use cairn::sim::disk::SimDisk;
+use cairn::state::machine::State;
+use cairn::state::{kv, member};
+use cairn::time::ClusterTime;
+use goldenscript::{ArgumentConsumer, Command, Context, Runner};
+use prost::Message as _;
+use raft::eraftpb::{HardState, Message};
+
+type Outcome = Result<String, Box<dyn Error>>;
+
+fn scripts(folder: &str, mut run: impl FnMut(&Path)) {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(folder);
+    let mut paths: Vec<_> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "no scripts in {folder}");
+    paths.iter().for_each(|path| run(path));
+}
+
+fn number(args: &mut ArgumentConsumer<'_>, name: &str) -> Result<Option<u64>, Box<dyn Error>> {
+    Ok(args.take_key(name).map(str::parse).transpose()?)
+}
+
+fn word(args: &mut ArgumentConsumer<'_>, what: &str) -> Result<String, Box<dyn Error>> {
+    Ok(args.next_pos().ok_or(format!("{what} is missing"))?.to_owned())
+}
+
+/// Runs commands against a state, one entry each.
+struct StateRunner {
+    disk: SimDisk,
+    state: State,
+    time: u64,
+}
+
+impl StateRunner {
+    fn apply(&mut self, body: Body) -> Outcome {
+        let index = self.state.applied().0.next();
+        let outcomes = self.state.apply(&[Entry { index, term: Term(1), body }])?;
+        let replies = outcomes[0].replies.iter().map(|reply| Ok(format!("{:?}\n", v1::Reply::decode(&**reply)?.kind)));
+        replies.collect::<Result<String, Box<dyn Error>>>()
+    }
+}
+
+impl Runner for StateRunner {
+    type Command = Command;
+
+    fn run(&mut self, command: &Command, _: &Context) -> Outcome {
+        let mut args = command.consume_args();
+        let session = match number(&mut args, "session")? {
+            None => None,
+            Some(session) => Some(v1::SessionHeader {
+                session,
+                seq: number(&mut args, "seq")?.ok_or("seq is missing")?,
+                acknowledged: number(&mut args, "ack")?.unwrap_or(0),
+            }),
+        };
+        let kind = match command.name.as_str() {
+            "put" => Kind::Put(v1::Put {
+                expected_revision: number(&mut args, "if")?,
+                key: word(&mut args, "key")?.into(),
+                value: word(&mut args, "value")?.into(),
+            }),
+            "delete" => Kind::Delete(v1::Delete {
+                expected_revision: number(&mut args, "if")?,
+                key: word(&mut args, "key")?.into(),
+            }),
+            "open" => Kind::OpenSession(v1::OpenSession {}),
+            "keep" => Kind::KeepSession(v1::KeepSession {}),
+            "close" => Kind::CloseSession(v1::CloseSession { session: word(&mut args, "id")?.parse()? }),
+            "expire" => {
+                let sessions = std::iter::from_fn(|| args.next_pos()).map(str::parse).collect::<Result<_, _>>()?;
+                Kind::ExpireSessions(v1::ExpireSessions { sessions })
+            }
+            "sleep" => {
+                self.time += word(&mut args, "milliseconds")?.parse::<u64>()?;
+                return Ok(String::new());
+            }
+            "member" => {
+                let id = word(&mut args, "id")?.parse()?;
+                let role = match word(&mut args, "role")?.as_str() {
+                    "learner" => v1::MemberRole::Learner,
+                    "voter" => v1::MemberRole::Voter,
+                    "removed" => v1::MemberRole::Removed,
+                    other => return Err(format!("no role {other}").into()),
+                };
+                let row = v1::Member { id, role: role.into(), address: format!("host-{id}:7400"), ..v1::Member::default() };
+                let change = v1::MemberChange { members: vec![row] }.encode_to_vec().into();
+                return self.apply(Body::Members { conf_state: Bytes::new(), change });
+            }
+            "members" => {
+                let (_, rows) = self.state.reader().snapshot()?;
+                let line = |member: v1::Member| format!("{} {} {:?}\n", member.id, member.address, member.role());
+                return Ok(member::all(&rows)?.into_iter().map(line).collect());
+            }
+            "scan" => {
+                let scan = v1::Scan {
+                    limit: number(&mut args, "limit")?.unwrap_or(0) as u32,
+                    after: args.take_key("after").map(|key| key.to_owned().into()),
+                    prefix: args.next_pos().unwrap_or_default().to_owned().into(),
+                };
+                let (_, rows) = self.state.reader().snapshot()?;
+                let reply = kv::scan(&rows, &scan)?;
+                let line = |row: &v1::KeyValue| format!("{:?} = {:?} at {}\n", row.key, row.value, row.revision);
+                return Ok(reply.rows.iter().map(line).collect::<String>() + if reply.more { "…\n" } else { "" });
+            }
+            "restart" => {
+                self.state.checkpoint()?;
+                self.state = State::open(&*self.disk.boot())?;
+                assert_eq!(self.state.digest(), self.state.reader().full_digest()?);
+                return Ok(format!("applied {:?}\n", self.state.applied()));
+            }
+            other => return Err(format!("no command {other}").into()),
+        };
+        args.reject_next()?;
+        let bytes = v1::Command { session, kind: Some(kind) }.encode_to_vec().into();
+        self.apply(Body::Commands { stamp: ClusterTime(self.time), commands: vec![bytes] })
+    }
+}
+
+#[test]
+fn state() {
+    scripts("state", |path| {
+        let disk = SimDisk::new("disk".into());
+        let state = State::open(&*disk.boot()).unwrap();
+        goldenscript::run(&mut StateRunner { disk, state, time: 0 }, path).unwrap();
+    });
+}
+
+/// Runs cores against each other; nothing moves unless the script says so.
+#[derive(Default)]
+struct CoreRunner {
+    nodes: BTreeMap<u64, CoreNode>,
+    /// Messages that left, in order.
+    wire: Vec<Message>,
+}
+
+struct CoreNode {
+    core: Core,
+    writes: Vec<LogWrite>,
+    applied: Vec<Entry>,
+}
+
+impl CoreRunner {
+    /// Performs what the core asks for, as far as it can be done at once, and says what that was.
+    fn perform(&mut self, id: u64) -> Outcome {
+        let node = self.nodes.get_mut(&id).ok_or("no such node")?;
+        let mut out = String::new();
+        while let Some(effects) = node.core.take_effects()? {
+            for message in effects.send {
+                writeln!(out, "{id} sends {}", show(&message))?;
+                self.wire.push(message);
+            }
+            if let Some(write) = effects.write {
+                let entries: Vec<u64> = write.entries.iter().map(|entry| entry.index).collect();
+                let (term, vote) = (write.hard_state.term, write.hard_state.vote);
+                writeln!(out, "{id} writes entries {entries:?} term {term} vote {vote}")?;
+                node.writes.push(write);
+            }
+            for entry in effects.apply {
+                writeln!(out, "{id} applies {} {}", entry.index, show_body(&entry.body))?;
+                node.core.on_applied(entry.index);
+                node.applied.push(entry);
+            }
+            for (context, index) in effects.reads {
+                writeln!(out, "{id} may read {:?} at {index}", Bytes::from(context))?;
+            }
+        }
+        Ok(out)
+    }
+}
+
+fn show(message: &Message) -> String {
+    let mut text = format!("{:?} to {} term {}", message.get_msg_type(), message.to, message.term);
+    if !message.entries.is_empty() {
+        let entries: Vec<u64> = message.entries.iter().map(|entry| entry.index).collect();
+        text += &format!(" entries {entries:?}");
+    }
+    if message.reject {
+        text += " reject";
+    }
+    text + &format!(" index {} commit {}", message.index, message.commit)
+}
+
+fn show_body(body: &Body) -> String {
+    match body {
+        Body::Empty => "nothing".into(),
+        Body::Commands { stamp, commands } => format!("{commands:?} at {}", stamp.0),
+        Body::Members { conf_state, .. } => {
+            let state = codec::conf_state(conf_state).unwrap();
+            format!("voters {:?} outgoing {:?} learners {:?}", state.voters, state.voters_outgoing, state.learners)
+        }
+    }
+}
+
+impl Runner for CoreRunner {
+    type Command = Command;
+
+    fn run(&mut self, command: &Command, _: &Context) -> Outcome {
+        let mut args = command.consume_args();
+        let id: u64 = word(&mut args, "node")?.parse()?;
+        match command.name.as_str() {
+            // A member that knows the voters given, with only the founding entry applied.
+            "new" => {
+                let voters: Vec<u64> = std::iter::from_fn(|| args.next_pos()).map(str::parse).collect::<Result<_, _>>()?;
+                let mut state = raft::eraftpb::ConfState::default();
+                state.voters = voters;
+                let mut hard_state = HardState::default();
+                (hard_state.term, hard_state.commit) = (1, 1);
+                let founder = v1::Member { id: 1, ..v1::Member::default() };
+                let recovered = Recovered {
+                    incarnation: Default::default(),
+                    hard_state,
+                    compacted: (Index(0), Term(0)),
+                    entries: vec![genesis(&founder)],
+                };
+                let config = CoreConfig { id: NodeId(id), election_ticks: 10 };
+                let core = Core::new(config, recovered, Index(1), state, Rng::from_seed([id as u8; 32]))?;
+                self.nodes.insert(id, CoreNode { core, writes: Vec::new(), applied: Vec::new() });
+                return Ok(String::new());
+            }
+            "deliver" => {
+                let (mine, others) = std::mem::take(&mut self.wire).into_iter().partition(|message| message.to == id);
+                self.wire = others;
+                let mine: Vec<Message> = mine;
+                let node = self.nodes.get_mut(&id).ok_or("no such node")?;
+                for message in mine {
+                    node.core.step(message)?;
+                }
+            }
+            "lose" => self.wire.retain(|message| message.to != id),
+            _ => {
+                let node = self.nodes.get_mut(&id).ok_or("no such node")?;
+                match command.name.as_str() {
+                    "tick" => (0..number(&mut args, "times")?.unwrap_or(1)).for_each(|_| node.core.tick()),
+                    "campaign-alone" => node.core.maybe_campaign_alone(),
+                    "persist" => {
+                        let last = node.writes.drain(..).next_back().ok_or("nothing to persist")?;
+                        node.core.on_persisted(last.number);
+                    }
+                    "propose" => {
+                        let data = word(&mut args, "command")?.into();
+                        match node.core.propose(ClusterTime(7), vec![data]) {
+                            Ok((index, term)) => return Ok(format!("at {index} term {term}\n{}", self.perform(id)?)),
+                            Err(refused) => return Ok(format!("{refused:?}\n")),
+                        }
+                    }
+                    "promote" => {
+                        let ids = std::iter::from_fn(|| args.next_pos()).map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+                        let voter = |id| v1::Member { id, role: v1::MemberRole::Voter.into(), ..v1::Member::default() };
+                        let change = v1::MemberChange { members: ids.into_iter().map(voter).collect() };
+                        match node.core.propose_members(&change) {
+                            Ok((index, _)) => return Ok(format!("at {index}\n{}", self.perform(id)?)),
+                            Err(refused) => return Ok(format!("{refused:?}\n")),
+                        }
+                    }
+                    "leave-joint" => node.core.maybe_leave_joint(),
+                    "hand-over" => node.core.hand_over(),
+                    "read" => node.core.read_index(word(&mut args, "context")?.into_bytes()),
+                    "status" => {
+                        let status = node.core.status();
+                        return Ok(format!(
+                            "{:?} term {} leader {:?} commit {} applied {} last {} voters {:?} joint {}\n",
+                            status.role,
+                            status.term,
+                            status.leader.map(|id| id.0),
+                            status.commit,
+                            status.applied,
+                            status.last,
+                            status.voters.iter().map(|id| id.0).collect::<Vec<_>>(),
+                            status.joint
+                        ));
+                    }
+                    other => return Err(format!("no command {other}").into()),
+                }
+            }
+        }
+        self.perform(id)
+    }
+}
+
+#[test]
+fn core() {
+    scripts("core", |path| goldenscript::run(&mut CoreRunner::default(), path).unwrap());
+}
