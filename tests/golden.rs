@@ -100,7 +100,8 @@ impl Runner for StateRunner {
                     "removed" => v1::MemberRole::Removed,
                     other => return Err(format!("no role {other}").into()),
                 };
-                let row = v1::Member { id, role: role.into(), address: format!("host-{id}:7400"), ..v1::Member::default() };
+                let row =
+                    v1::Member { id, role: role.into(), address: format!("host-{id}:7400"), ..v1::Member::default() };
                 let change = v1::MemberChange { members: vec![row] }.encode_to_vec().into();
                 return self.apply(Body::Members { conf_state: Bytes::new(), change });
             }
@@ -218,7 +219,8 @@ impl Runner for CoreRunner {
         match command.name.as_str() {
             // A member that knows the voters given, with only the founding entry applied.
             "new" => {
-                let voters: Vec<u64> = std::iter::from_fn(|| args.next_pos()).map(str::parse).collect::<Result<_, _>>()?;
+                let voters: Vec<u64> =
+                    std::iter::from_fn(|| args.next_pos()).map(str::parse).collect::<Result<_, _>>()?;
                 let mut state = raft::eraftpb::ConfState::default();
                 state.voters = voters;
                 let mut hard_state = HardState::default();
@@ -262,7 +264,8 @@ impl Runner for CoreRunner {
                         }
                     }
                     "promote" => {
-                        let ids = std::iter::from_fn(|| args.next_pos()).map(str::parse).collect::<Result<Vec<u64>, _>>()?;
+                        let ids =
+                            std::iter::from_fn(|| args.next_pos()).map(str::parse).collect::<Result<Vec<u64>, _>>()?;
                         let voter = |id| v1::Member { id, role: v1::MemberRole::Voter.into(), ..v1::Member::default() };
                         let change = v1::MemberChange { members: ids.into_iter().map(voter).collect() };
                         match node.core.propose_members(&change) {

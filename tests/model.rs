@@ -1,0 +1,225 @@
+//! State and log against naive models, with crashes anywhere. The models share no code with what they check.
+
+#![cfg(feature = "sim")]
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use cairn::entry::{Body, Entry};
+use cairn::ids::{Index, Term};
+use cairn::io::Rng;
+use cairn::proto::v1::{self, command::Kind, reply};
+use cairn::raft::log::{Log, Write};
+use cairn::sim::disk::{PowerCut, SimDisk};
+use cairn::state::kv;
+use cairn::state::machine::State;
+use cairn::time::ClusterTime;
+use proptest::prelude::*;
+use prost::Message as _;
+use raft::eraftpb::{Entry as RaftEntry, HardState};
+
+const LOSE_ALL: PowerCut = PowerCut { drop_permille: 1000, tear_permille: 0 };
+const LOSE_SOME: PowerCut = PowerCut { drop_permille: 500, tear_permille: 300 };
+
+#[derive(Clone, Debug)]
+enum Step {
+    Put { key: u8, value: u8, expected: Option<u64>, seq: Option<u64> },
+    Delete { key: u8, seq: Option<u64> },
+    Checkpoint,
+    Crash { seed: u64 },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    // Few keys and sequences, so that preconditions and retries meet.
+    let seq = prop::option::weighted(0.5, 1u64..12);
+    prop_oneof![
+        6 => (0u8..4, any::<u8>(), prop::option::weighted(0.3, 0u64..20), seq.clone())
+            .prop_map(|(key, value, expected, seq)| Step::Put { key, value, expected, seq }),
+        2 => (0u8..4, seq).prop_map(|(key, seq)| Step::Delete { key, seq }),
+        1 => Just(Step::Checkpoint),
+        1 => any::<u64>().prop_map(|seed| Step::Crash { seed }),
+    ]
+}
+
+/// What a store with one session should answer.
+#[derive(Clone, Default)]
+struct Model {
+    rows: BTreeMap<u8, (u8, u64)>,
+    revision: u64,
+    replies: BTreeMap<u64, Answer>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Put(u64),
+    Deleted(bool),
+    Mismatch(u64),
+}
+
+impl Model {
+    fn apply(&mut self, step: &Step) -> Answer {
+        let (Step::Put { seq, .. } | Step::Delete { seq, .. }) = step else { unreachable!("not a command") };
+        if let Some(reply) = seq.and_then(|seq| self.replies.get(&seq)) {
+            return *reply;
+        }
+        let answer = match step {
+            Step::Put { key, expected, value, .. } => {
+                let at = self.rows.get(key).map_or(0, |row| row.1);
+                match expected {
+                    Some(expected) if *expected != at => Answer::Mismatch(at),
+                    _ => {
+                        self.revision += 1;
+                        self.rows.insert(*key, (*value, self.revision));
+                        Answer::Put(self.revision)
+                    }
+                }
+            }
+            Step::Delete { key, .. } => {
+                let existed = self.rows.remove(key).is_some();
+                self.revision += u64::from(existed);
+                Answer::Deleted(existed)
+            }
+            _ => unreachable!("not a command"),
+        };
+        if let Some(seq) = seq {
+            self.replies.insert(*seq, answer);
+        }
+        answer
+    }
+}
+
+fn command(step: &Step) -> Bytes {
+    let (kind, seq) = match step {
+        Step::Put { key, value, expected, seq } => {
+            let put = v1::Put { key: vec![*key].into(), value: vec![*value].into(), expected_revision: *expected };
+            (Kind::Put(put), seq)
+        }
+        Step::Delete { key, seq } => {
+            (Kind::Delete(v1::Delete { key: vec![*key].into(), expected_revision: None }), seq)
+        }
+        _ => unreachable!("not a command"),
+    };
+    let session = seq.map(|seq| v1::SessionHeader { session: 1, seq, acknowledged: 0 });
+    v1::Command { session, kind: Some(kind) }.encode_to_vec().into()
+}
+
+fn answer(reply: &[u8]) -> Answer {
+    match v1::Reply::decode(reply).unwrap().kind.unwrap() {
+        reply::Kind::Put(put) => Answer::Put(put.revision),
+        reply::Kind::Delete(delete) => Answer::Deleted(delete.existed),
+        reply::Kind::Rejection(v1::Rejection { kind: Some(v1::rejection::Kind::RevisionMismatch(m)) }) => {
+            Answer::Mismatch(m.actual)
+        }
+        other => panic!("unexpected {other:?}"),
+    }
+}
+
+fn rows(state: &State) -> BTreeMap<u8, (u8, u64)> {
+    let (_, snapshot) = state.reader().snapshot().unwrap();
+    let reply = kv::scan(&snapshot, &v1::Scan::default()).unwrap();
+    reply.rows.iter().map(|row| (row.key[0], (row.value[0], row.revision))).collect()
+}
+
+fn entry(index: u64, body: Body) -> Entry {
+    Entry { index: Index(index), term: Term(1), body }
+}
+
+fn commands(stamp: u64, commands: Vec<Bytes>) -> Body {
+    Body::Commands { stamp: ClusterTime(stamp), commands }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever is asked in whatever order, over whatever crashes: the answers and the rows are the model's, the digest
+    /// is that of the rows, and a member that applies the same log in other batches has the same digest.
+    #[test]
+    fn the_state_is_the_models(steps in proptest::collection::vec(step(), 1..60), batch in 1usize..5) {
+        let disk = SimDisk::new("disk".into());
+        let mut state = State::open(&*disk.boot()).unwrap();
+        let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession {})) };
+        let mut log = vec![entry(1, commands(0, vec![open.encode_to_vec().into()]))];
+        state.apply(&log).unwrap();
+        let mut model = Model::default();
+        for step in &steps {
+            match step {
+                Step::Checkpoint => state.checkpoint().unwrap(),
+                Step::Crash { seed } => {
+                    disk.power_cut(LOSE_SOME, &mut Rng::from_seed([*seed as u8; 32]).stream("crash"));
+                    let durable = state.durable();
+                    drop(state);
+                    state = State::open(&*disk.boot()).unwrap();
+                    // It is as of some point since the last checkpoint, and the log brings it back.
+                    let at = state.applied().0;
+                    prop_assert!(at >= durable, "a checkpoint at {durable} came back as {at}");
+                    state.apply(&log[at.0 as usize..]).unwrap();
+                }
+                command_step => {
+                    let next = entry(log.len() as u64 + 1, commands(log.len() as u64, vec![command(command_step)]));
+                    let outcomes = state.apply(std::slice::from_ref(&next)).unwrap();
+                    log.push(next);
+                    prop_assert_eq!(answer(&outcomes[0].replies[0]), model.apply(command_step));
+                }
+            }
+            prop_assert_eq!(rows(&state), model.rows.clone());
+        }
+        prop_assert_eq!(state.digest(), state.reader().full_digest().unwrap());
+        let other_disk = SimDisk::new("other".into());
+        let mut other = State::open(&*other_disk.boot()).unwrap();
+        for chunk in log.chunks(batch) {
+            other.apply(chunk).unwrap();
+        }
+        prop_assert_eq!(other.digest(), state.digest());
+    }
+
+    /// What the log was told to keep it has after any crash; a suffix that was replaced never comes back.
+    #[test]
+    fn the_log_is_the_models(
+        writes in proptest::collection::vec((0u64..6, 1u64..6, 1u64..3, any::<bool>(), any::<u8>()), 1..40),
+    ) {
+        let disk = SimDisk::new("disk".into());
+        let mut log = Log::open(&*disk.boot()).unwrap();
+        let mut model: Vec<(u64, u8)> = Vec::new();
+        let mut hard_state = HardState::default();
+        for (number, (back, count, newer, crash, byte)) in writes.into_iter().enumerate() {
+            // A leader of a later term replaces up to `back` entries at the end and adds `count`.
+            hard_state.term += newer;
+            hard_state.vote = u64::from(byte) % 3;
+            model.truncate(model.len() - (back as usize).min(model.len()));
+            let first = model.len() as u64 + 1;
+            model.extend((0..count).map(|_| (hard_state.term, byte)));
+            let entries: Vec<RaftEntry> = (first..first + count)
+                .map(|index| {
+                    let mut entry = RaftEntry::default();
+                    (entry.index, entry.term) = (index, hard_state.term);
+                    entry.data = vec![byte].into();
+                    entry
+                })
+                .collect();
+            log.write(&[Write { number: number as u64, entries, hard_state: hard_state.clone() }]).unwrap();
+            if crash {
+                let fate = if byte % 2 == 0 { LOSE_ALL } else { LOSE_SOME };
+                disk.power_cut(fate, &mut Rng::from_seed([byte; 32]).stream("crash"));
+                drop(log);
+                log = Log::open(&*disk.boot()).unwrap();
+                let found = log.recover().unwrap();
+                let kept: Vec<(u64, u8)> = found.entries.iter().map(|entry| (entry.term, entry.data[0])).collect();
+                prop_assert_eq!(&kept, &model);
+                prop_assert_eq!(found.hard_state, hard_state.clone());
+            }
+        }
+        let low = Index(1);
+        let all = log.read(low, Index(model.len() as u64 + 1), u64::MAX).unwrap();
+        prop_assert_eq!(all.len(), model.len());
+    }
+}
+
+#[test]
+fn a_restart_is_counted_before_anything_is_said() {
+    let disk = SimDisk::new("disk".into());
+    for life in 1..5 {
+        let mut log = Log::open(&*disk.boot()).unwrap();
+        assert_eq!(log.recover().unwrap().incarnation.0, life);
+        disk.power_cut(LOSE_ALL, &mut Rng::from_seed([0; 32]).stream("crash"));
+    }
+}
