@@ -1,6 +1,7 @@
 //! Golden scripts: commands in, what came of them out. `UPDATE_GOLDENFILES=1 cargo test --features sim --test golden`
 //! writes them anew; read the difference before you keep it.
 
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)] // tests are the outside world
 #![cfg(feature = "sim")]
 
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
 //! State and log against naive models, with crashes anywhere. The models share no code with what they check.
 
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)] // tests are the outside world
 #![cfg(feature = "sim")]
 
 use std::collections::BTreeMap;

@@ -1,5 +1,6 @@
 //! The production binary as users run it: real processes, sockets, files and signals.
 
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)] // tests are the outside world
 #![cfg(not(feature = "sim"))]
 
 use std::fs;

@@ -43,7 +43,7 @@ impl dyn Clock {
         }
     }
 
-    /// [`Self::deadline`] counted from now.
+    /// The same as `deadline`, counted from now.
     ///
     /// # Errors
     /// [`Elapsed`] after `span`.
