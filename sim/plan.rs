@@ -78,6 +78,16 @@ pub enum Fault {
         /// For how long.
         span: Duration,
     },
+    /// An operator asks it to lead.
+    Transfer {
+        /// Which.
+        to: Place,
+    },
+    /// An operator removes it for ever.
+    Remove {
+        /// Which.
+        node: Place,
+    },
     /// Power for all at once.
     Blackout {
         /// What becomes of unsynced writes, in thousandths.
@@ -95,7 +105,7 @@ impl Fault {
 }
 
 /// Kinds of faults; each seed has its own subset.
-const KINDS: usize = 7;
+const KINDS: usize = 9;
 
 impl Plan {
     /// The plan of a source of randomness.
@@ -141,6 +151,9 @@ fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)> {
         })
         .collect();
     faults.sort_by_key(|(at, _)| *at);
+    // One removal at most: who stays must still survive a failure.
+    let mut removed = false;
+    faults.retain(|(_, fault)| !matches!(fault, Fault::Remove { .. }) || !std::mem::replace(&mut removed, true));
     faults
 }
 
@@ -158,6 +171,9 @@ fn fault(rng: &mut RngStream, enabled: &[u64], nodes: usize) -> Fault {
         3 => Fault::Pause { node, span },
         4 => Fault::CutOneWay { from: node, to, span },
         5 => Fault::Isolate { node, span },
+        6 => Fault::Transfer { to },
+        7 if nodes >= 3 => Fault::Remove { node },
+        7 => Fault::Transfer { to },
         _ => Fault::Blackout { drop_permille, down },
     }
 }

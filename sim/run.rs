@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
 use madsim::time::{Instant, TimeHandle, sleep};
 use prost::Message;
 use tokio::sync::oneshot;
@@ -209,12 +211,32 @@ impl Watch {
 struct Member {
     machine: Arc<Machine>,
     stop: Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>,
+    /// Its id in the cluster, once it has one.
+    id: Mutex<Option<NodeId>>,
+    /// Its node said that it was removed, and ended.
+    removed: AtomicBool,
+}
+
+impl Member {
+    fn new(machine: Arc<Machine>) -> Arc<Self> {
+        Arc::new(Self { machine, stop: Mutex::default(), id: Mutex::default(), removed: AtomicBool::default() })
+    }
+
+    fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    fn id(&self) -> Option<NodeId> {
+        *self.id.lock().unwrap()
+    }
 }
 
 struct Run {
     world: Arc<World>,
     plan: Plan,
     members: Vec<Arc<Member>>,
+    endpoints: Vec<Address>,
+    operator: Client,
     watch: Arc<Watch>,
     history: Arc<History>,
     time: TimeHandle,
@@ -222,15 +244,16 @@ struct Run {
 
 impl Run {
     fn new(world: Arc<World>, plan: Plan) -> Self {
-        let member = |_| Arc::new(Member { machine: world.machine(), stop: Mutex::default() });
-        let members: Vec<Arc<Member>> = (0..plan.nodes).map(member).collect();
+        let members: Vec<Arc<Member>> = (0..plan.nodes).map(|_| Member::new(world.machine())).collect();
+        let endpoints: Vec<Address> = members.iter().map(|member| member.machine.address()).collect();
+        let operator = Client::new(world.machine().boot().0, &endpoints, CLIENT_TIMEOUT);
         let watch =
             Arc::new(Watch { trace: world.trace.clone(), inner: Mutex::default(), violations: Violations::default() });
         let machines: BTreeMap<MachineId, Arc<Machine>> =
             members.iter().map(|member| (member.machine.id, member.machine.clone())).collect();
         let tap = watch.clone();
         world.network.set_wiretap(Arc::new(move |from, _, frame| tap.on_frame(&machines[&from], frame)));
-        Self { world, plan, members, watch, history: Arc::default(), time: TimeHandle::current() }
+        Self { operator, endpoints, world, plan, members, watch, history: Arc::default(), time: TimeHandle::current() }
     }
 
     async fn live(self) -> Report {
@@ -280,11 +303,7 @@ impl Run {
     }
 
     fn boot(&self, place: usize) {
-        let member = &self.members[place];
-        if member.machine.is_up() {
-            return;
-        }
-        boot(member, &self.members[0].machine.address(), self.watch.clone());
+        restart(&self.members[place], &self.endpoints[0], &self.watch);
     }
 
     /// Runs the clients while the faults of the plan happen, and waits for both.
@@ -307,16 +326,12 @@ impl Run {
     /// One fault and its end.
     fn inflict(&self, fault: Fault) -> impl Future<Output = ()> + Send + 'static + use<> {
         let members = self.members.clone();
-        let network = self.world.network.clone();
+        let (network, operator) = (self.world.network.clone(), self.operator.clone());
         let (watch, trace) = (self.watch.clone(), self.world.trace.clone());
         async move {
             trace.event(format_args!("fault {fault:?}"));
             let founder = members[0].machine.address();
-            let restart = |place: usize| {
-                if !members[place].machine.is_up() {
-                    boot(&members[place], &founder, watch.clone());
-                }
-            };
+            let restart = |place: usize| restart(&members[place], &founder, &watch);
             match fault {
                 Fault::Kill { node, down } => {
                     members[node].machine.down(Down::Kill);
@@ -357,6 +372,18 @@ impl Run {
                     sleep(span).await;
                     network.set_cut(from, to, false);
                 }
+                Fault::Transfer { to } => {
+                    if let Some(id) = members[to].id() {
+                        let done = operator.transfer_leader(Some(id)).await;
+                        trace.event(format_args!("transfer to {id}: {done:?}"));
+                    }
+                }
+                Fault::Remove { node } => {
+                    if let Some(id) = members[node].id() {
+                        let done = operator.remove_member(id).await;
+                        trace.event(format_args!("remove {id}: {done:?}"));
+                    }
+                }
                 Fault::Isolate { node, span } => {
                     let set = |cut| {
                         let id = members[node].machine.id;
@@ -373,14 +400,10 @@ impl Run {
         }
     }
 
-    fn endpoints(&self) -> Vec<Address> {
-        self.members.iter().map(|member| member.machine.address()).collect()
-    }
-
     /// A client on a machine of its own that does its share of the plan.
     fn client(&self, id: u64) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.world.machine().boot();
-        let client = Client::new(io, &self.endpoints(), CLIENT_TIMEOUT);
+        let client = Client::new(io, &self.endpoints, CLIENT_TIMEOUT);
         let mut rng = self.world.rng.stream(&format!("client {id}"));
         let (plan, history, time) = (self.plan.clone(), self.history.clone(), self.time.clone());
         let trace = self.world.trace.clone();
@@ -410,7 +433,7 @@ impl Run {
             self.boot(place);
         }
         let (io, node) = self.world.machine().boot();
-        let client = Client::new(io, &self.endpoints(), RECOVERY_MAX);
+        let client = Client::new(io, &self.endpoints, RECOVERY_MAX);
         let (history, keys, time) = (self.history.clone(), self.plan.keys, self.time.clone());
         let last = node.spawn(async move {
             let mut all = true;
@@ -427,14 +450,34 @@ impl Run {
         if !last.await.unwrap_or(false) {
             return Err(Verdict::Liveness(format!("a healed cluster did not serve within {RECOVERY_MAX:?}")));
         }
+        self.finish_removals().await?;
         let converged = || {
             let watched = self.watch.inner.lock().unwrap();
             let last = watched.agreement.last();
             let at_end = |status: &Status| status.applied == last && status.last == last;
-            watched.statuses.len() == self.plan.nodes && watched.statuses.values().all(at_end)
+            let members = self.members.iter().filter(|member| !member.is_removed());
+            members.filter_map(|member| watched.statuses.get(&member.id()?).map(at_end)).all(|there| there)
         };
         self.within("a healed cluster converges", converged).await?;
         self.check()
+    }
+
+    /// What an operator began is carried through, and who is removed says so.
+    async fn finish_removals(&self) -> Result<(), Verdict> {
+        for (_, fault) in &self.plan.faults {
+            let Fault::Remove { node } = *fault else { continue };
+            let member = &self.members[node];
+            let Some(id) = member.id() else { continue };
+            let began = self.time.now_instant();
+            while let Err(error) = self.operator.remove_member(id).await {
+                if self.time.now_instant() - began > RECOVERY_MAX {
+                    return Err(Verdict::Liveness(format!("a healed cluster did not remove member {id}: {error}")));
+                }
+                sleep(Duration::from_millis(100)).await;
+            }
+            self.within("a removed member says so", || member.is_removed()).await?;
+        }
+        Ok(())
     }
 
     /// Checks what was found while the run went on.
@@ -487,8 +530,12 @@ impl Run {
     }
 }
 
-fn boot(member: &Member, founder: &Address, watch: Arc<Watch>) {
-    let machine = &member.machine;
+/// Boots a member's machine and its node, unless it runs or was removed.
+fn restart(member: &Arc<Member>, founder: &Address, watch: &Arc<Watch>) {
+    let (machine, watch) = (&member.machine, watch.clone());
+    if machine.is_up() || member.is_removed() {
+        return;
+    }
     let (io, _) = machine.boot();
     let address = machine.address();
     let origin = if address == *founder { Origin::Bootstrap } else { Origin::Join(vec![founder.clone()]) };
@@ -496,14 +543,21 @@ fn boot(member: &Member, founder: &Address, watch: Arc<Watch>) {
     let (ended, stopped) = oneshot::channel();
     *member.stop.lock().unwrap() = Some((stop, stopped));
     let spawn = io.spawn.clone();
+    let member = member.clone();
     let life = async move {
         match NodeBuilder::new(io.clone(), address).origin(origin).observer(watch).start().await {
             Ok(node) => {
-                if stopping.await.is_err() {
-                    // Nobody will stop it in order: it lives until its machine goes down.
-                    std::future::pending::<()>().await;
-                }
+                *member.id.lock().unwrap() = Some(node.identity().id);
+                let told = async {
+                    if stopping.await.is_err() {
+                        // Nobody will stop it in order: it lives until its machine goes down.
+                        std::future::pending::<()>().await;
+                    }
+                };
+                let removed =
+                    matches!(select(std::pin::pin!(told), std::pin::pin!(node.removed())).await, Either::Right(_));
                 node.stop().await;
+                member.removed.fetch_or(removed, Ordering::Relaxed);
                 let _ = ended.send(());
             }
             Err(fault) => io.spawn.fail_stop(fault),

@@ -198,6 +198,37 @@ fn a_leader_that_is_stopped_hands_over() {
 }
 
 #[test]
+fn leadership_moves_on_request_and_a_removed_member_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path());
+    let status = nodes[0].status();
+    let leader = status["leader"].as_u64().unwrap();
+    let to = (1..=3).find(|id| *id != leader).unwrap().to_string();
+    let endpoints = nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>().join(",");
+    let moved = run(&["cluster", "--endpoints", &endpoints, "transfer-leader", &to]);
+    assert_eq!(text(&moved.stdout), format!("member {to} leads\n"), "{}", text(&moved.stderr));
+    until("all know the new leader", || nodes.iter().all(|node| node.status()["leader"].to_string() == to));
+    fails(1, &["there is no member 9"], &["cluster", "--endpoints", &endpoints, "remove", "9"]);
+
+    // The leader itself is removed: it hands over, goes, and says so.
+    let at = nodes.iter().position(|node| node.status()["answered_by"].to_string() == to).unwrap();
+    let name = ["n1", "n2", "n3"][at];
+    let mut gone = nodes.remove(at);
+    let removed = run(&["cluster", "--endpoints", &endpoints, "remove", &to, "--timeout", "30"]);
+    assert_eq!(text(&removed.stdout), format!("member {to} is removed\n"), "{}", text(&removed.stderr));
+    assert_eq!(gone.child.wait().unwrap().code(), Some(1));
+    assert!(nodes[0].kv(&["put", "after", "removal"]).status.success());
+    until("two voters are left", || voters(&nodes[1].status()) == 2);
+    // It never comes back under its old name.
+    let data = dir.path().join(name);
+    fails(
+        1,
+        &[&format!("member {to} was removed")],
+        &["start", "--data-dir", data.to_str().unwrap(), "--listen", &gone.address],
+    );
+}
+
+#[test]
 fn without_a_majority_nothing_is_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut nodes = three(dir.path());

@@ -6,7 +6,10 @@ use tonic::{Request, Response, Status};
 
 use crate::ids::{Address, NodeId};
 use crate::limits::MEMBERS_MAX;
-use crate::proto::v1::{self, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, StatusReply, StatusRequest};
+use crate::proto::v1::{
+    self, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, RemoveReply, RemoveRequest, StatusReply,
+    StatusRequest, TransferLeaderReply, TransferLeaderRequest,
+};
 use crate::raft::manager::ProposeError;
 use crate::shared::{LEADER_HINT, SharedNodeState, internal};
 use crate::state::member;
@@ -81,6 +84,54 @@ impl ClusterService {
     }
 }
 
+impl ClusterService {
+    /// The refusal of a call that only the leader answers, with its address.
+    fn not_leader(&self) -> Result<Status, Status> {
+        let mut refusal = Status::unavailable("not done: this member does not lead; ask the leader");
+        let leader = self.0.raft.status().leader;
+        let address = leader.map(|id| self.0.address_of(id)).transpose()?.flatten();
+        if let Some(value) = address.and_then(|address| address.as_str().parse().ok()) {
+            refusal.metadata_mut().insert(LEADER_HINT, value);
+        }
+        Ok(refusal)
+    }
+
+    async fn remove_here(&self, id: NodeId, deadline: Monotonic) -> Result<RemoveReply, Status> {
+        self.0.read_barrier(deadline).await?;
+        let (_, rows) = self.0.reader.snapshot().map_err(internal)?;
+        let members = member::all(&rows).map_err(internal)?;
+        let Some(mut member) = members.into_iter().find(|member| member.id == id.0) else {
+            return Err(Status::not_found(format!("there is no member {id}")));
+        };
+        if member.role() == MemberRole::Removed {
+            return Ok(RemoveReply {});
+        }
+        let status = self.0.raft.status();
+        let rest: Vec<NodeId> = status.voters.iter().copied().filter(|voter| *voter != id).collect();
+        let reachable = rest.iter().filter(|voter| **voter == status.id || status.active.contains(voter)).count();
+        if rest.is_empty() {
+            return Err(Status::failed_precondition(format!("member {id} is the only voter; the cluster would end")));
+        }
+        if status.voters.contains(&id) && reachable <= rest.len() / 2 {
+            return Err(Status::failed_precondition(format!(
+                "without member {id} only {reachable} of {} voters could be reached, which is no majority",
+                rest.len()
+            )));
+        }
+        if id == status.id {
+            self.0.raft.hand_over(None).await.map_err(|error| Status::unavailable(format!("not done: {error}")))?;
+            return Err(Status::unavailable("not done: the leader hands over before it goes; ask again"));
+        }
+        member.set_role(MemberRole::Removed);
+        let change = v1::MemberChange { members: vec![member] };
+        match self.0.io.clock.deadline(deadline, self.0.raft.change_members(change)).await {
+            Ok(Ok(_)) => Ok(RemoveReply {}),
+            Ok(Err(error)) => Err(Status::unavailable(format!("{error}; ask again"))),
+            Err(_) => Err(Status::unavailable("the change is not committed yet; ask again")),
+        }
+    }
+}
+
 #[tonic::async_trait]
 impl v1::cluster_server::Cluster for ClusterService {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
@@ -99,12 +150,38 @@ impl v1::cluster_server::Cluster for ClusterService {
         if self.0.leads() {
             return self.join_here(&request, deadline).await.map(Response::new);
         }
-        let mut refusal = Status::unavailable("not done: this member does not lead; ask the leader");
-        let leader = self.0.raft.status().leader;
-        let address = leader.map(|id| self.0.address_of(id)).transpose()?.flatten();
-        if let Some(value) = address.and_then(|address| address.as_str().parse().ok()) {
-            refusal.metadata_mut().insert(LEADER_HINT, value);
+        Err(self.not_leader()?)
+    }
+
+    async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<RemoveReply>, Status> {
+        let deadline = self.0.deadline(&request);
+        if !self.0.leads() {
+            return Err(self.not_leader()?);
         }
-        Err(refusal)
+        self.remove_here(NodeId(request.into_inner().id), deadline).await.map(Response::new)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<TransferLeaderRequest>,
+    ) -> Result<Response<TransferLeaderReply>, Status> {
+        let deadline = self.0.deadline(&request);
+        let to = Some(NodeId(request.into_inner().to)).filter(|id| id.0 != 0);
+        if !self.0.leads() {
+            return Err(self.not_leader()?);
+        }
+        if to == Some(self.0.identity.id) {
+            return Ok(Response::new(TransferLeaderReply { leader: self.0.identity.id.0 }));
+        }
+        let chosen = self.0.raft.hand_over(to).await;
+        let chosen = chosen.map_err(|_| match to {
+            Some(id) => Status::failed_precondition(format!("member {id} is no voter that could lead")),
+            None => Status::failed_precondition("there is no other voter"),
+        })?;
+        let done = self.0.raft.wait(|status| (status.leader == Some(chosen)).then_some(()));
+        match self.0.io.clock.deadline(deadline, done).await {
+            Ok(()) => Ok(Response::new(TransferLeaderReply { leader: chosen.0 })),
+            Err(_) => Err(Status::unavailable(format!("member {chosen} does not lead yet; see the cluster's status"))),
+        }
     }
 }

@@ -4,13 +4,32 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::proto::v1::{self, RaftFrame, RaftFrameReply};
+use crate::ids::NodeId;
+use crate::proto::v1::{self, MemberRole, RaftFrame, RaftFrameReply};
 use crate::raft::codec;
-use crate::raft::transport::Hello;
-use crate::shared::SharedNodeState;
+use crate::raft::transport::{Hello, REMOVED};
+use crate::shared::{SharedNodeState, internal};
+use crate::state::member;
 
 /// The service for peers.
 pub struct PeerService(pub Arc<SharedNodeState>);
+
+impl PeerService {
+    /// Tells a sender that was removed. One that is not known yet may be on its way in.
+    fn check_member(&self, id: NodeId) -> Result<(), Status> {
+        if self.0.raft.knows(id) {
+            return Ok(());
+        }
+        let (_, rows) = self.0.reader.snapshot().map_err(internal)?;
+        let members = member::all(&rows).map_err(internal)?;
+        if members.iter().any(|member| member.id == id.0 && member.role() == MemberRole::Removed) {
+            let mut status = Status::failed_precondition(format!("member {id} was removed"));
+            status.metadata_mut().insert(REMOVED, "1".parse().expect("plain text"));
+            return Err(status);
+        }
+        Ok(())
+    }
+}
 
 #[tonic::async_trait]
 impl v1::peer_server::Peer for PeerService {
@@ -28,8 +47,11 @@ impl v1::peer_server::Peer for PeerService {
         if hello.to != me.id {
             return Err(Status::failed_precondition(format!("this is member {}, not {}", me.id, hello.to)));
         }
+        // Also before the first frame: a removed member may have nothing to say.
+        self.check_member(hello.from)?;
         let mut frames = request.into_inner();
         while let Some(frame) = frames.message().await? {
+            self.check_member(hello.from)?;
             let decode =
                 |wire| codec::message_from_wire(wire).map_err(|error| Status::invalid_argument(error.to_string()));
             let messages = frame.messages.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;

@@ -22,7 +22,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::client::{Client, ClientError};
 use crate::error::Fault;
-use crate::ids::Address;
+use crate::ids::{Address, NodeId};
 use crate::os;
 
 /// Cairn: a consensus node. One is a working system, three lose nothing when a machine dies.
@@ -58,8 +58,10 @@ enum Command {
         #[command(subcommand)]
         command: kv::Kv,
     },
-    /// Look at the cluster
-    #[command(after_help = "Example:\n  node cluster status -o json")]
+    /// Look at the cluster and change its members
+    #[command(
+        after_help = "Examples:\n  node cluster status -o json\n  node cluster transfer-leader 2\n  node cluster remove 3"
+    )]
     Cluster {
         #[command(flatten)]
         connection: Connection,
@@ -72,6 +74,16 @@ enum Command {
 enum Cluster {
     /// Members, roles, leader, term, and how far each has come
     Status,
+    /// Remove a member for ever; its node says so and ends
+    Remove {
+        /// Its id, as `status` shows it
+        id: u64,
+    },
+    /// Have another voter lead
+    TransferLeader {
+        /// Its id; the one whose log is furthest without one
+        id: Option<u64>,
+    },
 }
 
 /// How to reach the cluster, and how to print.
@@ -169,7 +181,7 @@ pub fn main() -> i32 {
             Command::Dev(dev) => dev.run().await,
             Command::Start(start) => start.run().await,
             Command::Kv { connection, command } => command.run(&connection).await,
-            Command::Cluster { connection, command: Cluster::Status } => status(&connection).await,
+            Command::Cluster { connection, command } => command.run(&connection).await,
         }
     });
     match result {
@@ -178,11 +190,27 @@ pub fn main() -> i32 {
     }
 }
 
-async fn status(connection: &Connection) -> Result<(), Failure> {
-    let status = connection.client()?.status().await?;
-    match connection.output {
-        Output::Json => output::json(&output::status_json(&status)),
-        Output::Table => output::status_table(&status),
+impl Cluster {
+    async fn run(&self, connection: &Connection) -> Result<(), Failure> {
+        let client = connection.client()?;
+        match (self, connection.output) {
+            (Self::Status, Output::Json) => output::json(&output::status_json(&client.status().await?)),
+            (Self::Status, Output::Table) => output::status_table(&client.status().await?),
+            (Self::Remove { id }, output) => {
+                client.remove_member(NodeId(*id)).await?;
+                match output {
+                    Output::Json => output::json(&serde_json::json!({ "removed": id })),
+                    Output::Table => say!("member {id} is removed"),
+                }
+            }
+            (Self::TransferLeader { id }, output) => {
+                let leader = client.transfer_leader(id.map(NodeId)).await?;
+                match output {
+                    Output::Json => output::json(&serde_json::json!({ "leader": leader.0 })),
+                    Output::Table => say!("member {leader} leads"),
+                }
+            }
+        }
+        Ok(())
     }
-    Ok(())
 }

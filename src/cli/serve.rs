@@ -176,14 +176,24 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
         result = signal() => return result.map_err(Failure::from),
         node = builder.start() => node?,
     };
+    let id = node.identity().id;
+    let mut removed = false;
     let ready = tokio::select! {
         biased;
         result = signal() => result.map(|()| false)?,
+        () = node.removed() => {
+            removed = true;
+            false
+        }
         () = node.wait_ready() => true,
     };
     if ready {
         announce(&node);
-        signal().await?;
+        tokio::select! {
+            biased;
+            result = signal() => result?,
+            () = node.removed() => removed = true,
+        }
     }
     eprintln!("stopping; a second Ctrl-C ends it at once");
     tokio::select! {
@@ -195,6 +205,13 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
         stopped = clock.timeout(STOP_TIMEOUT, node.stop()) => {
             stopped.context(|| format!("stop in order within {STOP_TIMEOUT:?}"))?;
         }
+    }
+    if removed {
+        return Err(Fault::new(format!(
+            "member {id} was removed from the cluster for ever; to take this machine in again, start it with an empty \
+             data directory and --join"
+        ))
+        .into());
     }
     eprintln!("stopped");
     Ok(())

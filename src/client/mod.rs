@@ -12,12 +12,13 @@ use futures_util::future::BoxFuture;
 use tonic::{Code, Request, Status};
 
 use crate::error::Reject;
-use crate::ids::{Address, Revision, Seq, SessionId};
+use crate::ids::{Address, NodeId, Revision, Seq, SessionId};
 use crate::io::{Channel, ChannelError, Io};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::proto::v1::{
     self, cluster_client::ClusterClient, command::Kind, query_reply, query_request, reply, store_client::StoreClient,
 };
+use crate::shared::LEADER_HINT;
 use crate::state::command;
 use crate::time::Monotonic;
 
@@ -80,7 +81,9 @@ fn store(channel: Channel) -> StoreClient<Channel> {
 fn failure(status: Status) -> Failure {
     let text = status.message().to_owned();
     match status.code() {
-        Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange => Failure::Final(ClientError::Invalid(text)),
+        Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange | Code::NotFound | Code::FailedPrecondition => {
+            Failure::Final(ClientError::Invalid(text))
+        }
         Code::ResourceExhausted => Failure::NotDone(text),
         _ if ChannelError::is_connect(&status) => Failure::NotDone(text),
         Code::Unavailable if text.starts_with("not done") => Failure::NotDone(text),
@@ -164,6 +167,32 @@ impl Client {
             Box::pin(async move { ClusterClient::new(channel).status(v1::StatusRequest {}).await })
         })
         .await
+    }
+
+    /// Removes a member for ever. Removing it again is no error.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; invalid if there is no such member or a majority of the rest cannot be reached.
+    pub async fn remove_member(&self, id: NodeId) -> Result<(), ClientError> {
+        self.attempts(|channel, _| {
+            let request = v1::RemoveRequest { id: id.0 };
+            Box::pin(async move { ClusterClient::new(channel).remove(request).await })
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Has another voter lead: the one given, or the one whose log is furthest. Says who leads then.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; invalid if it is no voter.
+    pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<NodeId, ClientError> {
+        self.attempts(|channel, _| {
+            let request = v1::TransferLeaderRequest { to: to.map_or(0, |id| id.0) };
+            Box::pin(async move { ClusterClient::new(channel).transfer_leader(request).await })
+        })
+        .await
+        .map(|reply| NodeId(reply.leader))
     }
 
     /// Carries out a command exactly once.
@@ -282,9 +311,14 @@ impl Client {
             let turn = self.lock().preferred % self.endpoints.len();
             let (address, channel) = &self.endpoints[turn];
             let until = deadline.min(clock.now() + ATTEMPT_TIMEOUT);
+            let mut hint = None;
             let outcome = match clock.deadline(until, attempt(channel.clone(), until)).await {
                 Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => failure(status),
+                Ok(Err(status)) => {
+                    let value = status.metadata().get(LEADER_HINT).and_then(|value| value.to_str().ok());
+                    hint = value.map(str::to_owned);
+                    failure(status)
+                }
                 Err(_) => Failure::Unknown("no answer in time".into()),
             };
             match outcome {
@@ -295,7 +329,8 @@ impl Client {
                     last = format!("{address}: {why}");
                 }
             }
-            self.lock().preferred = turn + 1;
+            let named = hint.and_then(|hint| self.endpoints.iter().position(|(address, _)| address.as_str() == hint));
+            self.lock().preferred = named.unwrap_or(turn + 1);
             if clock.now() + RETRY_PAUSE >= deadline {
                 break;
             }

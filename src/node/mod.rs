@@ -267,6 +267,11 @@ impl Node {
         }
     }
 
+    /// Waits until this member is told that it was removed from the cluster. It can do nothing more there: stop it.
+    pub async fn removed(&self) {
+        self.shared.raft.removed().await;
+    }
+
     /// Stops it in order: no new work, leadership handed over, state durable, calls under way answered.
     pub async fn stop(self) {
         self.health.set_serving(false);

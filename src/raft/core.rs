@@ -143,6 +143,8 @@ pub struct Core {
     /// A request to campaign at once that came while a write was not durable.
     timeout_now: Option<Message>,
     conf_state: ConfState,
+    /// Whether any configuration so far had this member.
+    was_member: bool,
     applied: Index,
     /// Where the last proposed leave of a joint configuration stands.
     leaving: Index,
@@ -198,6 +200,7 @@ impl Core {
             held: VecDeque::new(),
             released: Vec::new(),
             timeout_now: None,
+            was_member: false,
             conf_state,
             applied,
             leaving: Index(0),
@@ -306,14 +309,15 @@ impl Core {
         self.after_call();
     }
 
-    /// As leader, asks the member whose log is furthest to take over at once.
-    pub fn hand_over(&mut self) {
+    /// As leader, asks another voter to take over at once: the one given, or the one whose log is furthest. Says whom.
+    pub fn hand_over(&mut self, to: Option<NodeId>) -> Option<NodeId> {
         let status = self.status();
-        let voters = status.matched.iter().filter(|(id, _)| status.voters.contains(id));
-        if let Some((id, _)) = voters.max_by_key(|(_, matched)| **matched) {
-            self.raw.transfer_leader(id.0);
-            self.after_call();
-        }
+        let wanted = |id: &NodeId| status.voters.contains(id) && to.is_none_or(|to| to == *id);
+        let voters = status.matched.iter().filter(|(id, _)| wanted(id));
+        let (id, _) = voters.max_by_key(|(_, matched)| **matched)?;
+        self.raw.transfer_leader(id.0);
+        self.after_call();
+        Some(*id)
     }
 
     /// All writes up to `number` are durable.
@@ -426,6 +430,9 @@ impl Core {
             EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
                 let change = codec::conf_change(&entry.data).context(what)?;
                 self.conf_state = self.raw.apply_conf_change(&change).context(what)?;
+                self.was_member |= !change.changes.is_empty() && {
+                    change.changes.iter().any(|single| single.node_id == self.config.id.0)
+                };
                 Body::Members { conf_state: codec::conf_state_bytes(&self.conf_state), change: entry.context }
             }
         };
@@ -440,6 +447,14 @@ impl Core {
     /// Whether this member is the only voter.
     pub fn is_alone(&self) -> bool {
         self.conf_state.voters == [self.config.id.0] && !self.is_joint()
+    }
+
+    /// Whether this member was in a configuration and is no more.
+    pub fn has_left(&self) -> bool {
+        let ConfState { voters, learners, voters_outgoing, learners_next, .. } = &self.conf_state;
+        let inside =
+            [voters, learners, voters_outgoing, learners_next].iter().any(|ids| ids.contains(&self.config.id.0));
+        self.was_member && !inside
     }
 
     /// Ticks of an election timeout.

@@ -8,6 +8,7 @@
 //! refused, or another entry was committed at its index. **Unknown**: the caller's deadline passed first.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -19,7 +20,7 @@ use super::codec;
 use super::core::{Core, CoreConfig, Effects, Refused, Role, Status};
 use super::log::{Identity, Log, Write};
 use super::tail::Fetch;
-use super::transport::Transport;
+use super::transport::{News, Transport};
 use crate::entry::{Body, Entry, Outcome};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
@@ -92,6 +93,7 @@ enum Request {
     Propose { command: Bytes, reply: Reply<Bytes> },
     Change { change: v1::MemberChange, reply: Reply<Index> },
     Read { reply: oneshot::Sender<Index> },
+    HandOver { to: Option<NodeId>, reply: Reply<NodeId> },
     Stop { reply: oneshot::Sender<()> },
 }
 
@@ -113,6 +115,7 @@ pub struct RaftHandle {
 struct Shared {
     status: Mutex<Status>,
     changed: Notify,
+    removed: AtomicBool,
 }
 
 impl RaftHandle {
@@ -134,6 +137,34 @@ impl RaftHandle {
         let (reply, answer) = oneshot::channel();
         self.request(Request::Change { change, reply })?;
         answer.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
+    /// As leader, asks another voter to take over: the one given, or the one whose log is furthest. Says whom; whether
+    /// it then leads is for [`Self::wait`] to see.
+    ///
+    /// # Errors
+    /// This member does not lead, or there is no such voter.
+    pub async fn hand_over(&self, to: Option<NodeId>) -> Result<NodeId, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::HandOver { to, reply })?;
+        answer.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
+    /// Waits until this member is told that it was removed from the cluster.
+    pub async fn removed(&self) {
+        loop {
+            let changed = self.shared.changed.notified();
+            if self.shared.removed.load(Ordering::Relaxed) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Whether a member is in the configuration that this one knows.
+    pub fn knows(&self, id: NodeId) -> bool {
+        let status = self.lock();
+        status.voters.contains(&id) || status.learners.contains(&id)
     }
 
     /// Waits until this member's state has everything that was committed when this was called. What is read from the
@@ -218,8 +249,8 @@ pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, Ta
     let (done_sender, done) = mpsc::channel(limits::LOG_JOBS_MAX + limits::APPLY_JOBS_MAX);
     let (requests_sender, requests) = mpsc::channel(limits::INBOX_REQUESTS_MAX);
     let (frames_sender, frames) = mpsc::channel(limits::INBOX_FRAMES_MAX);
-    let (unreachable_sender, unreachable) = mpsc::channel(limits::MEMBERS_MAX);
-    let mut transport = Transport::new(io.clone(), identity, incarnation, unreachable_sender);
+    let (news_sender, news) = mpsc::channel(limits::MEMBERS_MAX);
+    let mut transport = Transport::new(io.clone(), identity, incarnation, news_sender);
     let mut peers = machine.peers()?;
     if peers.is_empty() {
         peers = first_peers;
@@ -229,7 +260,8 @@ pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, Ta
     let log_owner = LogOwner { log: Some(log), done: done_sender.clone(), spawn: io.spawn.clone() };
     let apply_owner = ApplyOwner { machine: Some(machine), done: done_sender, spawn: io.spawn.clone() };
     let status = core.status();
-    let shared = Arc::new(Shared { status: Mutex::new(status.clone()), changed: Notify::new() });
+    let shared =
+        Arc::new(Shared { status: Mutex::new(status.clone()), changed: Notify::new(), removed: AtomicBool::default() });
     let manager = Manager {
         life: (identity.id, incarnation),
         next_tick: io.clock.now() + limits::TICK,
@@ -252,7 +284,7 @@ pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, Ta
         status,
         io: io.clone(),
     };
-    let inputs = Inputs { done, requests, frames, unreachable };
+    let inputs = Inputs { done, requests, frames, news };
     let task = io.spawn.spawn("raft manager", Box::pin(manager.run(inputs)));
     Ok((RaftHandle { requests: requests_sender, frames: frames_sender, shared }, incarnation, task))
 }
@@ -261,7 +293,7 @@ struct Inputs {
     done: mpsc::Receiver<Done>,
     requests: mpsc::Receiver<Request>,
     frames: mpsc::Receiver<Vec<Message>>,
-    unreachable: mpsc::Receiver<NodeId>,
+    news: mpsc::Receiver<News>,
 }
 
 enum Waiter {
@@ -326,7 +358,7 @@ impl Manager {
                 biased;
                 _ = inputs.done.recv_many(&mut done, limits::LOG_JOBS_MAX) => {}
                 _ = inputs.frames.recv_many(&mut frames, limits::INBOX_FRAMES_MAX) => {}
-                Some(member) = inputs.unreachable.recv() => self.core.on_unreachable(member),
+                Some(news) = inputs.news.recv() => self.on_news(news),
                 count = inputs.requests.recv_many(&mut requests, limits::BATCH_COMMANDS_MAX) => {
                     if count == 0 {
                         return;
@@ -388,6 +420,20 @@ impl Manager {
         Ok(())
     }
 
+    fn on_news(&mut self, news: News) {
+        match news {
+            News::Unreachable(member) => self.core.on_unreachable(member),
+            News::Removed => self.note_removed(),
+        }
+    }
+
+    fn note_removed(&mut self) {
+        if !self.shared.removed.swap(true, Ordering::Relaxed) {
+            tracing::error!("this member was removed from the cluster");
+            self.shared.changed.notify_waiters();
+        }
+    }
+
     fn on_done(&mut self, done: Done) {
         match done {
             Done::Persisted(number) => {
@@ -407,6 +453,9 @@ impl Manager {
                 self.cluster_time = time;
                 if let Some(peers) = peers {
                     self.transport.set_peers(&peers);
+                    if !peers.is_empty() && !peers.contains_key(&self.life.0) && self.core.has_left() {
+                        self.note_removed();
+                    }
                 }
                 for (entry, outcome) in entries.iter().zip(outcomes) {
                     self.observer.on_applied(self.life, entry, &outcome);
@@ -471,11 +520,15 @@ impl Manager {
                     self.reads.waiting.push(reply);
                 } // else dropped: the caller hears that too many wait
             }
+            Request::HandOver { to, reply } => {
+                let refusal = if self.core.leads() { ProposeError::Busy } else { self.refusal(Refused::NotLeader) };
+                let _ = reply.send(self.core.hand_over(to).ok_or(refusal));
+            }
             Request::Stop { reply } => {
                 let patience = limits::TICK * self.core.election_ticks() as u32;
                 let deadline = self.io.clock.now() + patience;
                 self.stopping = Some(Stopping { reply, deadline, checkpointing: false });
-                self.core.hand_over();
+                self.core.hand_over(None);
             }
         }
     }

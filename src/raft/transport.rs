@@ -71,8 +71,20 @@ pub struct Transport {
     identity: Identity,
     incarnation: Incarnation,
     links: BTreeMap<NodeId, Link>,
-    unreachable: mpsc::Sender<NodeId>,
+    news: mpsc::Sender<News>,
 }
+
+/// What a transport has to tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum News {
+    /// A member could not be reached; messages to it may be lost.
+    Unreachable(NodeId),
+    /// A member says that this one was removed from the cluster.
+    Removed,
+}
+
+/// The metadata of a refusal that tells the caller that it was removed.
+pub const REMOVED: &str = "cairn-removed";
 
 struct Link {
     address: Address,
@@ -81,9 +93,9 @@ struct Link {
 }
 
 impl Transport {
-    /// A transport without peers. Peers that cannot be reached are reported to `unreachable`, as often as it takes.
-    pub fn new(io: Io, identity: Identity, incarnation: Incarnation, unreachable: mpsc::Sender<NodeId>) -> Self {
-        Self { io, identity, incarnation, links: BTreeMap::new(), unreachable }
+    /// A transport without peers. What becomes of its streams is told to `news`.
+    pub fn new(io: Io, identity: Identity, incarnation: Incarnation, news: mpsc::Sender<News>) -> Self {
+        Self { io, identity, incarnation, links: BTreeMap::new(), news }
     }
 
     /// Opens streams to new peers, closes those to peers that left or moved.
@@ -99,7 +111,7 @@ impl Transport {
     fn open(&self, to: NodeId, address: Address) -> Link {
         let (sender, queue) = mpsc::channel(PEER_QUEUE_MAX);
         let hello = Hello { cluster: self.identity.cluster, from: self.identity.id, incarnation: self.incarnation, to };
-        let task = run_link(self.io.clone(), hello, address.clone(), queue, self.unreachable.clone());
+        let task = run_link(self.io.clone(), hello, address.clone(), queue, self.news.clone());
         Link { address, queue: sender, _task: self.io.spawn.spawn("peer stream", Box::pin(task)) }
     }
 
@@ -115,7 +127,7 @@ async fn run_link(
     hello: Hello,
     address: Address,
     mut queue: mpsc::Receiver<Message>,
-    unreachable: mpsc::Sender<NodeId>,
+    news: mpsc::Sender<News>,
 ) {
     let mut jitter = io.rng.stream(&format!("reconnect to {}", hello.to));
     let mut pause = RECONNECT_PAUSE_MIN;
@@ -131,6 +143,9 @@ async fn run_link(
             let feed = std::pin::pin!(feed(&mut queue, frames));
             match select(call, feed).await {
                 Either::Left((Err(status), _)) => {
+                    if status.metadata().contains_key(REMOVED) {
+                        let _ = news.try_send(News::Removed);
+                    }
                     tracing::debug!(to = %hello.to, %address, %status, "peer stream broke");
                 }
                 Either::Left((Ok(_), _)) => tracing::debug!(to = %hello.to, "peer closed the stream"),
@@ -139,7 +154,7 @@ async fn run_link(
             }
         }
         // A full queue of reports already says it.
-        let _ = unreachable.try_send(hello.to);
+        let _ = news.try_send(News::Unreachable(hello.to));
         if io.clock.now().since(opened) > RECONNECT_PAUSE_MAX {
             pause = RECONNECT_PAUSE_MIN;
         }
