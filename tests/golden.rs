@@ -275,7 +275,7 @@ impl Runner for CoreRunner {
                         }
                     }
                     "leave-joint" => node.core.maybe_leave_joint(),
-                    "hand-over" => node.core.hand_over(),
+                    "hand-over" => drop(node.core.hand_over(number(&mut args, "to")?.map(NodeId))),
                     "read" => node.core.read_index(word(&mut args, "context")?.into_bytes()),
                     "status" => {
                         let status = node.core.status();

@@ -11,6 +11,7 @@ macro_rules! say {
     }};
 }
 
+mod bench;
 mod config;
 mod kv;
 mod output;
@@ -57,6 +58,16 @@ enum Command {
         connection: Connection,
         #[command(subcommand)]
         command: kv::Kv,
+    },
+    /// Measure a cluster, beside what its disk can do
+    #[command(
+        after_help = "Examples:\n  node bench put --clients 1\n  node bench put --clients 256 --connections 16 -o json"
+    )]
+    Bench {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        bench: bench::Bench,
     },
     /// Look at the cluster and change its members
     #[command(
@@ -181,6 +192,7 @@ pub fn main() -> i32 {
             Command::Dev(dev) => dev.run().await,
             Command::Start(start) => start.run().await,
             Command::Kv { connection, command } => command.run(&connection).await,
+            Command::Bench { connection, bench } => bench.run(&connection).await,
             Command::Cluster { connection, command } => command.run(&connection).await,
         }
     });

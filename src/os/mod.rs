@@ -63,6 +63,25 @@ pub fn exit(code: i32) -> ! {
     std::process::exit(code)
 }
 
+/// How long one durable 4 KiB write to a file in `dir` takes, `count` times: the floor under every durable answer.
+///
+/// # Errors
+/// What the file system says.
+pub fn time_syncs(dir: &Path, count: usize) -> std::io::Result<Vec<std::time::Duration>> {
+    use std::os::unix::fs::FileExt;
+    let path = dir.join(format!(".cairn-sync-{}", std::process::id()));
+    let file = std::fs::File::create(&path)?;
+    let timed = (0..count).map(|i| {
+        let began = std::time::Instant::now();
+        file.write_all_at(&[i as u8; 4096], i as u64 % 64 * 4096)?;
+        file.sync_data()?;
+        Ok(began.elapsed())
+    });
+    let times = timed.collect();
+    std::fs::remove_file(&path)?;
+    times
+}
+
 /// The text of a file.
 ///
 /// # Errors
