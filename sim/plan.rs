@@ -19,6 +19,10 @@ pub struct Plan {
     pub clients: usize,
     /// Operations of each client.
     pub operations: u64,
+    /// Whether they are copies of one client, with one session.
+    pub one_session: bool,
+    /// How often, in thousandths, a client pauses for longer than a session lives.
+    pub idle_permille: u64,
     /// Keys they share.
     pub keys: u64,
     /// What the network is like until it heals.
@@ -119,6 +123,8 @@ impl Plan {
             clients: load.range(1, 5) as usize,
             operations: load.range(15, 50),
             keys: load.range(1, 5),
+            one_session: load.chance(300),
+            idle_permille: if load.chance(200) { 30 } else { 0 },
             weather: weather(&mut rng.stream("plan/weather")),
             faults: faults(&mut rng.stream("plan/faults"), nodes),
         }
@@ -182,8 +188,8 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} nodes, {} clients with {} operations each on {} keys",
-            self.nodes, self.clients, self.operations, self.keys
+            "{} nodes, {} clients with {} operations each on {} keys; one session: {}, idle {} in 1000",
+            self.nodes, self.clients, self.operations, self.keys, self.one_session, self.idle_permille
         )?;
         writeln!(f, "{:?}", self.weather)?;
         for (at, fault) in &self.faults {

@@ -16,6 +16,7 @@ use crate::entry::{Entry, Outcome};
 use crate::error::Reject;
 use crate::ids::{Address, Incarnation, NodeId, Revision};
 use crate::io::RngStream;
+use crate::limits::SESSION_TTL;
 use crate::node::{NodeBuilder, Origin};
 use crate::proto::v1;
 use crate::raft::codec;
@@ -308,7 +309,8 @@ impl Run {
 
     /// Runs the clients while the faults of the plan happen, and waits for both.
     async fn attack(&self) {
-        let clients: Vec<_> = (0..self.plan.clients as u64).map(|id| self.client(id + 1)).collect();
+        let one = Client::new(self.world.machine().boot().0, &self.endpoints, CLIENT_TIMEOUT);
+        let clients: Vec<_> = (1..=self.plan.clients as u64).map(|id| self.client(id, &one)).collect();
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
         for (at, fault) in &self.plan.faults {
@@ -400,10 +402,13 @@ impl Run {
         }
     }
 
-    /// A client on a machine of its own that does its share of the plan.
-    fn client(&self, id: u64) -> madsim::task::JoinHandle<()> {
+    /// A client on a machine of its own that does its share of the plan, under the session of `one` if they share it.
+    fn client(&self, id: u64, one: &Client) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.world.machine().boot();
-        let client = Client::new(io, &self.endpoints, CLIENT_TIMEOUT);
+        let client = match self.plan.one_session {
+            true => one.clone(),
+            false => Client::new(io, &self.endpoints, CLIENT_TIMEOUT),
+        };
         let mut rng = self.world.rng.stream(&format!("client {id}"));
         let (plan, history, time) = (self.plan.clone(), self.history.clone(), self.time.clone());
         let trace = self.world.trace.clone();
@@ -411,6 +416,9 @@ impl Run {
             let mut known = BTreeMap::new();
             for count in 0..plan.operations {
                 sleep(Duration::from_millis(rng.range(1, 1_200))).await;
+                if rng.chance(plan.idle_permille) {
+                    sleep(SESSION_TTL + Duration::from_millis(rng.range(0, 10_000))).await;
+                }
                 let key = rng.range(0, plan.keys);
                 let op = draw_op(&mut rng, id << 32 | count, known.get(&key).copied());
                 let from = time.elapsed();

@@ -131,6 +131,24 @@ fn one_node_keeps_what_it_acknowledged_and_stops_in_order() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("revision is 1, not 0"), "{}", text(&refused.stderr));
     assert_eq!(node.kv(&["get", "nothing"]).status.code(), Some(1));
+    let disk = dir.path().to_str().unwrap();
+    let bench = run(&[
+        "bench",
+        "put",
+        "--endpoints",
+        &node.address,
+        "--clients",
+        "4",
+        "--seconds",
+        "1",
+        "--disk",
+        disk,
+        "-o",
+        "json",
+    ]);
+    let bench: Value = serde_json::from_slice(&bench.stdout).unwrap();
+    assert!(bench["per_second"].as_f64().unwrap() > 0.0 && bench["failures"] == 0, "{bench}");
+    assert!(node.kv(&["delete", "bench"]).status.success());
     let missing = run(&["dev", "--listen", &node.address, "--data-dir", dir.path().join("other").to_str().unwrap()]);
     assert_eq!(missing.status.code(), Some(1));
     assert!(text(&missing.stderr).contains(&format!("listen on {}", node.address)), "{}", text(&missing.stderr));

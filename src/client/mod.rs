@@ -201,12 +201,7 @@ impl Client {
     /// See [`ClientError`].
     pub async fn execute(&self, kind: Kind) -> Result<reply::Kind, ClientError> {
         loop {
-            let session = self.session().await?;
-            let seq = {
-                let mut state = self.lock();
-                state.next += 1;
-                Seq(state.next)
-            };
+            let (session, seq) = self.begin().await?;
             let result = self.execute_once(session, seq, &kind).await;
             self.end(session, seq);
             match result {
@@ -223,7 +218,7 @@ impl Client {
         let mut unsure = false;
         let result = self
             .attempts_noting(&mut unsure, |channel, deadline| {
-                let acknowledged = self.lock().acknowledged;
+                let acknowledged = self.acknowledged(session);
                 let header = v1::SessionHeader { session: session.0, seq: seq.0, acknowledged };
                 let mut request = Request::new(v1::Command { session: Some(header), kind: Some(kind.clone()) });
                 request.set_timeout(deadline.since(self.io.clock.now()));
@@ -238,6 +233,27 @@ impl Client {
             }
             answer => answer,
         }
+    }
+
+    /// The session, opened at its first use, and the next sequence in it. Both are taken at once: a sequence belongs to
+    /// the session it was counted in.
+    async fn begin(&self) -> Result<(SessionId, Seq), ClientError> {
+        loop {
+            {
+                let mut state = self.lock();
+                if let Some(session) = state.session {
+                    state.next += 1;
+                    return Ok((session, Seq(state.next)));
+                }
+            }
+            self.open_session().await?;
+        }
+    }
+
+    /// What may be acknowledged in a session; nothing in one that was given up meanwhile.
+    fn acknowledged(&self, session: SessionId) -> u64 {
+        let state = self.lock();
+        if state.session == Some(session) { state.acknowledged } else { 0 }
     }
 
     /// Notes that a request will not be asked for again.
@@ -261,11 +277,7 @@ impl Client {
         }
     }
 
-    /// The session, opened at its first use.
-    async fn session(&self) -> Result<SessionId, ClientError> {
-        if let Some(session) = self.lock().session {
-            return Ok(session);
-        }
+    async fn open_session(&self) -> Result<(), ClientError> {
         // A session opened twice by a retry costs a row until it expires, nothing else.
         let reply = self
             .attempts(|channel, _| {
@@ -275,8 +287,9 @@ impl Client {
             .await?;
         match answer(reply)? {
             reply::Kind::OpenSession(reply) => {
-                let mut state = self.lock();
-                Ok(*state.session.get_or_insert(SessionId(reply.session)))
+                // Another copy may have been faster; then this session idles until it expires.
+                self.lock().session.get_or_insert(SessionId(reply.session));
+                Ok(())
             }
             other => Err(unexpected(&other)),
         }

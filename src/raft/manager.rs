@@ -720,7 +720,8 @@ impl Manager {
     fn maybe_stop(&mut self) {
         let Some(stopping) = &mut self.stopping else { return };
         let waited = self.io.clock.now() >= stopping.deadline;
-        if !stopping.checkpointing && (!self.core.leads() || waited || self.core.is_alone()) {
+        let ready = !self.core.leads() || waited || self.core.is_alone();
+        if !stopping.checkpointing && ready && self.applying < limits::APPLY_JOBS_MAX {
             stopping.checkpointing = true;
             self.applying += 1;
             let _ = self.apply.try_send(ApplyJob::Checkpoint);
