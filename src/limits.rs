@@ -43,6 +43,10 @@ pub const INBOX_REQUESTS_MAX: usize = 16_384;
 pub const PROPOSALS_PENDING_MAX: usize = 65_536;
 /// Reads accepted and not yet answered; more are refused as exhausted.
 pub const READS_PENDING_MAX: usize = 65_536;
+/// Reads of old entries under way at once; more are asked for when one has ended.
+pub const FETCHES_MAX: usize = 2 * MEMBERS_MAX;
+/// Rows of a scan, in bytes, after which the page ends (with at least one row).
+pub const SCAN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Write jobs the log's owner may have outstanding.
 pub const LOG_JOBS_MAX: usize = 1_024;
 /// Apply jobs the state's owner may have outstanding.
@@ -88,6 +92,8 @@ pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(2);
 pub const CONTROL_PERIOD: Duration = Duration::from_millis(500);
 
 const _: () = {
+    assert!(SCAN_BYTES_MAX + KEY_BYTES_MAX + VALUE_BYTES_MAX + 64 * 1024 <= MESSAGE_BYTES_MAX);
+    assert!(FETCHES_MAX + 2 < LOG_JOBS_MAX);
     assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX + 1024 <= COMMAND_BYTES_MAX);
     assert!(BATCH_BYTES_MAX <= ENTRY_BYTES_MAX);
     assert!(COMMAND_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX);

@@ -89,7 +89,9 @@ impl SharedNodeState {
                 Ok(Err(ProposeError::NotLeader(_) | ProposeError::Superseded)) => {
                     self.io.clock.sleep(TICK / 10).await;
                 }
-                Ok(Err(error @ ProposeError::Busy)) => return Err(Status::resource_exhausted(error.to_string())),
+                Ok(Err(error @ ProposeError::Busy)) => {
+                    return Err(not_done(Code::ResourceExhausted, error.to_string()));
+                }
                 Ok(Err(ProposeError::Unknown)) | Err(_) => return Err(unknown_outcome()),
             }
         }
@@ -97,7 +99,8 @@ impl SharedNodeState {
 
     async fn await_leader(&self, deadline: Monotonic) -> Result<NodeId, Status> {
         let leader = self.raft.wait(|status| status.leader);
-        let nobody = |_| Status::unavailable("not done: no leader is known; is a majority of the members up?");
+        let text = "not done: no leader is known; is a majority of the members up?";
+        let nobody = |_| not_done(Code::Unavailable, text.into());
         self.io.clock.deadline(deadline, leader).await.map_err(nobody)
     }
 
@@ -108,8 +111,7 @@ impl SharedNodeState {
         let mut client = StoreClient::new(self.channel(leader)).max_decoding_message_size(MESSAGE_BYTES_MAX);
         match self.io.clock.deadline(deadline, client.execute(request)).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
-            // What the leader itself says of the outcome holds; a broken connection says nothing.
-            Ok(Err(status)) if matches!(status.code(), Code::ResourceExhausted | Code::InvalidArgument) => Err(status),
+            // What the leader itself says of the outcome holds; a code alone may come from a broken connection.
             Ok(Err(status)) if status.metadata().contains_key(OUTCOME) => Err(status),
             Ok(Err(status)) if ChannelError::is_connect(&status) => Err(not_leader(None)),
             Ok(Err(_)) | Err(_) => Err(unknown_outcome()),
@@ -196,6 +198,18 @@ impl SharedNodeState {
 /// The metadata by which a member that had a command in hand says what became of it.
 const OUTCOME: &str = "cairn-outcome";
 
+fn not_done(code: Code, text: String) -> Status {
+    let mut status = Status::new(code, text);
+    status.metadata_mut().insert(OUTCOME, "not-done".parse().expect("plain text"));
+    status
+}
+
+/// Whether a refusal says that the command has certainly not been carried out.
+pub fn is_not_done(status: &Status) -> bool {
+    let said = status.metadata().get(OUTCOME).is_some_and(|value| value.as_bytes() == b"not-done");
+    said || ChannelError::is_connect(status)
+}
+
 fn unknown_outcome() -> Status {
     let text = "the outcome is unknown: it may take effect yet; a retry is safe only under a session";
     let mut status = Status::aborted(text);
@@ -204,8 +218,7 @@ fn unknown_outcome() -> Status {
 }
 
 fn not_leader(leader: Option<&Address>) -> Status {
-    let mut status = Status::unavailable("not done: this member does not lead");
-    status.metadata_mut().insert(OUTCOME, "not-done".parse().expect("plain text"));
+    let mut status = not_done(Code::Unavailable, "not done: this member does not lead".into());
     if let Some(value) = leader.and_then(|address| address.as_str().parse().ok()) {
         status.metadata_mut().insert(LEADER_HINT, value);
     }

@@ -269,7 +269,10 @@ impl Runner for CoreRunner {
                             std::iter::from_fn(|| args.next_pos()).map(str::parse).collect::<Result<Vec<u64>, _>>()?;
                         let voter = |id| v1::Member { id, role: v1::MemberRole::Voter.into(), ..v1::Member::default() };
                         let change = v1::MemberChange { members: ids.into_iter().map(voter).collect() };
-                        match node.core.propose_members(&change) {
+                        match node
+                            .core
+                            .propose_members(&change, number(&mut args, "based")?.map_or(Index(u64::MAX), Index))
+                        {
                             Ok((index, _)) => return Ok(format!("at {index}\n{}", self.perform(id)?)),
                             Err(refused) => return Ok(format!("{refused:?}\n")),
                         }

@@ -221,15 +221,16 @@ fn leadership_moves_on_request_and_a_removed_member_ends() {
     let mut nodes = three(dir.path());
     let status = nodes[0].status();
     let leader = status["leader"].as_u64().unwrap();
-    let to = (1..=3).find(|id| *id != leader).unwrap().to_string();
+    let next = (1..=3).find(|id| *id != leader).unwrap();
+    let to = next.to_string();
     let endpoints = nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>().join(",");
     let moved = run(&["cluster", "--endpoints", &endpoints, "transfer-leader", &to]);
     assert_eq!(text(&moved.stdout), format!("member {to} leads\n"), "{}", text(&moved.stderr));
-    until("all know the new leader", || nodes.iter().all(|node| node.status()["leader"].to_string() == to));
+    until("all know the new leader", || nodes.iter().all(|node| node.status()["leader"] == next));
     fails(1, &["there is no member 9"], &["cluster", "--endpoints", &endpoints, "remove", "9"]);
 
     // The leader itself is removed: it hands over, goes, and says so.
-    let at = nodes.iter().position(|node| node.status()["answered_by"].to_string() == to).unwrap();
+    let at = nodes.iter().position(|node| node.status()["answered_by"] == next).unwrap();
     let name = ["n1", "n2", "n3"][at];
     let mut gone = nodes.remove(at);
     let removed = run(&["cluster", "--endpoints", &endpoints, "remove", &to, "--timeout", "30"]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use crate::ids::{Address, NodeId};
+use crate::ids::{Address, Index, NodeId};
 use crate::limits::MEMBERS_MAX;
 use crate::proto::v1::{
     self, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, RemoveReply, RemoveRequest, StatusReply,
@@ -75,7 +75,7 @@ impl ClusterService {
             role: MemberRole::Learner.into(),
         };
         let change = v1::MemberChange { members: vec![learner] };
-        match self.0.io.clock.deadline(deadline, self.0.raft.change_members(change)).await {
+        match self.0.io.clock.deadline(deadline, self.0.raft.change_members(change, Index(head.applied_index))).await {
             Ok(Ok(_)) => Ok(JoinReply { cluster_id, id, members: live }),
             Ok(Err(ProposeError::NotLeader(_))) => Err(Status::unavailable("not done: this member does not lead")),
             Ok(Err(error)) => Err(Status::unavailable(format!("{error}; ask again"))),
@@ -98,7 +98,7 @@ impl ClusterService {
 
     async fn remove_here(&self, id: NodeId, deadline: Monotonic) -> Result<RemoveReply, Status> {
         self.0.read_barrier(deadline).await?;
-        let (_, rows) = self.0.reader.snapshot().map_err(internal)?;
+        let (head, rows) = self.0.reader.snapshot().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         let Some(mut member) = members.into_iter().find(|member| member.id == id.0) else {
             return Err(Status::not_found(format!("there is no member {id}")));
@@ -124,7 +124,7 @@ impl ClusterService {
         }
         member.set_role(MemberRole::Removed);
         let change = v1::MemberChange { members: vec![member] };
-        match self.0.io.clock.deadline(deadline, self.0.raft.change_members(change)).await {
+        match self.0.io.clock.deadline(deadline, self.0.raft.change_members(change, Index(head.applied_index))).await {
             Ok(Ok(_)) => Ok(RemoveReply {}),
             Ok(Err(error)) => Err(Status::unavailable(format!("{error}; ask again"))),
             Err(_) => Err(Status::unavailable("the change is not committed yet; ask again")),

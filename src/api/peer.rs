@@ -36,7 +36,7 @@ impl v1::peer_server::Peer for PeerService {
     async fn raft(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<RaftFrameReply>, Status> {
         let me = self.0.identity;
         let hello = Hello::read(request.metadata())
-            .map_err(|name| Status::invalid_argument(format!("the metadata {name} is missing or not a number")))?;
+            .map_err(|name| Status::invalid_argument(format!("the metadata {name} is missing or makes no sense")))?;
         if hello.cluster != me.cluster {
             return Err(Status::failed_precondition(format!(
                 "this member belongs to cluster {}, not {}",
@@ -49,6 +49,7 @@ impl v1::peer_server::Peer for PeerService {
         }
         // Also before the first frame: a removed member may have nothing to say.
         self.check_member(hello.from)?;
+        self.0.raft.introduce(hello.from, hello.address.clone());
         let mut frames = request.into_inner();
         while let Some(frame) = frames.message().await? {
             self.check_member(hello.from)?;

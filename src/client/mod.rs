@@ -13,12 +13,12 @@ use tonic::{Code, Request, Status};
 
 use crate::error::Reject;
 use crate::ids::{Address, NodeId, Revision, Seq, SessionId};
-use crate::io::{Channel, ChannelError, Io};
+use crate::io::{Channel, Io};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::proto::v1::{
     self, cluster_client::ClusterClient, command::Kind, query_reply, query_request, reply, store_client::StoreClient,
 };
-use crate::shared::LEADER_HINT;
+use crate::shared::{LEADER_HINT, is_not_done};
 use crate::state::command;
 use crate::time::Monotonic;
 
@@ -64,6 +64,19 @@ struct State {
     preferred: usize,
 }
 
+/// Ends a request also when its caller loses patience and drops it: a hole in the sequence would close the window.
+struct EndOnDrop<'a> {
+    client: &'a Client,
+    session: SessionId,
+    seq: Seq,
+}
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.client.end(self.session, self.seq);
+    }
+}
+
 /// What an attempt at one member gave, when it was no answer.
 enum Failure {
     NotDone(String),
@@ -84,9 +97,7 @@ fn failure(status: Status) -> Failure {
         Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange | Code::NotFound | Code::FailedPrecondition => {
             Failure::Final(ClientError::Invalid(text))
         }
-        Code::ResourceExhausted => Failure::NotDone(text),
-        _ if ChannelError::is_connect(&status) => Failure::NotDone(text),
-        Code::Unavailable if text.starts_with("not done") => Failure::NotDone(text),
+        _ if is_not_done(&status) => Failure::NotDone(text),
         _ => Failure::Unknown(text),
     }
 }
@@ -202,9 +213,8 @@ impl Client {
     pub async fn execute(&self, kind: Kind) -> Result<reply::Kind, ClientError> {
         loop {
             let (session, seq) = self.begin().await?;
-            let result = self.execute_once(session, seq, &kind).await;
-            self.end(session, seq);
-            match result {
+            let _ended = EndOnDrop { client: self, session, seq };
+            match self.execute_once(session, seq, &kind).await {
                 // The session ran out before the command was first tried: nothing happened, a new one will do.
                 Err(ClientError::Rejected(Reject::SessionExpired(expired))) if expired == session => {
                     self.forget(session)
@@ -231,6 +241,10 @@ impl Client {
                 self.forget(session);
                 Err(ClientError::Unknown(reject.to_string()))
             }
+            // Refusals that are not kept: they say nothing of a copy that is still on its way.
+            Err(ClientError::Rejected(
+                reject @ (Reject::WindowFull { .. } | Reject::Stale { .. } | Reject::Invalid { .. }),
+            )) if unsure => Err(ClientError::Unknown(reject.to_string())),
             answer => answer,
         }
     }
@@ -335,6 +349,8 @@ impl Client {
                 Err(_) => Failure::Unknown("no answer in time".into()),
             };
             match outcome {
+                // This attempt did nothing; an earlier one may have, or may yet.
+                Failure::Final(error) if *unsure => return Err(ClientError::Unknown(error.to_string())),
                 Failure::Final(error) => return Err(error),
                 Failure::NotDone(why) => last = format!("{address}: {why}"),
                 Failure::Unknown(why) => {

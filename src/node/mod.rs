@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 use crate::api::{self, Health};
 use crate::controller;
 use crate::error::{Context, Fault};
-use crate::ids::{Address, Incarnation};
+use crate::ids::{Address, Incarnation, Index};
 use crate::io::{Io, TaskHandle};
 use crate::limits;
 use crate::proto::v1::{JoinReply, Member, MemberRole};
@@ -117,6 +117,7 @@ impl NodeBuilder {
         let setup = Setup {
             io: io.clone(),
             identity,
+            address,
             election_ticks: (timeout.as_millis() / limits::TICK.as_millis()) as usize,
             log,
             machine,
@@ -213,17 +214,17 @@ async fn control(shared: Arc<SharedNodeState>) {
 
 async fn control_once(shared: &SharedNodeState, keep_time: bool) -> Result<(), Fault> {
     let clock = &shared.io.clock;
-    let (expire, members) = {
+    let (expire, members, based_on) = {
         let (head, rows) = shared.reader.snapshot()?;
         let now = ClusterTime(head.cluster_time_ms);
-        (controller::expire_sessions(&head, &rows, now, keep_time)?, member::all(&rows)?)
+        (controller::expire_sessions(&head, &rows, now, keep_time)?, member::all(&rows)?, Index(head.applied_index))
     };
     // What fails here is looked at again in the next period.
     if let Some(command) = expire {
         let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.propose(command.encode_to_vec().into())).await;
     }
     if let Some(change) = controller::promote(&shared.raft.status(), &members) {
-        let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.change_members(change)).await;
+        let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.change_members(change, based_on)).await;
     }
     Ok(())
 }

@@ -145,6 +145,8 @@ pub struct Core {
     conf_state: ConfState,
     /// Whether any configuration so far had this member.
     was_member: bool,
+    /// Where the last change of membership that took effect stands.
+    last_change: Index,
     applied: Index,
     /// Where the last proposed leave of a joint configuration stands.
     leaving: Index,
@@ -201,6 +203,7 @@ impl Core {
             released: Vec::new(),
             timeout_now: None,
             was_member: false,
+            last_change: Index(0),
             conf_state,
             applied,
             leaving: Index(0),
@@ -212,7 +215,7 @@ impl Core {
     /// One tick of the clock passed.
     pub fn tick(&mut self) {
         let leads = self.leads();
-        if !leads && !self.unpersisted.is_empty() {
+        if !leads && self.is_writing() {
             return;
         }
         if self.raw.tick() && !leads {
@@ -223,7 +226,7 @@ impl Core {
 
     /// Campaigns at once if this member is the only voter: nobody else could.
     pub fn maybe_campaign_alone(&mut self) {
-        if self.is_alone() && self.raw.raft.state == StateRole::Follower && self.unpersisted.is_empty() {
+        if self.is_alone() && self.raw.raft.state == StateRole::Follower && !self.is_writing() {
             // Refused while an unapplied change of membership is ahead; the next tick asks again.
             let _ = self.raw.campaign();
             self.after_call();
@@ -236,7 +239,11 @@ impl Core {
     /// It is malformed; nothing has changed.
     pub fn step(&mut self, message: Message) -> Result<(), InvalidMessage> {
         validate::check(&message, self.config.id, self.raw.store().last())?;
-        if message.get_msg_type() == MessageType::MsgTimeoutNow && !self.unpersisted.is_empty() {
+        if message.get_msg_type() == MessageType::MsgReadIndex && !self.leads() {
+            // raft-rs would pass it on in the sender's name; the sender asks again.
+            return Ok(());
+        }
+        if message.get_msg_type() == MessageType::MsgTimeoutNow && self.is_writing() {
             self.timeout_now = Some(message);
             return Ok(());
         }
@@ -260,15 +267,17 @@ impl Core {
         self.position(result)
     }
 
-    /// Appends a change of membership. More than one member at a time goes through a joint configuration.
+    /// Appends a change of membership that was decided on the state at `based_on`. More than one member at a time goes
+    /// through a joint configuration.
     ///
     /// # Errors
-    /// It was not taken.
-    pub fn propose_members(&mut self, change: &v1::MemberChange) -> Result<(Index, Term), Refused> {
+    /// It was not taken: for one, because members have changed since `based_on`. (raft-rs only refuses a second change
+    /// while the first is not applied, not one that was decided before the first was.)
+    pub fn propose_members(&mut self, change: &v1::MemberChange, based_on: Index) -> Result<(Index, Term), Refused> {
         if !self.leads() {
             return Err(Refused::NotLeader);
         }
-        if self.is_joint() {
+        if self.is_joint() || based_on < self.last_change {
             return Err(Refused::Busy);
         }
         let mut conf = ConfChangeV2::default();
@@ -293,7 +302,10 @@ impl Core {
 
     /// As leader, ends a joint configuration once it is applied. To be called again until it is over.
     pub fn maybe_leave_joint(&mut self) {
-        if self.leads() && self.is_joint() && self.applied >= self.leaving {
+        if !self.leads() {
+            // What an earlier leadership proposed may never be committed.
+            self.leaving = Index(0);
+        } else if self.is_joint() && self.applied >= self.leaving {
             let result = self.raw.propose_conf_change(Vec::new(), ConfChangeV2::default());
             self.after_call();
             if let Ok((index, _)) = self.position(result) {
@@ -314,7 +326,7 @@ impl Core {
         let status = self.status();
         let wanted = |id: &NodeId| status.voters.contains(id) && to.is_none_or(|to| to == *id);
         let voters = status.matched.iter().filter(|(id, _)| wanted(id));
-        let (id, _) = voters.max_by_key(|(_, matched)| **matched)?;
+        let (id, _) = voters.max_by_key(|(id, matched)| (status.active.contains(id), **matched))?;
         self.raw.transfer_leader(id.0);
         self.after_call();
         Some(*id)
@@ -331,7 +343,7 @@ impl Core {
         while self.held.front().is_some_and(|(after, _)| *after <= upto) {
             self.released.extend(self.held.pop_front().into_iter().flat_map(|(_, messages)| messages));
         }
-        if self.unpersisted.is_empty()
+        if !self.is_writing()
             && let Some(message) = self.timeout_now.take()
         {
             let _ = self.raw.step(message);
@@ -351,9 +363,9 @@ impl Core {
 
     /// Entries that [`Effects::fetch`] asked for.
     pub fn on_fetched(&mut self, fetch: Fetch, entries: Vec<RaftEntry>) {
-        self.raw.mut_store().set_fetched(entries);
+        self.raw.mut_store().set_fetched(fetch.low, entries);
         self.raw.on_entries_fetched(fetch.context);
-        self.raw.mut_store().set_fetched(Vec::new());
+        self.raw.mut_store().clear_fetched();
         self.after_call();
     }
 
@@ -430,6 +442,11 @@ impl Core {
             EntryType::EntryConfChange | EntryType::EntryConfChangeV2 => {
                 let change = codec::conf_change(&entry.data).context(what)?;
                 self.conf_state = self.raw.apply_conf_change(&change).context(what)?;
+                self.last_change = index;
+                // A leader that is in no configuration any more leads nobody.
+                if self.leads() && self.raw.raft.prs().get(self.config.id.0).is_none() {
+                    self.raw.raft.become_follower(self.raw.raft.term, 0);
+                }
                 self.was_member |= !change.changes.is_empty() && {
                     change.changes.iter().any(|single| single.node_id == self.config.id.0)
                 };
@@ -442,6 +459,11 @@ impl Core {
     /// Whether this member leads.
     pub fn leads(&self) -> bool {
         self.raw.raft.state == StateRole::Leader
+    }
+
+    /// Whether anything is not durable yet, taken or not.
+    fn is_writing(&self) -> bool {
+        !self.unpersisted.is_empty() || !self.raw.raft.raft_log.unstable_entries().is_empty()
     }
 
     /// Whether this member is the only voter.

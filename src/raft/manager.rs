@@ -91,7 +91,8 @@ type Reply<T> = oneshot::Sender<Result<T, ProposeError>>;
 
 enum Request {
     Propose { command: Bytes, reply: Reply<Bytes> },
-    Change { change: v1::MemberChange, reply: Reply<Index> },
+    Change { change: v1::MemberChange, based_on: Index, reply: Reply<Index> },
+    Introduce { id: NodeId, address: Address },
     Read { reply: oneshot::Sender<Index> },
     HandOver { to: Option<NodeId>, reply: Reply<NodeId> },
     Stop { reply: oneshot::Sender<()> },
@@ -129,14 +130,21 @@ impl RaftHandle {
         answer.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
-    /// Proposes a change of membership and waits until it is applied.
+    /// Proposes a change of membership that was decided on the state at `based_on`, and waits until it is applied.
     ///
     /// # Errors
-    /// See [`ProposeError`]; superseded also if another change was under way.
-    pub async fn change_members(&self, change: v1::MemberChange) -> Result<Index, ProposeError> {
+    /// See [`ProposeError`]; busy or superseded also if members have changed since, or are about to.
+    pub async fn change_members(&self, change: v1::MemberChange, based_on: Index) -> Result<Index, ProposeError> {
         let (reply, answer) = oneshot::channel();
-        self.request(Request::Change { change, reply })?;
+        self.request(Request::Change { change, based_on, reply })?;
         answer.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
+    /// Says where a member is that speaks to this one, in case its own log has not told it yet: without an answer that
+    /// member could neither lead it nor catch it up.
+    pub fn introduce(&self, id: NodeId, address: Address) {
+        // Lost when too much waits; the next stream says it again.
+        let _ = self.request(Request::Introduce { id, address });
     }
 
     /// As leader, asks another voter to take over: the one given, or the one whose log is furthest. Says whom; whether
@@ -222,6 +230,8 @@ pub struct Setup<M> {
     pub io: Io,
     /// Who this member is.
     pub identity: Identity,
+    /// Where others reach it.
+    pub address: Address,
     /// Ticks of an election timeout.
     pub election_ticks: usize,
     /// The opened log; its identity is established.
@@ -237,7 +247,7 @@ pub struct Setup<M> {
 /// # Errors
 /// Log or state are corrupt or contradict each other.
 pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, TaskHandle), Fault> {
-    let Setup { io, identity, election_ticks, mut log, machine, observer } = setup;
+    let Setup { io, identity, address, election_ticks, mut log, machine, observer } = setup;
     let first_peers = log.first_peers()?;
     let recovered = log.recover()?;
     let incarnation = recovered.incarnation;
@@ -250,12 +260,9 @@ pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, Ta
     let (requests_sender, requests) = mpsc::channel(limits::INBOX_REQUESTS_MAX);
     let (frames_sender, frames) = mpsc::channel(limits::INBOX_FRAMES_MAX);
     let (news_sender, news) = mpsc::channel(limits::MEMBERS_MAX);
-    let mut transport = Transport::new(io.clone(), identity, incarnation, news_sender);
-    let mut peers = machine.peers()?;
-    if peers.is_empty() {
-        peers = first_peers;
-    }
-    transport.set_peers(&peers);
+    let mut transport = Transport::new(io.clone(), identity, incarnation, address, news_sender);
+    first_peers.into_iter().for_each(|(id, address)| transport.introduce(id, address));
+    transport.set_peers(&machine.peers()?);
     let cluster_time = machine.cluster_time();
     let log_owner = LogOwner { log: Some(log), done: done_sender.clone(), spawn: io.spawn.clone() };
     let apply_owner = ApplyOwner { machine: Some(machine), done: done_sender, spawn: io.spawn.clone() };
@@ -507,7 +514,8 @@ impl Manager {
                 let _ = reply.send(Err(ProposeError::Busy));
             }
             Request::Propose { command, reply } => self.proposals.push((command, reply)),
-            Request::Change { change, reply } => match self.core.propose_members(&change) {
+            Request::Introduce { id, address } => self.transport.introduce(id, address),
+            Request::Change { change, based_on, reply } => match self.core.propose_members(&change, based_on) {
                 Ok((index, term)) => {
                     self.waiters.insert(index, (term, Waiter::Change(reply)));
                 }
@@ -652,7 +660,7 @@ impl Manager {
 
     fn drive(&mut self) -> Result<(), Fault> {
         // The owners' queues are bounded; the core is asked for more only while there is room.
-        while self.writing + 2 < limits::LOG_JOBS_MAX
+        while self.writing + limits::FETCHES_MAX + 1 < limits::LOG_JOBS_MAX
             && self.backlog.is_empty()
             && let Some(effects) = self.core.take_effects()?
         {
@@ -692,9 +700,10 @@ impl Manager {
     }
 
     fn send_log(&mut self, job: LogJob) {
-        self.writing += 1;
-        // Refused only when the owner is gone, and then this node is being stopped.
-        let _ = self.log.try_send(job);
+        // A write always finds room, see `drive`; a fetch that does not is asked for again by raft-rs.
+        if self.log.try_send(job).is_ok() {
+            self.writing += 1;
+        }
     }
 
     fn send_apply(&mut self, entries: Vec<Entry>) {

@@ -5,13 +5,13 @@
 //! older entries, and that read is answered "temporarily unavailable" and fetched by the log's owner meanwhile.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::ids::{Index, Term};
-use crate::limits::TAIL_BYTES_MAX;
+use crate::limits::{FETCHES_MAX, TAIL_BYTES_MAX};
 
 /// A read of entries that are not in memory.
 #[derive(Debug)]
@@ -38,6 +38,8 @@ pub struct Tail {
     bytes: usize,
     last: Index,
     fetches: RefCell<Vec<Fetch>>,
+    /// Where fetches that were asked for and not answered begin: none is asked for twice.
+    fetching: RefCell<BTreeSet<Index>>,
     /// What was fetched, while raft-rs asks for it again.
     fetched: Vec<Entry>,
 }
@@ -58,6 +60,7 @@ impl Tail {
             bytes: 0,
             last: compacted.0,
             fetches: RefCell::default(),
+            fetching: RefCell::default(),
             fetched: Vec::new(),
         }
     }
@@ -113,9 +116,15 @@ impl Tail {
         self.fetches.take()
     }
 
-    /// Has `entries` at hand while `body` runs.
-    pub fn set_fetched(&mut self, entries: Vec<Entry>) {
+    /// Has what a fetch from `low` gave at hand, until [`Self::clear_fetched`].
+    pub fn set_fetched(&mut self, low: Index, entries: Vec<Entry>) {
+        self.fetching.borrow_mut().remove(&low);
         self.fetched = entries;
+    }
+
+    /// Lets go of what was fetched.
+    pub fn clear_fetched(&mut self) {
+        self.fetched.clear();
     }
 
     fn in_memory(&self, low: u64, high: u64) -> Option<Vec<Entry>> {
@@ -161,9 +170,12 @@ impl Storage for Tail {
             }
             None => {
                 assert!(context.can_async(), "entry {low} is needed at once and is not in memory");
-                let bytes_max = max_size.unwrap_or(u64::MAX);
-                let fetch = Fetch { low: Index(low), high: Index(high), bytes_max, context };
-                self.fetches.borrow_mut().push(fetch);
+                let mut fetching = self.fetching.borrow_mut();
+                if fetching.len() < FETCHES_MAX && fetching.insert(Index(low)) {
+                    let bytes_max = max_size.unwrap_or(u64::MAX);
+                    let fetch = Fetch { low: Index(low), high: Index(high), bytes_max, context };
+                    self.fetches.borrow_mut().push(fetch);
+                }
                 Err(Error::Store(StorageError::LogTemporarilyUnavailable))
             }
         }
@@ -240,7 +252,9 @@ mod tests {
         assert!(whole(&tail).is_err());
         let fetch = tail.take_fetches().pop().unwrap();
         assert_eq!((fetch.low, fetch.high), (Index(1), Index(4)));
-        tail.set_fetched(all[..2].to_vec());
+        assert!(whole(&tail).is_err());
+        assert!(tail.take_fetches().is_empty(), "the same fetch was asked for twice");
+        tail.set_fetched(Index(1), all[..2].to_vec());
         assert_eq!(whole(&tail).unwrap().len(), 2);
         assert_eq!(tail.term(1).unwrap(), 1, "terms stay known");
     }
@@ -251,7 +265,7 @@ mod tests {
         tail.append(&entries(&[(1, 1), (2, 1)], TAIL_BYTES_MAX));
         tail.evict(Index(2));
         tail.append(&entries(&[(2, 2)], 0));
-        tail.set_fetched(entries(&[(1, 1), (2, 1)], 0));
+        tail.set_fetched(Index(1), entries(&[(1, 1), (2, 1)], 0));
         let got = tail.entries(1, 3, None, GetEntriesContext::empty(true)).unwrap();
         assert_eq!(got.len(), 1);
     }

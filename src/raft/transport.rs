@@ -17,17 +17,20 @@ use super::codec;
 use super::log::Identity;
 use crate::ids::{Address, ClusterId, Incarnation, NodeId};
 use crate::io::{Io, TaskHandle};
-use crate::limits::{APPEND_BYTES_MAX, FRAME_MESSAGES_MAX, PEER_QUEUE_MAX, RECONNECT_PAUSE_MAX, RECONNECT_PAUSE_MIN};
+use crate::limits::{
+    APPEND_BYTES_MAX, FRAME_MESSAGES_MAX, MEMBERS_MAX, PEER_QUEUE_MAX, RECONNECT_PAUSE_MAX, RECONNECT_PAUSE_MIN,
+};
 use crate::proto::v1;
 use crate::proto::v1::peer_client::PeerClient;
 
 const CLUSTER: &str = "cairn-cluster";
 const FROM: &str = "cairn-from";
 const TO: &str = "cairn-to";
+const ADDRESS: &str = "cairn-address";
 const INCARNATION: &str = "cairn-incarnation";
 
 /// Who speaks to whom: the metadata of a stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hello {
     /// The sender's cluster.
     pub cluster: ClusterId,
@@ -37,20 +40,23 @@ pub struct Hello {
     pub incarnation: Incarnation,
     /// Whom it takes the receiver for.
     pub to: NodeId,
+    /// Where the sender is.
+    pub address: Address,
 }
 
 impl Hello {
-    fn write(self, metadata: &mut MetadataMap) {
+    fn write(&self, metadata: &mut MetadataMap) {
         metadata.insert(CLUSTER, self.cluster.0.into());
         metadata.insert(FROM, self.from.0.into());
         metadata.insert(INCARNATION, self.incarnation.0.into());
         metadata.insert(TO, self.to.0.into());
+        metadata.insert(ADDRESS, self.address.as_str().parse().expect("an address is plain text"));
     }
 
     /// Reads the metadata of a stream.
     ///
     /// # Errors
-    /// The name of what is missing or not a number.
+    /// The name of what is missing or makes no sense.
     pub fn read(metadata: &MetadataMap) -> Result<Self, &'static str> {
         let number = |name: &'static str| {
             let value = metadata.get(name).and_then(|value| value.to_str().ok());
@@ -61,6 +67,7 @@ impl Hello {
             from: NodeId(number(FROM)?),
             incarnation: Incarnation(number(INCARNATION)?),
             to: NodeId(number(TO)?),
+            address: metadata.get(ADDRESS).and_then(|value| value.to_str().ok()?.parse().ok()).ok_or(ADDRESS)?,
         })
     }
 }
@@ -70,7 +77,10 @@ pub struct Transport {
     io: Io,
     identity: Identity,
     incarnation: Incarnation,
+    /// Where this member itself is.
+    address: Address,
     links: BTreeMap<NodeId, Link>,
+    introduced: BTreeMap<NodeId, Address>,
     news: mpsc::Sender<News>,
 }
 
@@ -94,23 +104,46 @@ struct Link {
 
 impl Transport {
     /// A transport without peers. What becomes of its streams is told to `news`.
-    pub fn new(io: Io, identity: Identity, incarnation: Incarnation, news: mpsc::Sender<News>) -> Self {
-        Self { io, identity, incarnation, links: BTreeMap::new(), news }
+    pub fn new(
+        io: Io,
+        identity: Identity,
+        incarnation: Incarnation,
+        address: Address,
+        news: mpsc::Sender<News>,
+    ) -> Self {
+        Self { io, identity, incarnation, address, links: BTreeMap::new(), introduced: BTreeMap::new(), news }
     }
 
-    /// Opens streams to new peers, closes those to peers that left or moved.
+    /// The members as the state has them: opens streams to new ones, closes those to ones that left or moved. Those it
+    /// does not have stay if they were introduced.
     pub fn set_peers(&mut self, peers: &BTreeMap<NodeId, Address>) {
-        self.links.retain(|id, link| peers.get(id) == Some(&link.address));
+        self.introduced.retain(|id, _| !peers.contains_key(id));
+        let introduced = &self.introduced;
+        self.links.retain(|id, link| peers.get(id).or(introduced.get(id)) == Some(&link.address));
         for (id, address) in peers {
-            if *id != self.identity.id && !self.links.contains_key(id) {
-                self.links.insert(*id, self.open(*id, address.clone()));
-            }
+            self.link(*id, address);
+        }
+    }
+
+    /// A member that the state may not have yet.
+    pub fn introduce(&mut self, id: NodeId, address: Address) {
+        if !self.links.contains_key(&id) && self.introduced.len() < MEMBERS_MAX {
+            self.link(id, &address);
+            self.introduced.insert(id, address);
+        }
+    }
+
+    fn link(&mut self, id: NodeId, address: &Address) {
+        if id != self.identity.id && !self.links.contains_key(&id) {
+            let link = self.open(id, address.clone());
+            self.links.insert(id, link);
         }
     }
 
     fn open(&self, to: NodeId, address: Address) -> Link {
         let (sender, queue) = mpsc::channel(PEER_QUEUE_MAX);
-        let hello = Hello { cluster: self.identity.cluster, from: self.identity.id, incarnation: self.incarnation, to };
+        let Identity { cluster, id: from } = self.identity;
+        let hello = Hello { cluster, from, incarnation: self.incarnation, to, address: self.address.clone() };
         let task = run_link(self.io.clone(), hello, address.clone(), queue, self.news.clone());
         Link { address, queue: sender, _task: self.io.spawn.spawn("peer stream", Box::pin(task)) }
     }

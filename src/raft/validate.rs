@@ -28,8 +28,9 @@ pub fn check(message: &Message, me: NodeId, last: Index) -> Result<(), InvalidMe
     if message.from == 0 || message.from == me.0 {
         return invalid("no such sender".into());
     }
-    if message.term == 0 && !matches!(kind, T::MsgReadIndex | T::MsgTransferLeader) {
-        return invalid("term 0".into());
+    // A question for the read index is of no term; everything else is of one.
+    if (message.term == 0) != (kind == T::MsgReadIndex) {
+        return invalid(format!("term {}", message.term));
     }
     match kind {
         T::MsgAppend => {
@@ -132,6 +133,12 @@ mod tests {
         let mut beat = message(MessageType::MsgHeartbeat);
         beat.commit = 11;
         assert!(!ok(&beat), "a commit beyond the log");
-        assert!(!ok(&message(MessageType::MsgReadIndex)), "a read request without its context");
+        let mut question = message(MessageType::MsgReadIndex);
+        question.entries = vec![Entry::default()].into();
+        assert!(!ok(&question), "a read request of a term");
+        question.term = 0;
+        assert!(ok(&question));
+        question.entries.clear();
+        assert!(!ok(&question), "a read request without its context");
     }
 }

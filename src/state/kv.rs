@@ -10,7 +10,7 @@ use super::machine::Apply;
 use super::table::{KeyRange, Read, Table, prefix_range};
 use crate::error::{Context, Fault, Reject};
 use crate::ids::Revision;
-use crate::limits::{KEY_BYTES_MAX, SCAN_ROWS_MAX, VALUE_BYTES_MAX};
+use crate::limits::{KEY_BYTES_MAX, SCAN_BYTES_MAX, SCAN_ROWS_MAX, VALUE_BYTES_MAX};
 use crate::proto::v1;
 
 fn check_key(key: &[u8]) -> Result<(), Reject> {
@@ -90,7 +90,7 @@ pub fn get(rows: &impl Read, get: &v1::Get) -> Result<v1::GetReply, Fault> {
     Ok(v1::GetReply { found })
 }
 
-/// A page of keys, at most [`SCAN_ROWS_MAX`].
+/// A page of keys, at most [`SCAN_ROWS_MAX`] and about [`SCAN_BYTES_MAX`].
 ///
 /// # Errors
 /// The database failed.
@@ -111,11 +111,13 @@ pub fn scan(rows: &impl Read, scan: &v1::Scan) -> Result<v1::ScanReply, Fault> {
         limit => limit.min(SCAN_ROWS_MAX),
     };
     let mut reply = v1::ScanReply::default();
+    let mut bytes = 0;
     rows.scan(Table::Kv, (start, end), &mut |key, value| {
-        if reply.rows.len() == limit {
+        if reply.rows.len() == limit || bytes >= SCAN_BYTES_MAX {
             reply.more = true;
             return Ok(ControlFlow::Break(()));
         }
+        bytes += key.len() + value.len();
         let row = v1::KvRow::decode(value).context(|| format!("decode the row of the key {key:?}"))?;
         let key = Bytes::copy_from_slice(key);
         reply.rows.push(v1::KeyValue { key, value: row.value, revision: row.revision });
