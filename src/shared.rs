@@ -198,7 +198,8 @@ impl SharedNodeState {
 /// The metadata by which a member that had a command in hand says what became of it.
 const OUTCOME: &str = "cairn-outcome";
 
-fn not_done(code: Code, text: String) -> Status {
+/// A refusal that says so: nothing has been done, and nothing will be.
+pub fn not_done(code: Code, text: String) -> Status {
     let mut status = Status::new(code, text);
     status.metadata_mut().insert(OUTCOME, "not-done".parse().expect("plain text"));
     status
@@ -217,7 +218,8 @@ fn unknown_outcome() -> Status {
     status
 }
 
-fn not_leader(leader: Option<&Address>) -> Status {
+/// The refusal of a member that does not lead, with the leader's address if it is known.
+pub fn not_leader(leader: Option<&Address>) -> Status {
     let mut status = not_done(Code::Unavailable, "not done: this member does not lead".into());
     if let Some(value) = leader.and_then(|address| address.as_str().parse().ok()) {
         status.metadata_mut().insert(LEADER_HINT, value);

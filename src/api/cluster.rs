@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use crate::ids::{Address, Index, NodeId};
 use crate::limits::MEMBERS_MAX;
@@ -11,7 +11,7 @@ use crate::proto::v1::{
     StatusRequest, TransferLeaderReply, TransferLeaderRequest,
 };
 use crate::raft::manager::ProposeError;
-use crate::shared::{LEADER_HINT, SharedNodeState, internal};
+use crate::shared::{SharedNodeState, internal, not_done, not_leader};
 use crate::state::member;
 use crate::time::Monotonic;
 
@@ -87,13 +87,9 @@ impl ClusterService {
 impl ClusterService {
     /// The refusal of a call that only the leader answers, with its address.
     fn not_leader(&self) -> Result<Status, Status> {
-        let mut refusal = Status::unavailable("not done: this member does not lead; ask the leader");
         let leader = self.0.raft.status().leader;
         let address = leader.map(|id| self.0.address_of(id)).transpose()?.flatten();
-        if let Some(value) = address.and_then(|address| address.as_str().parse().ok()) {
-            refusal.metadata_mut().insert(LEADER_HINT, value);
-        }
-        Ok(refusal)
+        Ok(not_leader(address.as_ref()))
     }
 
     async fn remove_here(&self, id: NodeId, deadline: Monotonic) -> Result<RemoveReply, Status> {
@@ -120,7 +116,10 @@ impl ClusterService {
         }
         if id == status.id {
             self.0.raft.hand_over(None).await.map_err(|error| Status::unavailable(format!("not done: {error}")))?;
-            return Err(Status::unavailable("not done: the leader hands over before it goes; ask again"));
+            return Err(not_done(
+                Code::Unavailable,
+                "not done: the leader hands over before it goes; ask again".into(),
+            ));
         }
         member.set_role(MemberRole::Removed);
         let change = v1::MemberChange { members: vec![member] };

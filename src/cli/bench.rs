@@ -20,7 +20,7 @@ const SYNCS: usize = 200;
 
 /// What to measure.
 #[derive(Args)]
-pub struct Bench {
+pub struct Load {
     /// What each client does, one after another
     operation: Operation,
     /// Clients at once
@@ -55,7 +55,7 @@ struct Tally {
     last_failure: Option<ClientError>,
 }
 
-impl Bench {
+impl Load {
     pub(super) async fn run(&self, connection: &Connection) -> Result<(), Failure> {
         let sync = os::time_syncs(&self.disk, SYNCS)
             .context(|| format!("time the disk under {}", self.disk.display()))

@@ -67,7 +67,7 @@ enum Command {
         #[command(flatten)]
         connection: Connection,
         #[command(flatten)]
-        bench: bench::Bench,
+        load: bench::Load,
     },
     /// Look at the cluster and change its members
     #[command(
@@ -192,7 +192,7 @@ pub fn main() -> i32 {
             Command::Dev(dev) => dev.run().await,
             Command::Start(start) => start.run().await,
             Command::Kv { connection, command } => command.run(&connection).await,
-            Command::Bench { connection, bench } => bench.run(&connection).await,
+            Command::Bench { connection, load } => load.run(&connection).await,
             Command::Cluster { connection, command } => command.run(&connection).await,
         }
     });
@@ -224,5 +224,16 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
     }
 }
