@@ -6,7 +6,7 @@ use crate::entry::{Entry, Outcome};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Index, NodeId, Term};
 use crate::proto::v1::MemberRole;
-use crate::raft::manager::Machine;
+use crate::raft::owner::Machine;
 use crate::state::machine::State;
 use crate::state::member;
 use crate::time::ClusterTime;

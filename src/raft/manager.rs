@@ -13,51 +13,21 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use raft::eraftpb::{Entry as RaftEntry, Message};
+use raft::eraftpb::Message;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::codec;
 use super::core::{Core, CoreConfig, Effects, Refused, Role, Status};
-use super::log::{Identity, Log, Write};
-use super::tail::Fetch;
+use super::log::{Identity, Log};
+use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine};
 use super::transport::{News, Transport};
 use crate::entry::{Body, Entry, Outcome};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
-use crate::io::{Io, Spawn, TaskHandle, Worker, own};
+use crate::io::{Io, TaskHandle, own};
 use crate::limits;
 use crate::proto::v1;
 use crate::time::{ClusterTime, Monotonic};
-
-/// What the log drives: anything that computes the same from the same entries.
-pub trait Machine: Send + 'static {
-    /// Applies entries, which follow each other without a gap.
-    ///
-    /// # Errors
-    /// This member must stop.
-    fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Outcome>, Fault>;
-
-    /// Makes what was applied durable.
-    ///
-    /// # Errors
-    /// This member must stop.
-    fn checkpoint(&mut self) -> Result<(), Fault>;
-
-    /// Index and term of the last applied entry.
-    fn applied(&self) -> (Index, Term);
-
-    /// Raft's configuration at the applied index; empty if there is none.
-    fn conf_state(&self) -> &[u8];
-
-    /// The latest stamp applied.
-    fn cluster_time(&self) -> ClusterTime;
-
-    /// Where the members are.
-    ///
-    /// # Errors
-    /// This member must stop.
-    fn peers(&self) -> Result<BTreeMap<NodeId, Address>, Fault>;
-}
 
 /// Is told what this member does. For whoever checks it.
 pub trait Observer: Send + Sync + 'static {
@@ -96,13 +66,6 @@ enum Request {
     Read { reply: oneshot::Sender<Index> },
     HandOver { to: Option<NodeId>, reply: Reply<NodeId> },
     Stop { reply: oneshot::Sender<()> },
-}
-
-enum Done {
-    Persisted(u64),
-    Applied { entries: Vec<Entry>, outcomes: Vec<Outcome>, time: ClusterTime, peers: Option<BTreeMap<NodeId, Address>> },
-    Fetched(Fetch, Vec<RaftEntry>),
-    Checkpointed,
 }
 
 /// How others reach a running manager. Cheap to copy.
@@ -264,8 +227,8 @@ pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, Ta
     first_peers.into_iter().for_each(|(id, address)| transport.introduce(id, address));
     transport.set_peers(&machine.peers()?);
     let cluster_time = machine.cluster_time();
-    let log_owner = LogOwner { log: Some(log), done: done_sender.clone(), spawn: io.spawn.clone() };
-    let apply_owner = ApplyOwner { machine: Some(machine), done: done_sender, spawn: io.spawn.clone() };
+    let log_owner = LogOwner::new(log, done_sender.clone(), io.spawn.clone());
+    let apply_owner = ApplyOwner::new(machine, done_sender, io.spawn.clone());
     let status = core.status();
     let shared =
         Arc::new(Shared { status: Mutex::new(status.clone()), changed: Notify::new(), removed: AtomicBool::default() });
@@ -734,104 +697,6 @@ impl Manager {
             stopping.checkpointing = true;
             self.applying += 1;
             let _ = self.apply.try_send(ApplyJob::Checkpoint);
-        }
-    }
-}
-
-enum LogJob {
-    Write(Write),
-    Fetch(Fetch),
-}
-
-/// Owns the log: one sync for all writes that queued up.
-struct LogOwner {
-    /// `None` after a failure: the node is stopping.
-    log: Option<Log>,
-    done: mpsc::Sender<Done>,
-    spawn: Arc<dyn Spawn>,
-}
-
-/// Reports finished work. There is room: the channel holds as many reports as there may be jobs.
-fn report(sender: &mpsc::Sender<Done>, done: Done) {
-    if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(done) {
-        unreachable!("more reports than jobs");
-    }
-}
-
-impl LogOwner {
-    fn run_all(&mut self, log: &mut Log, jobs: &mut Vec<LogJob>) -> Result<(), Fault> {
-        let (mut writes, mut fetches) = (Vec::new(), Vec::new());
-        for job in jobs.drain(..) {
-            match job {
-                LogJob::Write(write) => writes.push(write),
-                LogJob::Fetch(fetch) => fetches.push(fetch),
-            }
-        }
-        log.write(&writes)?;
-        for write in writes {
-            report(&self.done, Done::Persisted(write.number));
-        }
-        for fetch in fetches {
-            let entries = log.read(fetch.low, fetch.high, fetch.bytes_max)?;
-            report(&self.done, Done::Fetched(fetch, entries));
-        }
-        Ok(())
-    }
-}
-
-impl Worker for LogOwner {
-    type Job = LogJob;
-
-    fn run(&mut self, jobs: &mut Vec<LogJob>) {
-        let Some(mut log) = self.log.take() else { return jobs.clear() };
-        match self.run_all(&mut log, jobs) {
-            Ok(()) => self.log = Some(log),
-            Err(fault) => self.spawn.fail_stop(fault),
-        }
-    }
-}
-
-enum ApplyJob {
-    Entries(Vec<Entry>),
-    Checkpoint,
-}
-
-/// Owns the state.
-struct ApplyOwner<M> {
-    /// `None` after a failure: the node is stopping.
-    machine: Option<M>,
-    done: mpsc::Sender<Done>,
-    spawn: Arc<dyn Spawn>,
-}
-
-impl<M: Machine> ApplyOwner<M> {
-    fn run_all(&mut self, machine: &mut M, jobs: &mut Vec<ApplyJob>) -> Result<(), Fault> {
-        for job in jobs.drain(..) {
-            match job {
-                ApplyJob::Checkpoint => {
-                    machine.checkpoint()?;
-                    report(&self.done, Done::Checkpointed);
-                }
-                ApplyJob::Entries(entries) => {
-                    let outcomes = machine.apply(&entries)?;
-                    let moved = entries.iter().any(|entry| matches!(entry.body, Body::Members { .. }));
-                    let peers = if moved { Some(machine.peers()?) } else { None };
-                    report(&self.done, Done::Applied { entries, outcomes, time: machine.cluster_time(), peers });
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-impl<M: Machine> Worker for ApplyOwner<M> {
-    type Job = ApplyJob;
-
-    fn run(&mut self, jobs: &mut Vec<ApplyJob>) {
-        let Some(mut machine) = self.machine.take() else { return jobs.clear() };
-        match self.run_all(&mut machine, jobs) {
-            Ok(()) => self.machine = Some(machine),
-            Err(fault) => self.spawn.fail_stop(fault),
         }
     }
 }

@@ -20,6 +20,7 @@ pub mod codec;
 pub mod core;
 pub mod log;
 pub mod manager;
+pub mod owner;
 pub mod tail;
 pub mod transport;
 pub mod validate;

@@ -1,0 +1,160 @@
+//! The owners of what blocks: one of the log, one of the state. Each runs on a thread of its own, takes all that queued
+//! up at once, and reports back to the manager; neither ever waits for the other.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use raft::eraftpb::Entry as RaftEntry;
+use tokio::sync::mpsc;
+
+use super::log::{Log, Write};
+use super::tail::Fetch;
+use crate::entry::{Body, Entry, Outcome};
+use crate::error::Fault;
+use crate::ids::{Address, Index, NodeId, Term};
+use crate::io::{Spawn, Worker};
+use crate::time::ClusterTime;
+
+/// What the log drives: anything that computes the same from the same entries.
+pub trait Machine: Send + 'static {
+    /// Applies entries, which follow each other without a gap.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Outcome>, Fault>;
+
+    /// Makes what was applied durable.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn checkpoint(&mut self) -> Result<(), Fault>;
+
+    /// Index and term of the last applied entry.
+    fn applied(&self) -> (Index, Term);
+
+    /// Raft's configuration at the applied index; empty if there is none.
+    fn conf_state(&self) -> &[u8];
+
+    /// The latest stamp applied.
+    fn cluster_time(&self) -> ClusterTime;
+
+    /// Where the members are.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn peers(&self) -> Result<BTreeMap<NodeId, Address>, Fault>;
+}
+
+/// What an owner reports.
+pub(super) enum Done {
+    Persisted(u64),
+    Applied { entries: Vec<Entry>, outcomes: Vec<Outcome>, time: ClusterTime, peers: Option<BTreeMap<NodeId, Address>> },
+    Fetched(Fetch, Vec<RaftEntry>),
+    Checkpointed,
+}
+
+pub(super) enum LogJob {
+    Write(Write),
+    Fetch(Fetch),
+}
+
+/// Owns the log: one sync for all writes that queued up.
+pub(super) struct LogOwner {
+    /// `None` after a failure: the node is stopping.
+    log: Option<Log>,
+    done: mpsc::Sender<Done>,
+    spawn: Arc<dyn Spawn>,
+}
+
+/// Reports finished work. There is room: the channel holds as many reports as there may be jobs.
+fn report(sender: &mpsc::Sender<Done>, done: Done) {
+    if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(done) {
+        unreachable!("more reports than jobs");
+    }
+}
+
+impl LogOwner {
+    pub(super) fn new(log: Log, done: mpsc::Sender<Done>, spawn: Arc<dyn Spawn>) -> Self {
+        Self { log: Some(log), done, spawn }
+    }
+
+    fn run_all(&mut self, log: &mut Log, jobs: &mut Vec<LogJob>) -> Result<(), Fault> {
+        let (mut writes, mut fetches) = (Vec::new(), Vec::new());
+        for job in jobs.drain(..) {
+            match job {
+                LogJob::Write(write) => writes.push(write),
+                LogJob::Fetch(fetch) => fetches.push(fetch),
+            }
+        }
+        log.write(&writes)?;
+        for write in writes {
+            report(&self.done, Done::Persisted(write.number));
+        }
+        for fetch in fetches {
+            let entries = log.read(fetch.low, fetch.high, fetch.bytes_max)?;
+            report(&self.done, Done::Fetched(fetch, entries));
+        }
+        Ok(())
+    }
+}
+
+impl Worker for LogOwner {
+    type Job = LogJob;
+
+    fn run(&mut self, jobs: &mut Vec<LogJob>) {
+        let Some(mut log) = self.log.take() else { return jobs.clear() };
+        match self.run_all(&mut log, jobs) {
+            Ok(()) => self.log = Some(log),
+            Err(fault) => self.spawn.fail_stop(fault),
+        }
+    }
+}
+
+pub(super) enum ApplyJob {
+    Entries(Vec<Entry>),
+    Checkpoint,
+}
+
+/// Owns the state.
+pub(super) struct ApplyOwner<M> {
+    /// `None` after a failure: the node is stopping.
+    machine: Option<M>,
+    done: mpsc::Sender<Done>,
+    spawn: Arc<dyn Spawn>,
+}
+
+impl<M: Machine> ApplyOwner<M> {
+    pub(super) fn new(machine: M, done: mpsc::Sender<Done>, spawn: Arc<dyn Spawn>) -> Self {
+        Self { machine: Some(machine), done, spawn }
+    }
+
+    fn run_all(&mut self, machine: &mut M, jobs: &mut Vec<ApplyJob>) -> Result<(), Fault> {
+        for job in jobs.drain(..) {
+            match job {
+                ApplyJob::Checkpoint => {
+                    machine.checkpoint()?;
+                    report(&self.done, Done::Checkpointed);
+                }
+                ApplyJob::Entries(entries) => {
+                    let outcomes = machine.apply(&entries)?;
+                    let moved = entries.iter().any(|entry| matches!(entry.body, Body::Members { .. }));
+                    let peers = if moved { Some(machine.peers()?) } else { None };
+                    report(&self.done, Done::Applied { entries, outcomes, time: machine.cluster_time(), peers });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<M: Machine> Worker for ApplyOwner<M> {
+    type Job = ApplyJob;
+
+    fn run(&mut self, jobs: &mut Vec<ApplyJob>) {
+        let Some(mut machine) = self.machine.take() else { return jobs.clear() };
+        match self.run_all(&mut machine, jobs) {
+            Ok(()) => self.machine = Some(machine),
+            Err(fault) => self.spawn.fail_stop(fault),
+        }
+    }
+}
