@@ -4,6 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::io::{Rng, RngStream};
+use crate::limits::{LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, SNAPSHOT_CHUNK_BYTES};
+use crate::raft::tail::Retention;
 use crate::sim::disk::PowerCut;
 use crate::sim::network::Weather;
 
@@ -25,6 +27,10 @@ pub struct Plan {
     pub idle_permille: u64,
     /// Keys they share.
     pub keys: u64,
+    /// How much of the log the members keep for those behind: less than what happens, so that snapshots are needed.
+    pub retention: Retention,
+    /// Bytes of a snapshot's chunk.
+    pub chunk_bytes: usize,
     /// What the network is like until it heals.
     pub weather: Weather,
     /// What happens, in order of time since the cluster was formed.
@@ -125,6 +131,11 @@ impl Plan {
             keys: load.range(1, 5),
             one_session: load.chance(300),
             idle_permille: if load.chance(200) { 30 } else { 0 },
+            retention: Retention {
+                entries: *load.pick(&[1, 8, 40, 200, LOG_ENTRIES_KEPT]),
+                bytes: *load.pick(&[2_000, LOG_BYTES_KEPT, LOG_BYTES_KEPT]),
+            },
+            chunk_bytes: *load.pick(&[1, 100, SNAPSHOT_CHUNK_BYTES]),
             weather: weather(&mut rng.stream("plan/weather")),
             faults: faults(&mut rng.stream("plan/faults"), nodes),
         }
@@ -191,6 +202,7 @@ impl fmt::Display for Plan {
             "{} nodes, {} clients with {} operations each on {} keys; one session: {}, idle {} in 1000",
             self.nodes, self.clients, self.operations, self.keys, self.one_session, self.idle_permille
         )?;
+        writeln!(f, "{:?}, snapshots in chunks of {} bytes", self.retention, self.chunk_bytes)?;
         writeln!(f, "{:?}", self.weather)?;
         for (at, fault) in &self.faults {
             writeln!(f, "{:>7.3} s  {fault:?}", at.as_secs_f64())?;

@@ -14,13 +14,15 @@ use tokio::sync::oneshot;
 use crate::client::{Client, ClientError};
 use crate::entry::{Entry, Outcome};
 use crate::error::Reject;
-use crate::ids::{Address, Incarnation, NodeId, Revision};
+use crate::ids::{Address, Incarnation, Index, NodeId, Revision, Term};
 use crate::io::RngStream;
 use crate::limits::SESSION_TTL;
+use crate::node::machine::open_state;
 use crate::node::{NodeBuilder, Origin};
 use crate::proto::v1;
 use crate::raft::codec;
 use crate::raft::core::{Role, Status};
+use crate::raft::log::Log;
 use crate::raft::manager::Observer;
 use crate::sim::history::{History, Op, Record, Seen};
 use crate::sim::network::{MachineId, Weather};
@@ -32,7 +34,6 @@ use crate::sim::oracle::{Violation, Violations, exactly_once, linearizable};
 use crate::sim::plan::{Fault, Plan};
 use crate::sim::trace::Trace;
 use crate::sim::world::{self, Down, FailStop, Machine, Seed, World};
-use crate::state::machine::State;
 
 /// How long a healed cluster, or a new one, may take for anything it must do.
 const RECOVERY_MAX: Duration = Duration::from_secs(60);
@@ -97,13 +98,15 @@ pub struct Report {
     pub leaders: usize,
     /// Raft messages whose promise was compared with the sender's disk.
     pub promises: u64,
+    /// Snapshots that a member went over to.
+    pub snapshots: u64,
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {}: {}; {:.1} s, {} of {} operations answered, {} leaders, {} promises checked, trace {:016x} of {} events",
+            "seed {}: {}; {:.1} s, {} of {} operations answered, {} leaders, {} promises checked, {} snapshots installed, trace {:016x} of {} events",
             self.seed.0,
             self.verdict,
             self.elapsed.as_secs_f64(),
@@ -111,6 +114,7 @@ impl fmt::Display for Report {
             self.operations.1,
             self.leaders,
             self.promises,
+            self.snapshots,
             self.trace.0,
             self.trace.1
         )
@@ -137,6 +141,7 @@ pub fn run_plan(seed: Seed, plan: Plan, print: bool) -> Report {
             operations: (0, 0),
             leaders: 0,
             promises: 0,
+            snapshots: 0,
         })
         .with_seed(seed)
 }
@@ -170,6 +175,11 @@ impl Observer for Watch {
         self.inner.lock().unwrap().agreement.on_applied(life.0, entry, outcome, &self.violations);
     }
 
+    fn on_installed(&self, life: (NodeId, Incarnation), applied: (Index, Term), digest: u64) {
+        self.trace.event(format_args!("installed {} {} {digest:016x}", life.0, applied.0));
+        self.inner.lock().unwrap().agreement.on_installed(life.0, applied.0, digest, &self.violations);
+    }
+
     fn on_status(&self, life: (NodeId, Incarnation), status: &Status) {
         let inner = &mut *self.inner.lock().unwrap();
         if status.role == Role::Leader {
@@ -198,11 +208,11 @@ impl Watch {
                 kind,
                 raft::eraftpb::MessageType::MsgRequestPreVote | raft::eraftpb::MessageType::MsgRequestPreVoteResponse
             ) {
-                inner.monotonic.on_message(NodeId(message.from), crate::ids::Term(message.term));
+                inner.monotonic.on_message(NodeId(message.from), Term(message.term));
             }
             if kind == raft::eraftpb::MessageType::MsgRequestVoteResponse && !message.reject {
                 let (voter, candidate) = (NodeId(message.from), NodeId(message.to));
-                inner.elections.on_vote(voter, crate::ids::Term(message.term), candidate, &self.violations);
+                inner.elections.on_vote(voter, Term(message.term), candidate, &self.violations);
             }
         }
     }
@@ -274,6 +284,7 @@ impl Run {
             operations: (known, records.len()),
             leaders: watched.elections.leaders(),
             promises: watched.promises.checked,
+            snapshots: watched.agreement.installed,
         }
     }
 
@@ -304,7 +315,7 @@ impl Run {
     }
 
     fn boot(&self, place: usize) {
-        restart(&self.members[place], &self.endpoints[0], &self.watch);
+        restart(&self.members[place], &self.plan, &self.endpoints[0], &self.watch);
     }
 
     /// Runs the clients while the faults of the plan happen, and waits for both.
@@ -327,13 +338,13 @@ impl Run {
 
     /// One fault and its end.
     fn inflict(&self, fault: Fault) -> impl Future<Output = ()> + Send + 'static + use<> {
-        let members = self.members.clone();
+        let (members, plan) = (self.members.clone(), self.plan.clone());
         let (network, operator) = (self.world.network.clone(), self.operator.clone());
         let (watch, trace) = (self.watch.clone(), self.world.trace.clone());
         async move {
             trace.event(format_args!("fault {fault:?}"));
             let founder = members[0].machine.address();
-            let restart = |place: usize| restart(&members[place], &founder, &watch);
+            let restart = |place: usize| restart(&members[place], &plan, &founder, &watch);
             match fault {
                 Fault::Kill { node, down } => {
                     members[node].machine.down(Down::Kill);
@@ -508,7 +519,9 @@ impl Run {
         linearizable::check(&records, &self.watch.violations);
         for member in &self.members {
             member.machine.down(Down::Kill);
-            let checked = State::open(&*member.machine.disk.boot())
+            let disk = member.machine.disk.boot();
+            let checked = Log::open(&*disk)
+                .and_then(|log| open_state(&disk, &log))
                 .and_then(|state| Ok((state.digest(), state.reader().full_digest()?)));
             match checked {
                 Ok((kept, counted)) if kept == counted => {}
@@ -539,7 +552,7 @@ impl Run {
 }
 
 /// Boots a member's machine and its node, unless it runs or was removed.
-fn restart(member: &Arc<Member>, founder: &Address, watch: &Arc<Watch>) {
+fn restart(member: &Arc<Member>, plan: &Plan, founder: &Address, watch: &Arc<Watch>) {
     let (machine, watch) = (&member.machine, watch.clone());
     if machine.is_up() || member.is_removed() {
         return;
@@ -552,8 +565,10 @@ fn restart(member: &Arc<Member>, founder: &Address, watch: &Arc<Watch>) {
     *member.stop.lock().unwrap() = Some((stop, stopped));
     let spawn = io.spawn.clone();
     let member = member.clone();
+    let builder = NodeBuilder::new(io.clone(), address).origin(origin).observer(watch);
+    let builder = builder.log_kept(plan.retention).snapshot_chunk_bytes(plan.chunk_bytes);
     let life = async move {
-        match NodeBuilder::new(io.clone(), address).origin(origin).observer(watch).start().await {
+        match builder.start().await {
             Ok(node) => {
                 *member.id.lock().unwrap() = Some(node.identity().id);
                 let told = async {

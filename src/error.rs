@@ -106,3 +106,14 @@ impl<T, E: Into<Box<dyn std::error::Error + Send + Sync>>> Context<T> for Result
         self.map_err(|error| Fault::because(what(), error))
     }
 }
+
+/// Why something that came from another member was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// It is not what it claims to be; nothing here has changed.
+    #[error("{0}")]
+    Invalid(String),
+    /// This node failed, and must stop.
+    #[error("{0}")]
+    Fault(#[from] Fault),
+}

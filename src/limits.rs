@@ -56,6 +56,19 @@ pub const APPLY_JOBS_MAX: usize = 64;
 pub const CHECKPOINT_ENTRIES_MAX: u64 = 10_000;
 /// Applied bytes between two durable checkpoints of the state.
 pub const CHECKPOINT_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// Applied log entries kept for members that are behind; one further behind is sent a snapshot.
+pub const LOG_ENTRIES_KEPT: u64 = 20_000;
+/// Bytes of applied log entries kept for members that are behind.
+pub const LOG_BYTES_KEPT: u64 = 64 * 1024 * 1024;
+/// Size of a snapshot's chunk; the last row of one may make it larger by as much as a row can be.
+pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
+/// Jobs the owner of snapshots may have outstanding.
+pub const SNAPSHOT_JOBS_MAX: usize = 64;
+/// How long a snapshot that is being sent may make no progress before Raft is told that it failed, and how long one
+/// that nobody asks for is kept.
+pub const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+/// Attempts in a row to go on with a snapshot's body that give nothing, before it is given up.
+pub const SNAPSHOT_ATTEMPTS_MAX: u32 = 5;
 /// Memory redb may use to cache each database, in bytes (its own default is 1 GiB).
 pub const DATABASE_CACHE_BYTES: usize = 32 * 1024 * 1024;
 

@@ -18,7 +18,7 @@ use crate::raft::core::Role;
 use crate::raft::log::Identity;
 use crate::raft::manager::{ProposeError, RaftHandle};
 use crate::state::machine::StateReader;
-use crate::state::table::Snapshot;
+use crate::state::table::View;
 use crate::state::{command, kv, member};
 use crate::time::Monotonic;
 
@@ -128,7 +128,7 @@ impl SharedNodeState {
     /// # Errors
     /// The database failed.
     pub fn address_of(&self, id: NodeId) -> Result<Option<Address>, Status> {
-        let (_, rows) = self.reader.snapshot().map_err(internal)?;
+        let (_, rows) = self.reader.view().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         Ok(members.into_iter().find(|member| member.id == id.0).and_then(|member| member.address.parse().ok()))
     }
@@ -138,11 +138,11 @@ impl SharedNodeState {
     ///
     /// # Errors
     /// `UNAVAILABLE`: no majority confirmed before the deadline.
-    pub async fn snapshot(&self, serializable: bool, deadline: Monotonic) -> Result<(v1::Head, Snapshot), Status> {
+    pub async fn view(&self, serializable: bool, deadline: Monotonic) -> Result<(v1::Head, View), Status> {
         if !serializable {
             self.read_barrier(deadline).await?;
         }
-        self.reader.snapshot().map_err(internal)
+        self.reader.view().map_err(internal)
     }
 
     /// Waits until the state has everything committed before now.
@@ -163,11 +163,11 @@ impl SharedNodeState {
     /// Answers a query.
     ///
     /// # Errors
-    /// See [`Self::snapshot`]; `INVALID_ARGUMENT` if the query is none.
+    /// See [`Self::view`]; `INVALID_ARGUMENT` if the query is none.
     pub async fn query(&self, query: v1::QueryRequest, deadline: Monotonic) -> Result<v1::QueryReply, Status> {
         use v1::{query_reply::Kind as Answer, query_request::Kind};
         let kind = query.kind.ok_or_else(|| Status::invalid_argument("kind: missing, or from a newer version"))?;
-        let (head, rows) = self.snapshot(query.serializable, deadline).await?;
+        let (head, rows) = self.view(query.serializable, deadline).await?;
         let answer = match kind {
             Kind::Get(get) => Answer::Get(kv::get(&rows, &get).map_err(internal)?),
             Kind::Scan(scan) => Answer::Scan(kv::scan(&rows, &scan).map_err(internal)?),

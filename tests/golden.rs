@@ -17,6 +17,7 @@ use cairn::proto::v1::{self, command::Kind};
 use cairn::raft::codec;
 use cairn::raft::core::{Core, CoreConfig, genesis};
 use cairn::raft::log::{Recovered, Write as LogWrite};
+use cairn::raft::tail::Retention;
 use cairn::sim::disk::SimDisk;
 use cairn::state::machine::State;
 use cairn::state::{kv, member};
@@ -107,7 +108,7 @@ impl Runner for StateRunner {
                 return self.apply(Body::Members { conf_state: Bytes::new(), change });
             }
             "members" => {
-                let (_, rows) = self.state.reader().snapshot()?;
+                let (_, rows) = self.state.reader().view()?;
                 let line = |member: v1::Member| format!("{} {} {:?}\n", member.id, member.address, member.role());
                 return Ok(member::all(&rows)?.into_iter().map(line).collect());
             }
@@ -117,14 +118,14 @@ impl Runner for StateRunner {
                     after: args.take_key("after").map(|key| key.to_owned().into()),
                     prefix: args.next_pos().unwrap_or_default().to_owned().into(),
                 };
-                let (_, rows) = self.state.reader().snapshot()?;
+                let (_, rows) = self.state.reader().view()?;
                 let reply = kv::scan(&rows, &scan)?;
                 let line = |row: &v1::KeyValue| format!("{:?} = {:?} at {}\n", row.key, row.value, row.revision);
                 return Ok(reply.rows.iter().map(line).collect::<String>() + if reply.more { "…\n" } else { "" });
             }
             "restart" => {
                 self.state.checkpoint()?;
-                self.state = State::open(&*self.disk.boot())?;
+                self.state = State::open(self.disk.boot(), Index(0))?;
                 assert_eq!(self.state.digest(), self.state.reader().full_digest()?);
                 return Ok(format!("applied {:?}\n", self.state.applied()));
             }
@@ -140,7 +141,7 @@ impl Runner for StateRunner {
 fn state() {
     scripts("state", |path| {
         let disk = SimDisk::new("disk".into());
-        let state = State::open(&*disk.boot()).unwrap();
+        let state = State::open(disk.boot(), Index(0)).unwrap();
         goldenscript::run(&mut StateRunner { disk, state, time: 0 }, path).unwrap();
     });
 }
@@ -233,7 +234,7 @@ impl Runner for CoreRunner {
                     compacted: (Index(0), Term(0)),
                     entries: vec![genesis(&founder)],
                 };
-                let config = CoreConfig { id: NodeId(id), election_ticks: 10 };
+                let config = CoreConfig { id: NodeId(id), election_ticks: 10, retention: Retention::default() };
                 let core = Core::new(config, recovered, Index(1), state, Rng::from_seed([id as u8; 32]))?;
                 self.nodes.insert(id, CoreNode { core, writes: Vec::new(), applied: Vec::new() });
                 return Ok(String::new());

@@ -13,6 +13,8 @@ use crate::ids::{Index, NodeId};
 #[derive(Default)]
 pub struct Agreement {
     applied: BTreeMap<Index, (NodeId, u64, u64)>,
+    /// How often a member went over to a snapshot.
+    pub installed: u64,
 }
 
 impl Agreement {
@@ -26,6 +28,22 @@ impl Agreement {
         } else if digest != outcome.digest {
             let what = format!("members {first} and {member} have different states at {}", entry.index);
             violations.add("equal digests", what);
+        }
+    }
+
+    /// A member went over to a snapshot: its state must be the one that others got by applying.
+    pub fn on_installed(&mut self, member: NodeId, index: Index, digest: u64, violations: &Violations) {
+        self.installed += 1;
+        match self.applied.get(&index) {
+            Some((_, _, applied)) if *applied == digest => {}
+            Some((first, ..)) => {
+                let what = format!("member {member} installed another state at {index} than {first} has applied");
+                violations.add("a snapshot is what was replayed", what);
+            }
+            None => {
+                let what = format!("member {member} installed a state at {index}, which nobody has applied");
+                violations.add("a snapshot is what was replayed", what);
+            }
         }
     }
 

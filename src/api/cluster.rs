@@ -21,7 +21,7 @@ pub struct ClusterService(pub Arc<SharedNodeState>);
 impl ClusterService {
     fn status_now(&self) -> Result<StatusReply, Status> {
         let status = self.0.raft.status();
-        let (head, rows) = self.0.reader.snapshot().map_err(internal)?;
+        let (head, rows) = self.0.reader.view().map_err(internal)?;
         let with_match = |member: Member| {
             let id = NodeId(member.id);
             let matched = if id == status.id { Some(&status.last) } else { status.matched.get(&id) };
@@ -47,7 +47,7 @@ impl ClusterService {
     /// Gives the caller an id, or the one it has. Only the leader's answer counts: it proposes one change at a time.
     async fn join_here(&self, request: &JoinRequest, deadline: Monotonic) -> Result<JoinReply, Status> {
         self.0.read_barrier(deadline).await?;
-        let (head, rows) = self.0.reader.snapshot().map_err(internal)?;
+        let (head, rows) = self.0.reader.view().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         let cluster_id = self.0.identity.cluster.0;
         let live: Vec<Member> = members.iter().filter(|member| member.role() != MemberRole::Removed).cloned().collect();
@@ -94,7 +94,7 @@ impl ClusterService {
 
     async fn remove_here(&self, id: NodeId, deadline: Monotonic) -> Result<RemoveReply, Status> {
         self.0.read_barrier(deadline).await?;
-        let (head, rows) = self.0.reader.snapshot().map_err(internal)?;
+        let (head, rows) = self.0.reader.view().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         let Some(mut member) = members.into_iter().find(|member| member.id == id.0) else {
             return Err(Status::not_found(format!("there is no member {id}")));

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use futures_util::stream::{self, BoxStream};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::ids::NodeId;
-use crate::proto::v1::{self, MemberRole, RaftFrame, RaftFrameReply};
+use crate::ids::{Index, NodeId, Term};
+use crate::proto::v1::{self, MemberRole, RaftFrame, RaftFrameReply, SnapshotChunk, SnapshotRequest};
 use crate::raft::codec;
+use crate::raft::snapshot::Chunk;
 use crate::raft::transport::{Hello, REMOVED};
 use crate::shared::{SharedNodeState, internal};
 use crate::state::member;
@@ -15,12 +18,31 @@ use crate::state::member;
 pub struct PeerService(pub Arc<SharedNodeState>);
 
 impl PeerService {
+    /// Who calls, if it may.
+    fn greet(&self, metadata: &MetadataMap) -> Result<Hello, Status> {
+        let me = self.0.identity;
+        let hello = Hello::read(metadata)
+            .map_err(|name| Status::invalid_argument(format!("the metadata {name} is missing or makes no sense")))?;
+        if hello.cluster != me.cluster {
+            return Err(Status::failed_precondition(format!(
+                "this member belongs to cluster {}, not {}",
+                me.cluster.hex(),
+                hello.cluster.hex()
+            )));
+        }
+        if hello.to != me.id {
+            return Err(Status::failed_precondition(format!("this is member {}, not {}", me.id, hello.to)));
+        }
+        self.check_member(hello.from)?;
+        Ok(hello)
+    }
+
     /// Tells a sender that was removed. One that is not known yet may be on its way in.
     fn check_member(&self, id: NodeId) -> Result<(), Status> {
         if self.0.raft.knows(id) {
             return Ok(());
         }
-        let (_, rows) = self.0.reader.snapshot().map_err(internal)?;
+        let (_, rows) = self.0.reader.view().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         if members.iter().any(|member| member.id == id.0 && member.role() == MemberRole::Removed) {
             let mut status = Status::failed_precondition(format!("member {id} was removed"));
@@ -34,21 +56,8 @@ impl PeerService {
 #[tonic::async_trait]
 impl v1::peer_server::Peer for PeerService {
     async fn raft(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<RaftFrameReply>, Status> {
-        let me = self.0.identity;
-        let hello = Hello::read(request.metadata())
-            .map_err(|name| Status::invalid_argument(format!("the metadata {name} is missing or makes no sense")))?;
-        if hello.cluster != me.cluster {
-            return Err(Status::failed_precondition(format!(
-                "this member belongs to cluster {}, not {}",
-                me.cluster.hex(),
-                hello.cluster.hex()
-            )));
-        }
-        if hello.to != me.id {
-            return Err(Status::failed_precondition(format!("this is member {}, not {}", me.id, hello.to)));
-        }
-        // Also before the first frame: a removed member may have nothing to say.
-        self.check_member(hello.from)?;
+        // A removed member is told at once: it may have nothing to say.
+        let hello = self.greet(request.metadata())?;
         self.0.raft.introduce(hello.from, hello.address.clone());
         let mut frames = request.into_inner();
         while let Some(frame) = frames.message().await? {
@@ -65,5 +74,24 @@ impl v1::peer_server::Peer for PeerService {
             }
         }
         Ok(Response::new(RaftFrameReply {}))
+    }
+
+    type SnapshotStream = BoxStream<'static, Result<SnapshotChunk, Status>>;
+
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        self.greet(request.metadata())?;
+        let raft = self.0.raft.clone();
+        let SnapshotRequest { index, term, first_chunk } = request.into_inner();
+        let chunks = stream::try_unfold(first_chunk, move |number| {
+            let raft = raft.clone();
+            async move {
+                match raft.snapshot_chunk((Index(index), Term(term)), number).await {
+                    Chunk::Data(chunk) => Ok(Some((chunk, number + 1))),
+                    Chunk::End => Ok(None),
+                    Chunk::Gone => Err(Status::not_found(format!("the snapshot at {index} is not kept here any more"))),
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(chunks)))
     }
 }

@@ -72,6 +72,7 @@ mod tests {
             term: Term(2),
             commit: Index(500),
             applied: Index(500),
+            first: Index(1),
             last: Index(500),
             matched: all.iter().skip(1).map(|id| (*id, Index(500))).collect::<BTreeMap<_, _>>(),
             active: all,

@@ -1,14 +1,20 @@
 //! The replicated state as the machine that the log drives.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::entry::{Entry, Outcome};
-use crate::error::{Context, Fault};
+use crate::error::{Context, Fault, ImportError};
 use crate::ids::{Address, Index, NodeId, Term};
+use crate::io::Disk;
 use crate::proto::v1::MemberRole;
+use crate::proto::v1::{RaftSnapshot, SnapshotBody};
+use crate::raft::log::Log;
 use crate::raft::owner::Machine;
-use crate::state::machine::State;
+use crate::raft::snapshot::Snapshots;
+use crate::state::machine::{State, StateReader};
 use crate::state::member;
+use crate::state::snapshot::{self, Import};
 use crate::time::ClusterTime;
 
 impl Machine for State {
@@ -18,6 +24,18 @@ impl Machine for State {
 
     fn checkpoint(&mut self) -> Result<(), Fault> {
         self.checkpoint()
+    }
+
+    fn install(&mut self, index: Index) -> Result<(), Fault> {
+        self.install(index)
+    }
+
+    fn durable(&self) -> Index {
+        self.durable()
+    }
+
+    fn digest(&self) -> u64 {
+        self.digest()
     }
 
     fn applied(&self) -> (Index, Term) {
@@ -33,7 +51,7 @@ impl Machine for State {
     }
 
     fn peers(&self) -> Result<BTreeMap<NodeId, Address>, Fault> {
-        let (_, rows) = self.reader().snapshot()?;
+        let (_, rows) = self.reader().view()?;
         let live = member::all(&rows)?.into_iter().filter(|member| member.role() != MemberRole::Removed);
         live.map(|member| {
             let address = member.address.parse().context(|| format!("read the address of member {}", member.id))?;
@@ -41,4 +59,64 @@ impl Machine for State {
         })
         .collect()
     }
+}
+
+/// The way from the state to a snapshot and back.
+pub struct StateSnapshots {
+    /// Reads the state in use.
+    pub reader: StateReader,
+    /// Where states are built.
+    pub disk: Arc<dyn Disk>,
+    /// About how large a chunk is.
+    pub chunk_bytes: usize,
+    /// The state under construction.
+    pub import: Option<(Index, Import)>,
+}
+
+impl Snapshots for StateSnapshots {
+    fn export(&self, each: &mut dyn FnMut(&[u8]) -> Result<(), Fault>) -> Result<RaftSnapshot, Fault> {
+        let head = snapshot::export(&self.reader, self.chunk_bytes, each)?;
+        Ok(RaftSnapshot {
+            index: head.applied_index,
+            term: head.applied_term,
+            conf_state: head.conf_state.clone(),
+            body: Some(SnapshotBody { digest: snapshot::head_digest(&head), chunks: 0 }),
+        })
+    }
+
+    fn begin(&mut self, index: Index) -> Result<(), Fault> {
+        if let Some((before, import)) = self.import.take() {
+            drop(import);
+            snapshot::remove(&*self.disk, before)?;
+        }
+        self.import = Some((index, Import::begin(self.disk.clone(), index)?));
+        Ok(())
+    }
+
+    fn add(&mut self, chunk: &[u8]) -> Result<(), ImportError> {
+        match &mut self.import {
+            Some((_, import)) => import.add(chunk),
+            None => Err(ImportError::Invalid("a chunk of no snapshot".into())),
+        }
+    }
+
+    fn finish(&mut self, digest: u64) -> Result<(), ImportError> {
+        match self.import.take() {
+            Some((_, import)) => import.finish(digest),
+            None => Err(ImportError::Invalid("the end of no snapshot".into())),
+        }
+    }
+
+    fn discard(&mut self, index: Index) -> Result<(), Fault> {
+        self.import.take_if(|(building, _)| *building == index);
+        snapshot::remove(&*self.disk, index)
+    }
+}
+
+/// What this member's own disk has of the state: the log says in which file.
+///
+/// # Errors
+/// The disk or the database failed.
+pub fn open_state(disk: &Arc<dyn Disk>, log: &Log) -> Result<State, Fault> {
+    State::open(disk.clone(), log.installed()?)
 }

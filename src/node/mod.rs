@@ -9,7 +9,7 @@
 //! first, [`Node::wait_ready`] and the health service speak of the second, which needs one confirmed read.
 
 mod join;
-mod machine;
+pub mod machine;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use std::time::Duration;
 use prost::Message;
 use tokio::sync::oneshot;
 
+use self::machine::StateSnapshots;
 use crate::api::{self, Health};
 use crate::controller;
 use crate::error::{Context, Fault};
@@ -27,8 +28,8 @@ use crate::proto::v1::{JoinReply, Member, MemberRole};
 use crate::raft::core::{Status, genesis};
 use crate::raft::log::{Identity, Log};
 use crate::raft::manager::{self, Observer, Setup};
+use crate::raft::tail::Retention;
 use crate::shared::SharedNodeState;
-use crate::state::machine::State;
 use crate::state::member;
 use crate::time::ClusterTime;
 
@@ -50,6 +51,8 @@ pub struct NodeBuilder {
     advertise: Option<Address>,
     origin: Origin,
     election_timeout: Duration,
+    retention: Retention,
+    chunk_bytes: usize,
     observer: Arc<dyn Observer>,
 }
 
@@ -62,6 +65,8 @@ impl NodeBuilder {
             advertise: None,
             origin: Origin::Existing,
             election_timeout: limits::ELECTION_TIMEOUT,
+            retention: Retention::default(),
+            chunk_bytes: limits::SNAPSHOT_CHUNK_BYTES,
             observer: Arc::new(()),
         }
     }
@@ -81,6 +86,18 @@ impl NodeBuilder {
     /// How long a follower waits for a leader, at least; each draws its own time between one and two of it.
     pub fn election_timeout(mut self, timeout: Duration) -> Self {
         self.election_timeout = timeout;
+        self
+    }
+
+    /// How much of the applied log it keeps for members that are behind.
+    pub fn log_kept(mut self, retention: Retention) -> Self {
+        self.retention = retention;
+        self
+    }
+
+    /// About how large the chunks are in which it sends a snapshot.
+    pub fn snapshot_chunk_bytes(mut self, bytes: usize) -> Self {
+        self.chunk_bytes = bytes;
         self
     }
 
@@ -112,14 +129,21 @@ impl NodeBuilder {
             Some(identity) => identity,
             None => establish(&io, &mut log, &self.origin, &address).await?,
         };
-        let machine = State::open(&*io.disk)?;
+        let machine = machine::open_state(&io.disk, &log)?;
         let reader = machine.reader();
         let setup = Setup {
             io: io.clone(),
             identity,
             address,
             election_ticks: (timeout.as_millis() / limits::TICK.as_millis()) as usize,
+            retention: self.retention,
             log,
+            snapshots: StateSnapshots {
+                reader: reader.clone(),
+                disk: io.disk.clone(),
+                chunk_bytes: self.chunk_bytes,
+                import: None,
+            },
             machine,
             observer: self.observer,
         };
@@ -215,7 +239,7 @@ async fn control(shared: Arc<SharedNodeState>) {
 async fn control_once(shared: &SharedNodeState, keep_time: bool) -> Result<(), Fault> {
     let clock = &shared.io.clock;
     let (expire, members, based_on) = {
-        let (head, rows) = shared.reader.snapshot()?;
+        let (head, rows) = shared.reader.view()?;
         let now = ClusterTime(head.cluster_time_ms);
         (controller::expire_sessions(&head, &rows, now, keep_time)?, member::all(&rows)?, Index(head.applied_index))
     };

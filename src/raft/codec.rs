@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use prost::Message as _;
 use protobuf::{Message as _, ProtobufEnum};
-use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType};
+use raft::eraftpb::{ConfChangeV2, ConfState, Entry, EntryType, Message, MessageType, Snapshot};
 
 use crate::ids::Index;
 use crate::limits::ENTRY_BYTES_MAX;
@@ -68,7 +68,7 @@ pub fn entry_from_wire(wire: v1::RaftEntry) -> Result<Entry, CodecError> {
     Ok(entry)
 }
 
-/// A message in our own encoding. Snapshots do not travel in messages.
+/// A message in our own encoding. Of a snapshot it says only what it is: the body travels by itself.
 pub fn message_to_wire(message: &Message) -> v1::RaftMessage {
     v1::RaftMessage {
         r#type: message.get_msg_type().value() as u32,
@@ -85,7 +85,58 @@ pub fn message_to_wire(message: &Message) -> v1::RaftMessage {
         context: message.context.clone(),
         priority: message.priority,
         request_snapshot: message.request_snapshot,
+        snapshot: (message.get_msg_type() == MessageType::MsgSnapshot)
+            .then(|| snapshot_to_wire(message.get_snapshot())),
     }
+}
+
+fn snapshot_to_wire(snapshot: &Snapshot) -> v1::RaftSnapshot {
+    let meta = snapshot.get_metadata();
+    v1::RaftSnapshot {
+        index: meta.index,
+        term: meta.term,
+        conf_state: conf_state_bytes(meta.get_conf_state()),
+        body: Some(snapshot_body(snapshot).expect("this member wrote it")),
+    }
+}
+
+/// A snapshot as raft-rs takes it.
+///
+/// # Errors
+/// The configuration does not parse, or what the body is like is missing.
+pub fn snapshot(wire: &v1::RaftSnapshot) -> Result<Snapshot, CodecError> {
+    let body = wire.body.ok_or_else(|| bad("snapshot", "nothing is said of its body"))?;
+    let mut snapshot = Snapshot::default();
+    snapshot.data = body.encode_to_vec().into();
+    let meta = snapshot.mut_metadata();
+    (meta.index, meta.term) = (wire.index, wire.term);
+    meta.set_conf_state(conf_state(&wire.conf_state)?);
+    Ok(snapshot)
+}
+
+/// What a snapshot's body is like.
+///
+/// # Errors
+/// It was not made by [`snapshot`].
+pub fn snapshot_body(snapshot: &Snapshot) -> Result<v1::SnapshotBody, CodecError> {
+    v1::SnapshotBody::decode(&*snapshot.data).map_err(|error| bad("snapshot", error))
+}
+
+/// A chunk of a snapshot's body, with its checksum.
+pub fn chunk_to_wire(number: u64, data: Bytes) -> v1::SnapshotChunk {
+    v1::SnapshotChunk { checksum: checksum(Index(number), &data), data }
+}
+
+/// The reverse of [`chunk_to_wire`].
+///
+/// # Errors
+/// The checksum does not match.
+pub fn chunk_from_wire(number: u64, chunk: v1::SnapshotChunk) -> Result<Bytes, CodecError> {
+    let computed = checksum(Index(number), &chunk.data);
+    if computed != chunk.checksum {
+        return Err(bad("snapshot", format!("chunk {number} is corrupt: {computed:08x}, not {:08x}", chunk.checksum)));
+    }
+    Ok(chunk.data)
 }
 
 /// The reverse of [`message_to_wire`]. Whether the message makes sense is for [`super::validate`] to say.
@@ -116,6 +167,12 @@ pub fn message_from_wire(wire: v1::RaftMessage) -> Result<Message, CodecError> {
     message.context = wire.context;
     message.priority = wire.priority;
     message.request_snapshot = wire.request_snapshot;
+    match (&wire.snapshot, kind) {
+        (Some(wire), MessageType::MsgSnapshot) => message.set_snapshot(snapshot(wire)?),
+        (None, MessageType::MsgSnapshot) => return Err(bad("raft message", "a snapshot without one")),
+        (Some(_), _) => return Err(bad("raft message", "a snapshot where none belongs")),
+        (None, _) => {}
+    }
     Ok(message)
 }
 
@@ -128,6 +185,7 @@ fn context_entry(wire: v1::RaftEntry) -> Result<Entry, CodecError> {
     Ok(entry)
 }
 
+/// Covers the number under which the bytes stand, too.
 fn checksum(index: Index, payload: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&index.0.to_le_bytes()), payload)
 }

@@ -5,10 +5,13 @@
 //! 2. **While a change of term or vote is not durable, no message leaves, leader or not.** raft-rs hands out a sole
 //!    voter's appends at once; after a crash it would write other entries under the same index and term.
 //! 3. Messages of a follower leave only when everything written before them is durable: what they acknowledge is.
-//! 4. A non-leader is neither ticked nor told to campaign while a write is not durable: raft-rs asserts that a new
-//!    leader has none.
+//! 4. A non-leader is neither ticked nor told to campaign while a write is not durable or a snapshot is not installed:
+//!    raft-rs asserts that a new leader has none.
 //! 5. A configuration takes effect when its entry is handed out, before `advance_apply_to`.
-//! 6. Election timeouts come from our own stream, as a function of member, term and attempt, set after every call.
+//! 6. A snapshot is stepped only once its body is here, whole and durable; the log names it in the write that replaces
+//!    the log; only then does the state go over to it.
+//! 7. The log is forgotten up to what the durable state has, and not beyond a snapshot on its way to a member.
+//! 8. Election timeouts come from our own stream, as a function of member, term and attempt, set after every call.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -18,11 +21,11 @@ use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry, EntryType,
     Message, MessageType,
 };
-use raft::{Config, RawNode, ReadOnlyOption, StateRole};
+use raft::{Config, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use super::codec;
 use super::log::{Recovered, Write};
-use super::tail::{Fetch, Tail};
+use super::tail::{Fetch, Retention, Tail};
 use super::validate::{self, InvalidMessage};
 use crate::entry::{Body, Entry};
 use crate::error::{Context, Fault};
@@ -31,6 +34,9 @@ use crate::io::{Rng, scale};
 use crate::limits;
 use crate::proto::v1::{self, MemberRole};
 use crate::time::ClusterTime;
+
+/// How many times the log that is kept may pile up behind a snapshot on its way.
+const SNAPSHOT_RETENTIONS: u64 = 4;
 
 /// What a member is at the moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +78,8 @@ pub struct Status {
     pub commit: Index,
     /// Up to where its state has applied the log.
     pub applied: Index,
+    /// Where its log begins.
+    pub first: Index,
     /// Where its log ends.
     pub last: Index,
     /// As leader: where each other member's log is known to agree with its own.
@@ -86,19 +94,48 @@ pub struct Status {
     pub joint: bool,
 }
 
-/// What the outside must do, in this order: send, write, apply, answer reads, fetch.
+/// A snapshot whose body is to be fetched from the member that announced it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announced {
+    /// Who has it.
+    pub from: NodeId,
+    /// The last index it covers, and its term.
+    pub position: (Index, Term),
+    /// What its body is like.
+    pub body: v1::SnapshotBody,
+}
+
+/// What the outside must do, in this order: send, write, install, apply, answer reads, fetch, stage, take.
 #[derive(Debug, Default)]
 pub struct Effects {
     /// Messages that may leave now.
     pub send: Vec<Message>,
     /// To be made durable, then reported by [`Core::on_persisted`].
     pub write: Option<Write>,
+    /// The state built from the snapshot at this index is now the one that counts: to be gone over to, then reported by
+    /// [`Core::on_installed`].
+    pub install: Option<Index>,
     /// To be applied, then reported by [`Core::on_applied`].
     pub apply: Vec<Entry>,
     /// Reads that may be answered once the index is applied: their context and the index.
     pub reads: Vec<(Vec<u8>, Index)>,
     /// To be read from the durable log, then given to [`Core::on_fetched`].
     pub fetch: Vec<Fetch>,
+    /// To be fetched from a member and built, then reported by [`Core::on_staged`]. It takes the place of any other.
+    pub stage: Option<Announced>,
+    /// A snapshot of the state is to be made, then given to [`Core::on_taken`].
+    pub take: bool,
+}
+
+/// What the log may forget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Compaction {
+    /// Nothing.
+    Nothing,
+    /// Nothing before the state is durable further than now.
+    NeedsCheckpoint,
+    /// Everything up to this index, of this term. It is forgotten already; the durable log may follow.
+    Upto(Index, Term),
 }
 
 /// Why a proposal was not taken. It has certainly not been appended.
@@ -117,6 +154,8 @@ pub struct CoreConfig {
     pub id: NodeId,
     /// Ticks of an election timeout; each is drawn between one and two of it.
     pub election_ticks: usize,
+    /// How much of the log is kept for members that are behind.
+    pub retention: Retention,
 }
 
 /// A write that is not durable yet.
@@ -124,6 +163,13 @@ struct Unpersisted {
     number: u64,
     /// Whether it changes term or vote.
     promise: bool,
+}
+
+/// A snapshot between raft-rs and the state.
+struct Installing {
+    index: Index,
+    /// The write it waits for; `None` when that is durable.
+    after: Option<u64>,
 }
 
 /// Raft for one member.
@@ -148,6 +194,17 @@ pub struct Core {
     /// Where the last change of membership that took effect stands.
     last_change: Index,
     applied: Index,
+    /// Up to where the state is durable.
+    durable: Index,
+    /// A snapshot that raft-rs has taken and the state has not gone over to.
+    installing: Option<Installing>,
+    /// The log names it: the state may go over to it.
+    install: Option<Index>,
+    /// The announcement of a snapshot whose body is being fetched.
+    staging: Option<Message>,
+    /// Where the state was when a snapshot of it was asked for that is not there yet.
+    taking: Option<Index>,
+    stage: Option<Announced>,
     /// Where the last proposed leave of a joint configuration stands.
     leaving: Index,
 }
@@ -173,7 +230,7 @@ impl Core {
         }
         let mut hard_state = recovered.hard_state;
         hard_state.commit = hard_state.commit.max(applied.0).min(last.0);
-        let mut tail = Tail::new(hard_state, conf_state.clone(), recovered.compacted);
+        let mut tail = Tail::new(hard_state, conf_state.clone(), recovered.compacted, config.retention);
         tail.append(&recovered.entries);
         tail.evict(applied);
         let raft_config = Config {
@@ -206,6 +263,12 @@ impl Core {
             last_change: Index(0),
             conf_state,
             applied,
+            durable: applied,
+            installing: None,
+            install: None,
+            staging: None,
+            taking: None,
+            stage: None,
             leaving: Index(0),
         };
         core.after_call();
@@ -243,6 +306,10 @@ impl Core {
             // raft-rs would pass it on in the sender's name; the sender asks again.
             return Ok(());
         }
+        if message.get_msg_type() == MessageType::MsgSnapshot && self.needs_body(&message) {
+            self.announce(message);
+            return Ok(());
+        }
         if message.get_msg_type() == MessageType::MsgTimeoutNow && self.is_writing() {
             self.timeout_now = Some(message);
             return Ok(());
@@ -251,6 +318,106 @@ impl Core {
         let _ = self.raw.step(message);
         self.after_call();
         Ok(())
+    }
+
+    /// Whether a snapshot is ahead of the log: else raft-rs answers without looking into it.
+    fn needs_body(&self, message: &Message) -> bool {
+        let meta = message.get_snapshot().get_metadata();
+        let log = &self.raw.raft.raft_log;
+        message.term >= self.raw.raft.term && meta.index > log.committed && !log.match_term(meta.index, meta.term)
+    }
+
+    /// Has the body of a snapshot fetched, unless it is being fetched already or another is being installed: its
+    /// sender announces it again.
+    fn announce(&mut self, message: Message) {
+        let position = |message: &Message| {
+            let meta = message.get_snapshot().get_metadata();
+            (Index(meta.index), Term(meta.term))
+        };
+        let newer = self.staging.as_ref().is_none_or(|staged| {
+            message.term >= staged.term && (message.from, position(&message)) != (staged.from, position(staged))
+        });
+        if self.installing.is_none()
+            && newer
+            && let Ok(body) = codec::snapshot_body(message.get_snapshot())
+        {
+            self.stage = Some(Announced { from: NodeId(message.from), position: position(&message), body });
+            self.staging = Some(message);
+        }
+    }
+
+    /// The body of the snapshot last asked for is here, whole and durable, or it could not be had. Says whether it is
+    /// going to be installed; if not, it is of no use any more.
+    pub fn on_staged(&mut self, whole: bool) -> bool {
+        let Some(message) = self.staging.take().filter(|_| whole) else { return false };
+        let _ = self.raw.step(message);
+        self.after_call();
+        self.raw.snap().is_some()
+    }
+
+    /// The state has gone over to the snapshot at `index`.
+    pub fn on_installed(&mut self, index: Index) {
+        self.installing.take_if(|installing| installing.index <= index);
+        self.durable = index;
+        self.on_applied(index);
+        self.settle();
+    }
+
+    /// The state is durable up to `index`.
+    pub fn on_durable(&mut self, index: Index) {
+        self.durable = self.durable.max(index);
+    }
+
+    /// A snapshot of the state was made.
+    ///
+    /// # Errors
+    /// Its configuration is none.
+    pub fn on_taken(&mut self, snapshot: &v1::RaftSnapshot) -> Result<(), Fault> {
+        self.taking = None;
+        let snapshot = codec::snapshot(snapshot).context(|| "take a snapshot".into())?;
+        self.raw.mut_store().set_snapshot(Some(snapshot));
+        Ok(())
+    }
+
+    /// The index of the snapshot that may be sent.
+    pub fn snapshot_ready(&self) -> Option<Index> {
+        self.raw.store().snapshot_ready().map(|snapshot| Index(snapshot.get_metadata().index))
+    }
+
+    /// Sends the snapshot that there is to nobody any more.
+    pub fn forget_snapshot(&mut self) {
+        self.raw.mut_store().set_snapshot(None);
+    }
+
+    /// As leader, who is being sent a snapshot, and of which index.
+    pub fn snapshots_in_flight(&self) -> Vec<(NodeId, Index)> {
+        let progress = self.raw.raft.prs().iter().filter(|_| self.leads());
+        let sent = progress.filter(|(_, progress)| progress.state == ProgressState::Snapshot);
+        sent.map(|(id, progress)| (NodeId(*id), Index(progress.pending_snapshot))).collect()
+    }
+
+    /// A snapshot did not get through to a member.
+    pub fn on_snapshot_failed(&mut self, member: NodeId) {
+        self.raw.report_snapshot(member.0, SnapshotStatus::Failure);
+        self.after_call();
+    }
+
+    /// Forgets what need not be kept of the log.
+    pub fn compact(&mut self) -> Compaction {
+        let store = self.raw.store();
+        let Some(excess) = store.excess(self.applied, 1) else { return Compaction::Nothing };
+        if excess > self.durable {
+            return Compaction::NeedsCheckpoint;
+        }
+        // Whoever gets a snapshot goes on from there by the log; but one that takes for ever does not hold it up.
+        let in_flight = self.snapshots_in_flight().into_iter().map(|(_, index)| index);
+        let awaited = in_flight.chain(self.taking).chain(self.snapshot_ready()).min().unwrap_or(excess);
+        let patience = store.excess(self.applied, SNAPSHOT_RETENTIONS).unwrap_or_default();
+        let upto = excess.min(awaited.max(patience));
+        if upto <= store.compacted() || self.installing.is_some() {
+            return Compaction::Nothing;
+        }
+        Compaction::Upto(upto, self.raw.mut_store().compact(upto))
     }
 
     /// Appends a batch of commands.
@@ -343,6 +510,16 @@ impl Core {
         while self.held.front().is_some_and(|(after, _)| *after <= upto) {
             self.released.extend(self.held.pop_front().into_iter().flat_map(|(_, messages)| messages));
         }
+        if let Some(installing) = &mut self.installing
+            && installing.after.take_if(|number| *number <= upto).is_some()
+        {
+            self.install = Some(installing.index);
+        }
+        self.settle();
+    }
+
+    /// Does what had to wait for something to become durable.
+    fn settle(&mut self) {
         if !self.is_writing()
             && let Some(message) = self.timeout_now.take()
         {
@@ -382,24 +559,37 @@ impl Core {
     pub fn take_effects(&mut self) -> Result<Option<Effects>, Fault> {
         let mut effects = Effects { send: std::mem::take(&mut self.released), ..Effects::default() };
         effects.fetch = self.raw.mut_store().take_fetches();
+        effects.stage = self.stage.take();
+        effects.take = self.raw.store().take_wants_snapshot() && self.taking.is_none();
+        if effects.take {
+            self.taking = Some(self.applied);
+        }
+        effects.install = self.install.take();
         if !self.raw.has_ready() {
-            let nothing = effects.send.is_empty() && effects.fetch.is_empty();
+            let nothing = effects.send.is_empty() && effects.fetch.is_empty() && !effects.take;
+            let nothing = nothing && effects.stage.is_none() && effects.install.is_none();
             return Ok((!nothing).then_some(effects));
         }
         let before = self.raw.store().hard_state().clone();
         let mut ready = self.raw.ready();
         let number = ready.number();
         self.newest = number;
-        assert!(ready.snapshot().is_empty(), "nobody sends snapshots");
-
+        let snapshot = Some(ready.snapshot().get_metadata()).filter(|meta| meta.index > 0);
+        let position = snapshot.map(|meta| (Index(meta.index), Term(meta.term)));
+        if let (Some(meta), Some(position)) = (snapshot, position) {
+            self.conf_state = meta.get_conf_state().clone();
+            (self.was_member, self.last_change) = (true, position.0);
+            self.installing = Some(Installing { index: position.0, after: Some(number) });
+            self.raw.mut_store().reset(position, self.conf_state.clone());
+        }
         let entries = ready.take_entries();
         let hard_state = self.raw.raft.hard_state();
         let promise = (hard_state.term, hard_state.vote) != (before.term, before.vote);
         self.raw.mut_store().append(&entries);
         self.raw.mut_store().set_hard_state(hard_state.clone());
-        if promise || !entries.is_empty() {
+        if promise || !entries.is_empty() || position.is_some() {
             self.unpersisted.push_back(Unpersisted { number, promise });
-            effects.write = Some(Write { number, entries, hard_state });
+            effects.write = Some(Write { number, snapshot: position, entries, hard_state });
         }
         let (immediate, persisted) = (ready.take_messages(), ready.take_persisted_messages());
         let promised = self.unpersisted.iter().rev().find(|write| write.promise).map(|write| write.number);
@@ -461,9 +651,10 @@ impl Core {
         self.raw.raft.state == StateRole::Leader
     }
 
-    /// Whether anything is not durable yet, taken or not.
+    /// Whether anything is not durable yet, taken or not, or a snapshot not installed.
     fn is_writing(&self) -> bool {
-        !self.unpersisted.is_empty() || !self.raw.raft.raft_log.unstable_entries().is_empty()
+        let taken = !self.unpersisted.is_empty() || self.installing.is_some();
+        taken || !self.raw.raft.raft_log.unstable_entries().is_empty() || self.raw.snap().is_some()
     }
 
     /// Whether this member is the only voter.
@@ -507,6 +698,7 @@ impl Core {
             term: Term(raft.term),
             commit: Index(raft.raft_log.committed),
             applied: self.applied,
+            first: self.raw.store().compacted().next(),
             last: Index(raft.raft_log.last_index()),
             matched: others().map(|(id, progress)| (NodeId(*id), Index(progress.matched))).collect(),
             active: active.into_iter().map(NodeId).collect(),

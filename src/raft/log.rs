@@ -26,6 +26,7 @@ const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta")
 const IDENTITY: &str = "identity";
 const HARD_STATE: &str = "hard state";
 const COMPACTED: &str = "compacted";
+const INSTALLED: &str = "installed";
 const INCARNATION: &str = "incarnation";
 const UUID: &str = "uuid";
 
@@ -43,10 +44,22 @@ pub struct Identity {
 pub struct Write {
     /// The number to report when it is.
     pub number: u64,
+    /// A snapshot that takes the place of the whole log, before the entries: its index and term. The state built from
+    /// it is durable already; from this write on it is the one that counts.
+    pub snapshot: Option<(Index, Term)>,
     /// Entries to append; they replace whatever stands at and after the first one's index.
     pub entries: Vec<Entry>,
     /// The latest full hard state.
     pub hard_state: HardState,
+}
+
+/// A change of the log.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// What raft-rs wants.
+    Write(Write),
+    /// The entries up to this one, of this term, may go: the durable state has them.
+    Compact(Index, Term),
 }
 
 /// What a boot found in the log.
@@ -88,7 +101,7 @@ impl Log {
             let last = entries.last().context(what)?.map(|(index, _)| Index(index.value()));
             match last {
                 Some(last) => last,
-                None => get(&txn, COMPACTED)?.map_or(Ok(Index(0)), |bytes| compacted(&bytes).map(|c| c.0))?,
+                None => compacted(&txn)?.0,
             }
         };
         txn.commit().context(what)?;
@@ -103,6 +116,17 @@ impl Log {
     pub fn identity(&self) -> Result<Option<Identity>, Fault> {
         let row = self.joined()?;
         Ok(row.map(|row| Identity { cluster: ClusterId(row.cluster_id), id: NodeId(row.id) }))
+    }
+
+    /// The index of the snapshot that the state was installed from; 0 if it was built by applying. It says which file
+    /// holds the state.
+    ///
+    /// # Errors
+    /// The database failed or is corrupt.
+    pub fn installed(&self) -> Result<Index, Fault> {
+        let txn = self.db.begin_write().context(|| format!("read {}", self.place))?;
+        let row = get(&txn, INSTALLED)?;
+        row.map_or(Ok(Index(0)), |bytes| words(INSTALLED, &bytes).map(|[index]| Index(index)))
     }
 
     fn joined(&self) -> Result<Option<v1::JoinReply>, Fault> {
@@ -155,9 +179,8 @@ impl Log {
             let mut hard_state = HardState::default();
             hard_state.term = last.term;
             hard_state.commit = last.index;
-            append(&txn, genesis, self.last)?;
-            put(&txn, HARD_STATE, &hard_state_bytes(&hard_state))?;
-            self.last = Index(last.index);
+            self.last = append(&txn, genesis, self.last)?;
+            put(&txn, HARD_STATE, &bytes_of([hard_state.term, hard_state.vote, hard_state.commit]))?;
         }
         txn.commit().context(what)
     }
@@ -176,7 +199,7 @@ impl Log {
         };
         put(&txn, INCARNATION, &incarnation.to_le_bytes())?;
         let hard_state = get(&txn, HARD_STATE)?.map(|bytes| hard_state(&bytes)).transpose()?.unwrap_or_default();
-        let compacted = get(&txn, COMPACTED)?.map(|bytes| compacted(&bytes)).transpose()?.unwrap_or_default();
+        let compacted = compacted(&txn)?;
         let mut entries = Vec::new();
         let mut expected = compacted.0.next();
         let mut term = compacted.1.0;
@@ -206,20 +229,36 @@ impl Log {
         Ok(Recovered { incarnation: Incarnation(incarnation), hard_state, compacted, entries })
     }
 
-    /// Makes writes durable, in order, with one sync.
+    /// Makes changes durable, in order, in one transaction with one sync.
     ///
     /// # Errors
     /// The database failed; this member must stop.
-    pub fn write(&mut self, writes: &[Write]) -> Result<(), Fault> {
-        let Some(last) = writes.last() else { return Ok(()) };
+    pub fn write(&mut self, changes: &[Change]) -> Result<(), Fault> {
+        if changes.is_empty() {
+            return Ok(());
+        }
         let what = || format!("write to {}", self.place);
         let txn = self.db.begin_write().context(what)?;
         let mut end = self.last;
-        for write in writes {
-            append(&txn, &write.entries, end)?;
-            end = write.entries.last().map_or(end, |entry| Index(entry.index));
+        for change in changes {
+            match change {
+                Change::Compact(index, term) => {
+                    assert!(*index <= end, "{index} is beyond {end}");
+                    remove_upto(&txn, *index)?;
+                    put(&txn, COMPACTED, &bytes_of([index.0, term.0]))?;
+                }
+                Change::Write(Write { snapshot, entries, hard_state, .. }) => {
+                    if let Some((index, term)) = snapshot {
+                        remove_upto(&txn, Index(u64::MAX))?;
+                        put(&txn, COMPACTED, &bytes_of([index.0, term.0]))?;
+                        put(&txn, INSTALLED, &bytes_of([index.0]))?;
+                        end = *index;
+                    }
+                    end = append(&txn, entries, end)?;
+                    put(&txn, HARD_STATE, &bytes_of([hard_state.term, hard_state.vote, hard_state.commit]))?;
+                }
+            }
         }
-        put(&txn, HARD_STATE, &hard_state_bytes(&last.hard_state))?;
         txn.commit().context(what)?;
         self.last = end;
         Ok(())
@@ -256,9 +295,10 @@ impl Log {
     }
 }
 
-fn append(txn: &WriteTransaction, entries: &[Entry], last: Index) -> Result<(), Fault> {
+/// Appends to a log that ends at `last`, and says where it ends then.
+fn append(txn: &WriteTransaction, entries: &[Entry], last: Index) -> Result<Index, Fault> {
     let what = || "append to the log".to_string();
-    let Some(first) = entries.first() else { return Ok(()) };
+    let Some(first) = entries.first() else { return Ok(last) };
     assert!(first.index <= last.0 + 1, "entry {} would leave a gap after {last}", first.index);
     let mut table = txn.open_table(ENTRIES).context(what)?;
     let end = entries.last().map_or(0, |entry| entry.index);
@@ -268,7 +308,13 @@ fn append(txn: &WriteTransaction, entries: &[Entry], last: Index) -> Result<(), 
     for entry in entries {
         table.insert(entry.index, &*codec::record(entry)).context(what)?;
     }
-    Ok(())
+    Ok(Index(end))
+}
+
+fn remove_upto(txn: &WriteTransaction, index: Index) -> Result<(), Fault> {
+    let what = || "remove old entries from the log".to_string();
+    let mut table = txn.open_table(ENTRIES).context(what)?;
+    table.retain_in(..=index.0, |_, _| false).context(what)
 }
 
 /// Reads a row of the meta table and checks its checksum.
@@ -293,12 +339,8 @@ fn put(txn: &WriteTransaction, name: &str, value: &[u8]) -> Result<(), Fault> {
     Ok(())
 }
 
-fn hard_state_bytes(state: &HardState) -> [u8; 24] {
-    let mut bytes = [0; 24];
-    for (slot, value) in bytes.chunks_mut(8).zip([state.term, state.vote, state.commit]) {
-        slot.copy_from_slice(&value.to_le_bytes());
-    }
-    bytes
+fn bytes_of<const N: usize>(words: [u64; N]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
 fn words<const N: usize>(what: &str, bytes: &[u8]) -> Result<[u64; N], Fault> {
@@ -319,7 +361,9 @@ fn hard_state(bytes: &[u8]) -> Result<HardState, Fault> {
     Ok(state)
 }
 
-fn compacted(bytes: &[u8]) -> Result<(Index, Term), Fault> {
-    let [index, term] = words(COMPACTED, bytes)?;
+/// The last index that the log no longer holds, and its term.
+fn compacted(txn: &WriteTransaction) -> Result<(Index, Term), Fault> {
+    let row = get(txn, COMPACTED)?;
+    let [index, term] = row.map_or(Ok([0, 0]), |bytes| words(COMPACTED, &bytes))?;
     Ok((Index(index), Term(term)))
 }

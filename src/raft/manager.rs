@@ -7,24 +7,26 @@
 //! A proposal ends in one of three ways. **Done**: its entry was applied, here is the reply. **Not done**: it was
 //! refused, or another entry was committed at its index. **Unknown**: the caller's deadline passed first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use raft::eraftpb::Message;
+use raft::eraftpb::{Message, MessageType};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::codec;
-use super::core::{Core, CoreConfig, Effects, Refused, Role, Status};
+use super::core::{Announced, Compaction, Core, CoreConfig, Effects, Refused, Role, Status};
 use super::log::{Identity, Log};
-use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine};
+use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine, Now};
+use super::snapshot::{self, Chunk, SnapshotJob, SnapshotOwner, Snapshots};
+use super::tail::Retention;
 use super::transport::{News, Transport};
 use crate::entry::{Body, Entry, Outcome};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
-use crate::io::{Io, TaskHandle, own};
+use crate::io::{Clock, Io, TaskHandle, own};
 use crate::limits;
 use crate::proto::v1;
 use crate::time::{ClusterTime, Monotonic};
@@ -33,6 +35,9 @@ use crate::time::{ClusterTime, Monotonic};
 pub trait Observer: Send + Sync + 'static {
     /// An entry was applied.
     fn on_applied(&self, _life: (NodeId, Incarnation), _entry: &Entry, _outcome: &Outcome) {}
+
+    /// A snapshot of everything up to an index took the place of the state, which has this digest now.
+    fn on_installed(&self, _life: (NodeId, Incarnation), _applied: (Index, Term), _digest: u64) {}
 
     /// Term, role, commit or the like changed.
     fn on_status(&self, _life: (NodeId, Incarnation), _status: &Status) {}
@@ -73,6 +78,8 @@ enum Request {
 pub struct RaftHandle {
     requests: mpsc::Sender<Request>,
     frames: mpsc::Sender<Vec<Message>>,
+    snapshots: mpsc::Sender<SnapshotJob>,
+    clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
 }
 
@@ -80,6 +87,8 @@ struct Shared {
     status: Mutex<Status>,
     changed: Notify,
     removed: AtomicBool,
+    /// When a chunk of a snapshot was last given to anyone.
+    served: Mutex<Monotonic>,
 }
 
 impl RaftHandle {
@@ -158,6 +167,13 @@ impl RaftHandle {
         self.frames.try_send(messages).is_ok()
     }
 
+    /// A chunk of the snapshot at an index and term, for a member that is behind.
+    pub async fn snapshot_chunk(&self, position: (Index, Term), number: u64) -> Chunk {
+        let chunk = snapshot::read(&self.snapshots, position, number).await;
+        *self.shared.served.lock().expect("no code panics while it holds the time") = self.clock.now();
+        chunk
+    }
+
     /// What the member last knew of itself and the group.
     pub fn status(&self) -> Status {
         self.lock().clone()
@@ -188,7 +204,7 @@ impl RaftHandle {
 }
 
 /// What a manager is started with.
-pub struct Setup<M> {
+pub struct Setup<M, S> {
     /// The seams.
     pub io: Io,
     /// Who this member is.
@@ -197,10 +213,14 @@ pub struct Setup<M> {
     pub address: Address,
     /// Ticks of an election timeout.
     pub election_ticks: usize,
+    /// How much of the log is kept for members that are behind.
+    pub retention: Retention,
     /// The opened log; its identity is established.
     pub log: Log,
     /// The opened state.
     pub machine: M,
+    /// The way from that state to a snapshot and back.
+    pub snapshots: S,
     /// Is told what happens.
     pub observer: Arc<dyn Observer>,
 }
@@ -209,29 +229,36 @@ pub struct Setup<M> {
 ///
 /// # Errors
 /// Log or state are corrupt or contradict each other.
-pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, TaskHandle), Fault> {
-    let Setup { io, identity, address, election_ticks, mut log, machine, observer } = setup;
+pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle, Incarnation, TaskHandle), Fault> {
+    let Setup { io, identity, address, election_ticks, retention, mut log, machine, snapshots, observer } = setup;
     let first_peers = log.first_peers()?;
     let recovered = log.recover()?;
     let incarnation = recovered.incarnation;
     let conf_state = codec::conf_state(machine.conf_state()).context(|| "read the membership of the state".into())?;
     let (applied, _) = machine.applied();
-    let config = CoreConfig { id: identity.id, election_ticks };
+    let config = CoreConfig { id: identity.id, election_ticks, retention };
     let core = Core::new(config, recovered, applied, conf_state, io.rng.child("raft"))?;
 
-    let (done_sender, done) = mpsc::channel(limits::LOG_JOBS_MAX + limits::APPLY_JOBS_MAX);
+    let (done_sender, done) = mpsc::channel(limits::LOG_JOBS_MAX + limits::APPLY_JOBS_MAX + limits::SNAPSHOT_JOBS_MAX);
     let (requests_sender, requests) = mpsc::channel(limits::INBOX_REQUESTS_MAX);
     let (frames_sender, frames) = mpsc::channel(limits::INBOX_FRAMES_MAX);
     let (news_sender, news) = mpsc::channel(limits::MEMBERS_MAX);
+    let (staged_sender, staged) = mpsc::channel(1);
     let mut transport = Transport::new(io.clone(), identity, incarnation, address, news_sender);
     first_peers.into_iter().for_each(|(id, address)| transport.introduce(id, address));
     transport.set_peers(&machine.peers()?);
     let cluster_time = machine.cluster_time();
     let log_owner = LogOwner::new(log, done_sender.clone(), io.spawn.clone());
+    let snapshot_owner = SnapshotOwner::new(snapshots, &io, done_sender.clone())?;
     let apply_owner = ApplyOwner::new(machine, done_sender, io.spawn.clone());
+    let snapshots = own(&*io.spawn, "snapshot", snapshot_owner, limits::SNAPSHOT_JOBS_MAX);
     let status = core.status();
-    let shared =
-        Arc::new(Shared { status: Mutex::new(status.clone()), changed: Notify::new(), removed: AtomicBool::default() });
+    let shared = Arc::new(Shared {
+        status: Mutex::new(status.clone()),
+        changed: Notify::new(),
+        removed: AtomicBool::default(),
+        served: Mutex::new(io.clock.now()),
+    });
     let manager = Manager {
         life: (identity.id, incarnation),
         next_tick: io.clock.now() + limits::TICK,
@@ -239,7 +266,14 @@ pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, Ta
         apply: own(&*io.spawn, "apply", apply_owner, limits::APPLY_JOBS_MAX),
         applying: 0,
         writing: 0,
-        backlog: Vec::new(),
+        backlog: VecDeque::new(),
+        snapshots: snapshots.clone(),
+        sending: BTreeMap::new(),
+        take: false,
+        taken: None,
+        fetching: None,
+        fetches: 0,
+        staged: staged_sender,
         core,
         transport,
         observer,
@@ -249,14 +283,16 @@ pub fn start<M: Machine>(setup: Setup<M>) -> Result<(RaftHandle, Incarnation, Ta
         cluster_time,
         reads: Reads { waiting: Vec::new(), rounds: BTreeMap::new(), confirmed: BTreeMap::new(), counter: 0 },
         stopping: None,
+        checkpointing: false,
         checkpointed: false,
         shared: shared.clone(),
         status,
         io: io.clone(),
     };
-    let inputs = Inputs { done, requests, frames, news };
+    let inputs = Inputs { done, requests, frames, news, staged };
+    let clock = io.clock.clone();
     let task = io.spawn.spawn("raft manager", Box::pin(manager.run(inputs)));
-    Ok((RaftHandle { requests: requests_sender, frames: frames_sender, shared }, incarnation, task))
+    Ok((RaftHandle { requests: requests_sender, frames: frames_sender, snapshots, clock, shared }, incarnation, task))
 }
 
 struct Inputs {
@@ -264,7 +300,11 @@ struct Inputs {
     requests: mpsc::Receiver<Request>,
     frames: mpsc::Receiver<Vec<Message>>,
     news: mpsc::Receiver<News>,
+    staged: mpsc::Receiver<Staged>,
 }
+
+/// A fetch has ended: its number, the snapshot's index, and whether its body is whole and durable.
+type Staged = (u64, Index, bool);
 
 enum Waiter {
     Commands(Vec<Reply<Bytes>>),
@@ -292,8 +332,19 @@ struct Manager {
     /// Jobs given to the owners and not reported back.
     writing: usize,
     applying: usize,
-    /// Committed entries that wait because the state's owner is behind.
-    backlog: Vec<Entry>,
+    /// What waits because the state's owner is behind.
+    backlog: VecDeque<ApplyJob>,
+    snapshots: mpsc::Sender<SnapshotJob>,
+    /// As leader, since when each member is being sent a snapshot.
+    sending: BTreeMap<NodeId, Monotonic>,
+    /// A snapshot is to be made as soon as its owner has room.
+    take: bool,
+    /// When the snapshot that there is was made.
+    taken: Option<Monotonic>,
+    /// The fetch under way: its number, the snapshot's index, and its task.
+    fetching: Option<(u64, Index, TaskHandle)>,
+    fetches: u64,
+    staged: mpsc::Sender<Staged>,
     next_tick: Monotonic,
     /// Taken, but not appended yet.
     proposals: Vec<(Bytes, Reply<Bytes>)>,
@@ -304,6 +355,9 @@ struct Manager {
     cluster_time: ClusterTime,
     reads: Reads,
     stopping: Option<Stopping>,
+    /// A checkpoint that compaction waits for is under way.
+    checkpointing: bool,
+    /// The last checkpoint, the one before the end, is durable.
     checkpointed: bool,
     shared: Arc<Shared>,
     status: Status,
@@ -329,6 +383,7 @@ impl Manager {
                 _ = inputs.done.recv_many(&mut done, limits::LOG_JOBS_MAX) => {}
                 _ = inputs.frames.recv_many(&mut frames, limits::INBOX_FRAMES_MAX) => {}
                 Some(news) = inputs.news.recv() => self.on_news(news),
+                Some(staged) = inputs.staged.recv() => self.on_staged(staged),
                 count = inputs.requests.recv_many(&mut requests, limits::BATCH_COMMANDS_MAX) => {
                     if count == 0 {
                         return;
@@ -375,7 +430,7 @@ impl Manager {
         requests: &mut Vec<Request>,
     ) -> Result<(), Fault> {
         for done in done.drain(..) {
-            self.on_done(done);
+            self.on_done(done)?;
         }
         for message in frames.drain(..).flatten() {
             if let Err(error) = self.core.step(message) {
@@ -404,7 +459,7 @@ impl Manager {
         }
     }
 
-    fn on_done(&mut self, done: Done) {
+    fn on_done(&mut self, done: Done) -> Result<(), Fault> {
         match done {
             Done::Persisted(number) => {
                 self.writing -= 1;
@@ -414,19 +469,30 @@ impl Manager {
                 self.writing -= 1;
                 self.core.on_fetched(fetch, entries);
             }
-            Done::Checkpointed => {
+            Done::Compacted => self.writing -= 1,
+            Done::Checkpointed(durable) => {
                 self.applying -= 1;
-                self.checkpointed = true;
+                self.checkpointing = false;
+                self.core.on_durable(durable);
+                self.checkpointed = self.stopping.as_ref().is_some_and(|stopping| stopping.checkpointing);
             }
-            Done::Applied { entries, outcomes, time, peers } => {
+            Done::Taken(snapshot) => {
+                self.core.on_taken(&snapshot)?;
+                self.taken = Some(self.io.clock.now());
+            }
+            Done::Installed { applied, digest, now } => {
                 self.applying -= 1;
-                self.cluster_time = time;
-                if let Some(peers) = peers {
-                    self.transport.set_peers(&peers);
-                    if !peers.is_empty() && !peers.contains_key(&self.life.0) && self.core.has_left() {
-                        self.note_removed();
-                    }
-                }
+                tracing::info!(index = %applied.0, "went over to a snapshot");
+                self.note(now);
+                // What became of proposals below it, this member cannot tell.
+                self.waiters = self.waiters.split_off(&applied.0.next());
+                self.observer.on_installed(self.life, applied, digest);
+                self.core.on_installed(applied.0);
+                self.answer_confirmed_reads();
+            }
+            Done::Applied { entries, outcomes, now } => {
+                self.applying -= 1;
+                self.note(now);
                 for (entry, outcome) in entries.iter().zip(outcomes) {
                     self.observer.on_applied(self.life, entry, &outcome);
                     self.answer(entry, outcome);
@@ -437,6 +503,86 @@ impl Manager {
                     self.note_leadership(last.term);
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// What the state is like now.
+    fn note(&mut self, now: Now) {
+        self.cluster_time = now.time;
+        self.core.on_durable(now.durable);
+        if let Some(peers) = now.peers {
+            self.transport.set_peers(&peers);
+            if !peers.is_empty() && !peers.contains_key(&self.life.0) && self.core.has_left() {
+                self.note_removed();
+            }
+        }
+    }
+
+    /// Fetches the body of a snapshot. A fetch under way ends: this one is of more use.
+    fn stage(&mut self, announced: Announced) {
+        let (from, index) = (announced.from, announced.position.0);
+        let Some(address) = self.transport.address_of(from).cloned() else {
+            self.core.on_staged(false);
+            return;
+        };
+        self.fetches += 1;
+        let (number, staged) = (self.fetches, self.staged.clone());
+        let fetch =
+            snapshot::fetch(self.io.clone(), self.transport.hello(from), address, announced, self.snapshots.clone());
+        let task = async move {
+            let whole = fetch.await;
+            let _ = staged.send((number, index, whole)).await;
+        };
+        self.fetching = Some((number, index, self.io.spawn.spawn("snapshot fetch", Box::pin(task))));
+    }
+
+    fn on_staged(&mut self, (number, index, whole): Staged) {
+        let current = self.fetching.as_ref().map(|(number, index, _)| (*number, *index));
+        let wanted = current == Some((number, index));
+        if wanted {
+            self.fetching = None;
+        }
+        let taken = wanted && self.core.on_staged(whole);
+        let under_way = !wanted && current.is_some_and(|(_, other)| other == index);
+        if !taken && !under_way {
+            // Left until the next boot if too much waits.
+            let _ = self.snapshots.try_send(SnapshotJob::Discard(index));
+        }
+    }
+
+    /// Forgets what need not be kept: of the log, and of a snapshot that nobody asks for.
+    fn keep_house(&mut self) {
+        let now = self.io.clock.now();
+        if self.writing + limits::FETCHES_MAX + 1 < limits::LOG_JOBS_MAX {
+            match self.core.compact() {
+                Compaction::Nothing => {}
+                Compaction::NeedsCheckpoint if self.checkpointing || self.stopping.is_some() => {}
+                Compaction::NeedsCheckpoint => {
+                    self.checkpointing = true;
+                    self.send_apply(ApplyJob::Checkpoint);
+                }
+                Compaction::Upto(index, term) => self.send_log(LogJob::Compact(index, term)),
+            }
+        }
+        let served = *self.shared.served.lock().expect("no code panics while it holds the time");
+        let in_flight: BTreeMap<NodeId, Index> = self.core.snapshots_in_flight().into_iter().collect();
+        self.sending.retain(|id, _| in_flight.contains_key(id));
+        for id in in_flight.into_keys() {
+            let since = (*self.sending.entry(id).or_insert(now)).max(served);
+            if now.since(since) > limits::SNAPSHOT_PATIENCE {
+                self.sending.remove(&id);
+                self.core.on_snapshot_failed(id);
+            }
+        }
+        if let Some(at) = self.taken
+            && self.sending.is_empty()
+            && now.since(at.max(served)) > limits::SNAPSHOT_PATIENCE
+            && let Some(index) = self.core.snapshot_ready()
+            && self.snapshots.try_send(SnapshotJob::Forget(index)).is_ok()
+        {
+            self.taken = None;
+            self.core.forget_snapshot();
         }
     }
 
@@ -518,6 +664,7 @@ impl Manager {
         self.core.tick();
         self.core.maybe_campaign_alone();
         self.core.maybe_leave_joint();
+        self.keep_house();
         // Reads that nobody confirmed are asked for anew: raft-rs may have dropped them without a word.
         let old: Vec<u64> = self
             .reads
@@ -629,9 +776,11 @@ impl Manager {
         {
             self.perform(effects);
         }
-        if !self.backlog.is_empty() && self.applying < limits::APPLY_JOBS_MAX {
-            let entries = std::mem::take(&mut self.backlog);
-            self.send_apply(entries);
+        while self.applying < limits::APPLY_JOBS_MAX
+            && let Some(job) = self.backlog.pop_front()
+        {
+            self.applying += 1;
+            let _ = self.apply.try_send(job);
         }
         Ok(())
     }
@@ -639,19 +788,24 @@ impl Manager {
     fn perform(&mut self, effects: Effects) {
         for message in effects.send {
             let to = NodeId(message.to);
-            if !self.transport.send(message) {
-                self.core.on_unreachable(to);
+            let announces = message.get_msg_type() == MessageType::MsgSnapshot;
+            match self.transport.send(message) {
+                true if announces => {
+                    self.sending.insert(to, self.io.clock.now());
+                }
+                true => {}
+                false if announces => self.core.on_snapshot_failed(to),
+                false => self.core.on_unreachable(to),
             }
         }
         if let Some(write) = effects.write {
             self.send_log(LogJob::Write(write));
         }
+        if let Some(index) = effects.install {
+            self.send_apply(ApplyJob::Install(index));
+        }
         if !effects.apply.is_empty() {
-            if self.applying < limits::APPLY_JOBS_MAX {
-                self.send_apply(effects.apply);
-            } else {
-                self.backlog = effects.apply;
-            }
+            self.send_apply(ApplyJob::Entries(effects.apply));
         }
         for (context, index) in effects.reads {
             self.on_read_confirmed(&context, index);
@@ -659,6 +813,16 @@ impl Manager {
         self.answer_confirmed_reads();
         for fetch in effects.fetch {
             self.send_log(LogJob::Fetch(fetch));
+        }
+        if let Some(announced) = effects.stage {
+            self.stage(announced);
+        }
+        if effects.take {
+            self.taken = None;
+            self.take = true;
+        }
+        if self.take && self.snapshots.try_send(SnapshotJob::Take).is_ok() {
+            self.take = false;
         }
     }
 
@@ -669,9 +833,14 @@ impl Manager {
         }
     }
 
-    fn send_apply(&mut self, entries: Vec<Entry>) {
-        self.applying += 1;
-        let _ = self.apply.try_send(ApplyJob::Entries(entries));
+    /// Jobs stay in order: what waits goes first.
+    fn send_apply(&mut self, job: ApplyJob) {
+        if self.backlog.is_empty() && self.applying < limits::APPLY_JOBS_MAX {
+            self.applying += 1;
+            let _ = self.apply.try_send(job);
+        } else {
+            self.backlog.push_back(job);
+        }
     }
 
     fn publish(&mut self) {
@@ -693,10 +862,9 @@ impl Manager {
         let Some(stopping) = &mut self.stopping else { return };
         let waited = self.io.clock.now() >= stopping.deadline;
         let ready = !self.core.leads() || waited || self.core.is_alone();
-        if !stopping.checkpointing && ready && self.applying < limits::APPLY_JOBS_MAX {
+        if !stopping.checkpointing && !self.checkpointing && ready {
             stopping.checkpointing = true;
-            self.applying += 1;
-            let _ = self.apply.try_send(ApplyJob::Checkpoint);
+            self.send_apply(ApplyJob::Checkpoint);
         }
     }
 }

@@ -1,13 +1,14 @@
 //! Consensus: one log, the same on a majority's disks before anyone hears of it.
 //!
-//! [`core`] is Raft without I/O, [`manager`] drives it. Data goes down once and comes back once:
+//! [`core`] is Raft without I/O, [`manager`] drives it, [`snapshot`] is for members that are behind the log. Data goes down once and comes back once:
 //!
 //! ```text
 //!   clients ──► manager ──► core ──► effects ─┬─► messages ──► transport ──► peers
 //!   peers ────►    ▲                          ├─► write ─────► log's owner ──┐
 //!   ticks ────►    │                          ├─► apply ─────► machine ──────┤
-//!                  │                          └─► fetch ─────► log's owner ──┤
-//!                  └───────────── persisted, applied, fetched ◄──────────────┘
+//!                  │                          ├─► fetch ─────► log's owner ──┤
+//!                  │                          └─► stage, take ► snapshots ───┤
+//!                  └──── persisted, applied, fetched, staged, taken ◄────────┘
 //! ```
 //!
 //! Invariants, each kept in one place:
@@ -21,6 +22,7 @@ pub mod core;
 pub mod log;
 pub mod manager;
 pub mod owner;
+pub mod snapshot;
 pub mod tail;
 pub mod transport;
 pub mod validate;

@@ -7,12 +7,13 @@ use std::sync::Arc;
 use raft::eraftpb::Entry as RaftEntry;
 use tokio::sync::mpsc;
 
-use super::log::{Log, Write};
+use super::log::{Change, Log, Write};
 use super::tail::Fetch;
 use crate::entry::{Body, Entry, Outcome};
 use crate::error::Fault;
 use crate::ids::{Address, Index, NodeId, Term};
 use crate::io::{Spawn, Worker};
+use crate::proto::v1::RaftSnapshot;
 use crate::time::ClusterTime;
 
 /// What the log drives: anything that computes the same from the same entries.
@@ -28,6 +29,18 @@ pub trait Machine: Send + 'static {
     /// # Errors
     /// This member must stop.
     fn checkpoint(&mut self) -> Result<(), Fault>;
+
+    /// Goes over to the state that was built at `index`, which is durable, and lets go of the one before.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn install(&mut self, index: Index) -> Result<(), Fault>;
+
+    /// The applied index that a crash would leave.
+    fn durable(&self) -> Index;
+
+    /// The digest of the state: equal on all members at the same applied index.
+    fn digest(&self) -> u64;
 
     /// Index and term of the last applied entry.
     fn applied(&self) -> (Index, Term);
@@ -48,13 +61,25 @@ pub trait Machine: Send + 'static {
 /// What an owner reports.
 pub(super) enum Done {
     Persisted(u64),
-    Applied { entries: Vec<Entry>, outcomes: Vec<Outcome>, time: ClusterTime, peers: Option<BTreeMap<NodeId, Address>> },
+    Applied { entries: Vec<Entry>, outcomes: Vec<Outcome>, now: Now },
+    Installed { applied: (Index, Term), digest: u64, now: Now },
     Fetched(Fetch, Vec<RaftEntry>),
-    Checkpointed,
+    Compacted,
+    Checkpointed(Index),
+    Taken(RaftSnapshot),
+}
+
+/// What the state is like after a job.
+pub(super) struct Now {
+    pub(super) time: ClusterTime,
+    pub(super) durable: Index,
+    /// Where the members are, if that may have changed.
+    pub(super) peers: Option<BTreeMap<NodeId, Address>>,
 }
 
 pub(super) enum LogJob {
     Write(Write),
+    Compact(Index, Term),
     Fetch(Fetch),
 }
 
@@ -67,7 +92,7 @@ pub(super) struct LogOwner {
 }
 
 /// Reports finished work. There is room: the channel holds as many reports as there may be jobs.
-fn report(sender: &mpsc::Sender<Done>, done: Done) {
+pub(super) fn report(sender: &mpsc::Sender<Done>, done: Done) {
     if let Err(mpsc::error::TrySendError::Full(_)) = sender.try_send(done) {
         unreachable!("more reports than jobs");
     }
@@ -79,16 +104,23 @@ impl LogOwner {
     }
 
     fn run_all(&mut self, log: &mut Log, jobs: &mut Vec<LogJob>) -> Result<(), Fault> {
-        let (mut writes, mut fetches) = (Vec::new(), Vec::new());
+        let (mut changes, mut fetches) = (Vec::new(), Vec::new());
         for job in jobs.drain(..) {
             match job {
-                LogJob::Write(write) => writes.push(write),
+                LogJob::Write(write) => changes.push(Change::Write(write)),
+                LogJob::Compact(index, term) => changes.push(Change::Compact(index, term)),
                 LogJob::Fetch(fetch) => fetches.push(fetch),
             }
         }
-        log.write(&writes)?;
-        for write in writes {
-            report(&self.done, Done::Persisted(write.number));
+        log.write(&changes)?;
+        for change in changes {
+            report(
+                &self.done,
+                match change {
+                    Change::Write(write) => Done::Persisted(write.number),
+                    Change::Compact(..) => Done::Compacted,
+                },
+            );
         }
         for fetch in fetches {
             let entries = log.read(fetch.low, fetch.high, fetch.bytes_max)?;
@@ -112,6 +144,7 @@ impl Worker for LogOwner {
 
 pub(super) enum ApplyJob {
     Entries(Vec<Entry>),
+    Install(Index),
     Checkpoint,
 }
 
@@ -133,17 +166,27 @@ impl<M: Machine> ApplyOwner<M> {
             match job {
                 ApplyJob::Checkpoint => {
                     machine.checkpoint()?;
-                    report(&self.done, Done::Checkpointed);
+                    report(&self.done, Done::Checkpointed(machine.durable()));
                 }
                 ApplyJob::Entries(entries) => {
                     let outcomes = machine.apply(&entries)?;
                     let moved = entries.iter().any(|entry| matches!(entry.body, Body::Members { .. }));
-                    let peers = if moved { Some(machine.peers()?) } else { None };
-                    report(&self.done, Done::Applied { entries, outcomes, time: machine.cluster_time(), peers });
+                    let now = Self::now(machine, moved)?;
+                    report(&self.done, Done::Applied { entries, outcomes, now });
+                }
+                ApplyJob::Install(index) => {
+                    machine.install(index)?;
+                    let now = Self::now(machine, true)?;
+                    report(&self.done, Done::Installed { applied: machine.applied(), digest: machine.digest(), now });
                 }
             }
         }
         Ok(())
+    }
+
+    fn now(machine: &M, moved: bool) -> Result<Now, Fault> {
+        let peers = if moved { Some(machine.peers()?) } else { None };
+        Ok(Now { time: machine.cluster_time(), durable: machine.durable(), peers })
     }
 }
 

@@ -4,14 +4,36 @@
 //! Everything that is not yet durable or not yet applied is in memory. So only a slow follower's catch-up ever reads
 //! older entries, and that read is answered "temporarily unavailable" and fetched by the log's owner meanwhile.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeSet, VecDeque};
 
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
 use crate::ids::{Index, Term};
-use crate::limits::{FETCHES_MAX, TAIL_BYTES_MAX};
+use crate::limits::{FETCHES_MAX, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, TAIL_BYTES_MAX};
+
+/// How much of the applied log is kept for members that are behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Entries.
+    pub entries: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+impl Default for Retention {
+    fn default() -> Self {
+        Self { entries: LOG_ENTRIES_KEPT, bytes: LOG_BYTES_KEPT }
+    }
+}
+
+impl Retention {
+    /// A stretch of the log this long is forgotten at once.
+    fn is_stretch(&self, entries: u64, bytes: u64) -> bool {
+        entries >= (self.entries / 16).max(1) || bytes >= self.bytes / 16
+    }
+}
 
 /// A read of entries that are not in memory.
 #[derive(Debug)]
@@ -28,6 +50,7 @@ pub struct Fetch {
 
 /// The log in memory.
 pub struct Tail {
+    retention: Retention,
     hard_state: HardState,
     conf_state: ConfState,
     /// The last index that the log no longer holds, and its term.
@@ -36,6 +59,12 @@ pub struct Tail {
     runs: Vec<(Index, Term)>,
     entries: VecDeque<Entry>,
     bytes: usize,
+    /// Stretches of the log, the oldest first: where each ends, how many entries it has, and of how many bytes.
+    stretches: VecDeque<(Index, u64, u64)>,
+    /// A snapshot that may be sent.
+    snapshot: Option<Snapshot>,
+    /// raft-rs wants one that there is not.
+    wants_snapshot: Cell<bool>,
     last: Index,
     fetches: RefCell<Vec<Fetch>>,
     /// Where fetches that were asked for and not answered begin: none is asked for twice.
@@ -50,14 +79,18 @@ fn size(entry: &Entry) -> usize {
 
 impl Tail {
     /// A log that was compacted up to `compacted` and holds nothing else.
-    pub fn new(hard_state: HardState, conf_state: ConfState, compacted: (Index, Term)) -> Self {
+    pub fn new(hard_state: HardState, conf_state: ConfState, compacted: (Index, Term), retention: Retention) -> Self {
         Self {
+            retention,
             hard_state,
             conf_state,
             compacted,
             runs: Vec::new(),
             entries: VecDeque::new(),
             bytes: 0,
+            stretches: VecDeque::new(),
+            snapshot: None,
+            wants_snapshot: Cell::new(false),
             last: compacted.0,
             fetches: RefCell::default(),
             fetching: RefCell::default(),
@@ -94,7 +127,11 @@ impl Tail {
         while self.runs.last().is_some_and(|(start, _)| *start >= first) {
             self.runs.pop();
         }
+        while self.stretches.back().is_some_and(|(end, ..)| *end >= first) {
+            self.stretches.pop_back();
+        }
         for entry in entries {
+            self.count(entry);
             if self.runs.last().is_none_or(|(_, term)| term.0 != entry.term) {
                 self.runs.push((Index(entry.index), Term(entry.term)));
             }
@@ -102,6 +139,75 @@ impl Tail {
             self.entries.push_back(entry.clone());
             self.last = Index(entry.index);
         }
+    }
+
+    fn count(&mut self, entry: &Entry) {
+        let bytes = size(entry) as u64;
+        match self.stretches.back_mut() {
+            Some((end, count, sum)) if !self.retention.is_stretch(*count, *sum) => {
+                (*end, *count, *sum) = (Index(entry.index), *count + 1, *sum + bytes);
+            }
+            _ => self.stretches.push_back((Index(entry.index), 1, bytes)),
+        }
+    }
+
+    /// Up to where the log may be forgotten so that about so many `times` of what is to be kept is left, counted from
+    /// `applied` back; `None` if there is no more than that.
+    pub fn excess(&self, applied: Index, times: u64) -> Option<Index> {
+        let Retention { entries: entries_kept, bytes: bytes_kept } = self.retention;
+        let (mut entries, mut bytes) = (0, 0);
+        let kept = self.stretches.iter().rev().skip_while(|(end, ..)| *end > applied).find(|(_, count, sum)| {
+            let full = entries >= entries_kept * times || bytes >= bytes_kept * times;
+            (entries, bytes) = (entries + count, bytes + sum);
+            full
+        });
+        kept.map(|(end, ..)| *end).filter(|end| *end > self.compacted.0)
+    }
+
+    /// The last index that the log no longer holds.
+    pub fn compacted(&self) -> Index {
+        self.compacted.0
+    }
+
+    /// Forgets everything up to `index`, and says of which term that is.
+    ///
+    /// # Panics
+    /// If the log does not hold `index`.
+    pub fn compact(&mut self, index: Index) -> Term {
+        let term = Term(self.term(index.0).expect("what is compacted is in the log"));
+        while self.entries.front().is_some_and(|entry| entry.index <= index.0) {
+            self.bytes -= self.entries.pop_front().as_ref().map_or(0, size);
+        }
+        while self.runs.get(1).is_some_and(|(start, _)| *start <= index.next()) {
+            self.runs.remove(0);
+        }
+        while self.stretches.front().is_some_and(|(end, ..)| *end <= index) {
+            self.stretches.pop_front();
+        }
+        self.compacted = (index, term);
+        self.snapshot.take_if(|snapshot| snapshot.get_metadata().index < index.0);
+        term
+    }
+
+    /// Forgets everything: a snapshot takes its place.
+    pub fn reset(&mut self, compacted: (Index, Term), conf_state: ConfState) {
+        let hard_state = std::mem::take(&mut self.hard_state);
+        *self = Self::new(hard_state, conf_state, compacted, self.retention);
+    }
+
+    /// Whether raft-rs has asked for a snapshot since the last call, and there was none.
+    pub fn take_wants_snapshot(&self) -> bool {
+        self.wants_snapshot.take()
+    }
+
+    /// The snapshot that may be sent.
+    pub fn snapshot_ready(&self) -> Option<&Snapshot> {
+        self.snapshot.as_ref()
+    }
+
+    /// Sets the snapshot that may be sent.
+    pub fn set_snapshot(&mut self, snapshot: Option<Snapshot>) {
+        self.snapshot = snapshot;
     }
 
     /// Forgets the oldest entries up to `safe`, as far as needed to keep within [`TAIL_BYTES_MAX`].
@@ -204,9 +310,21 @@ impl Storage for Tail {
         Ok(self.last.0)
     }
 
-    fn snapshot(&self, _: u64, _: u64) -> raft::Result<Snapshot> {
-        // The log is whole: no follower can be behind it.
-        Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+    fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
+        let fits = |snapshot: &&Snapshot| {
+            let meta = snapshot.get_metadata();
+            let conf = meta.get_conf_state();
+            // One from before the member joined would be refused by it; one from before the log begins is no use.
+            let knows = [&conf.voters, &conf.learners, &conf.voters_outgoing].iter().any(|ids| ids.contains(&to));
+            knows && meta.index >= request_index && meta.index >= self.compacted.0.0
+        };
+        match self.snapshot.as_ref().filter(fits) {
+            Some(snapshot) => Ok(snapshot.clone()),
+            None => {
+                self.wants_snapshot.set(true);
+                Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))
+            }
+        }
     }
 }
 
@@ -224,8 +342,40 @@ mod tests {
         list.iter().map(entry).collect()
     }
 
+    const KEPT: Retention = Retention { entries: 4, bytes: 1 << 40 };
+
+    #[test]
+    fn compaction_keeps_what_retention_says_and_the_term_before_it() {
+        let mut tail = tail();
+        let all: Vec<(u64, u64)> = (1..=10).map(|index| (index, 1 + index / 4)).collect();
+        tail.append(&entries(&all, 0));
+        assert_eq!(tail.excess(Index(4), 1), None, "no more is applied than is kept");
+        assert_eq!(tail.excess(Index(9), 2), Some(Index(1)));
+        assert_eq!(tail.excess(Index(9), 1), Some(Index(5)));
+        assert_eq!(tail.compact(Index(5)), Term(2));
+        assert_eq!((tail.first_index().unwrap(), tail.term(5).unwrap(), tail.term(8).unwrap()), (6, 2, 3));
+        assert!(tail.term(4).is_err() && tail.entries(5, 7, None, GetEntriesContext::empty(true)).is_err());
+        assert_eq!(tail.entries(6, 11, None, GetEntriesContext::empty(true)).unwrap().len(), 5);
+        assert_eq!(tail.excess(Index(9), 1), None);
+        tail.retention = Retention { entries: 100, bytes: 3 * size_of::<Entry>() as u64 };
+        assert_eq!(tail.excess(Index(10), 1), Some(Index(7)), "bytes count, too");
+    }
+
+    #[test]
+    fn a_snapshot_is_not_for_whom_it_does_not_know() {
+        let mut tail = tail();
+        assert!(tail.snapshot(0, 2).is_err() && tail.take_wants_snapshot());
+        let mut snapshot = Snapshot::default();
+        snapshot.mut_metadata().index = 3;
+        snapshot.mut_metadata().mut_conf_state().set_learners(vec![2]);
+        tail.set_snapshot(Some(snapshot));
+        assert!(tail.snapshot(0, 2).is_ok() && !tail.take_wants_snapshot());
+        assert!(tail.snapshot(4, 2).is_err() && tail.take_wants_snapshot(), "too old");
+        assert!(tail.snapshot(0, 3).is_err() && tail.take_wants_snapshot(), "of another configuration");
+    }
+
     fn tail() -> Tail {
-        Tail::new(HardState::default(), ConfState::default(), (Index(0), Term(0)))
+        Tail::new(HardState::default(), ConfState::default(), (Index(0), Term(0)), KEPT)
     }
 
     #[test]

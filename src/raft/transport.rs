@@ -45,7 +45,7 @@ pub struct Hello {
 }
 
 impl Hello {
-    fn write(&self, metadata: &mut MetadataMap) {
+    pub(super) fn write(&self, metadata: &mut MetadataMap) {
         metadata.insert(CLUSTER, self.cluster.0.into());
         metadata.insert(FROM, self.from.0.into());
         metadata.insert(INCARNATION, self.incarnation.0.into());
@@ -140,10 +140,20 @@ impl Transport {
         }
     }
 
+    /// What this member says of itself to another.
+    pub fn hello(&self, to: NodeId) -> Hello {
+        let Identity { cluster, id: from } = self.identity;
+        Hello { cluster, from, incarnation: self.incarnation, to, address: self.address.clone() }
+    }
+
+    /// Where a member is.
+    pub fn address_of(&self, id: NodeId) -> Option<&Address> {
+        self.links.get(&id).map(|link| &link.address)
+    }
+
     fn open(&self, to: NodeId, address: Address) -> Link {
         let (sender, queue) = mpsc::channel(PEER_QUEUE_MAX);
-        let Identity { cluster, id: from } = self.identity;
-        let hello = Hello { cluster, from, incarnation: self.incarnation, to, address: self.address.clone() };
+        let hello = self.hello(to);
         let task = run_link(self.io.clone(), hello, address.clone(), queue, self.news.clone());
         Link { address, queue: sender, _task: self.io.spawn.spawn("peer stream", Box::pin(task)) }
     }

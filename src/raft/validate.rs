@@ -1,7 +1,9 @@
 //! What a message from a peer must look like before raft-rs may see it: a malformed one would make it panic, and a
 //! peer must not be able to stop this node.
 
-use raft::eraftpb::{Message, MessageType};
+use std::collections::BTreeSet;
+
+use raft::eraftpb::{ConfState, Message, MessageType};
 
 use crate::ids::{Index, NodeId};
 
@@ -32,7 +34,14 @@ pub fn check(message: &Message, me: NodeId, last: Index) -> Result<(), InvalidMe
     if (message.term == 0) != (kind == T::MsgReadIndex) {
         return invalid(format!("term {}", message.term));
     }
+    if message.request_snapshot != 0 {
+        return invalid("nobody asks for a snapshot of their own accord".into());
+    }
     match kind {
+        T::MsgSnapshot => match snapshot_fault(message, me) {
+            Some(why) => invalid(why),
+            None => Ok(()),
+        },
         T::MsgAppend => {
             for (entry, index) in message.entries.iter().zip(message.index + 1..) {
                 if entry.index != index {
@@ -70,12 +79,35 @@ pub fn check(message: &Message, me: NodeId, last: Index) -> Result<(), InvalidMe
         T::MsgHup
         | T::MsgBeat
         | T::MsgPropose
-        | T::MsgSnapshot
         | T::MsgUnreachable
         | T::MsgSnapStatus
         | T::MsgCheckQuorum
         | T::MsgTransferLeader => invalid("this kind does not travel".into()),
     }
+}
+
+fn snapshot_fault(message: &Message, me: NodeId) -> Option<String> {
+    let meta = message.get_snapshot().get_metadata();
+    let ConfState { voters, learners, voters_outgoing: outgoing, learners_next: next, .. } = meta.get_conf_state();
+    let ids = || voters.iter().chain(learners).chain(outgoing).chain(next);
+    let distinct = |ids: &[u64]| ids.iter().collect::<BTreeSet<_>>().len() == ids.len();
+    if meta.index == 0 || meta.term == 0 || meta.term > message.term {
+        return Some(format!("it is of index {} and term {} in term {}", meta.index, meta.term, message.term));
+    }
+    if voters.is_empty() || ids().any(|id| *id == 0) || ![voters, learners, outgoing, next].iter().all(|s| distinct(s))
+    {
+        return Some("its configuration names nobody, or somebody twice".into());
+    }
+    if learners.iter().any(|id| voters.contains(id) || outgoing.contains(id)) {
+        return Some("its configuration has a learner that votes".into());
+    }
+    if next.iter().any(|id| voters.contains(id) || learners.contains(id) || !outgoing.contains(id)) {
+        return Some("its configuration has a voter to be demoted that is not on its way out".into());
+    }
+    if !ids().any(|id| *id == me.0) {
+        return Some(format!("its configuration does not have member {me}"));
+    }
+    None
 }
 
 #[cfg(test)]
@@ -121,7 +153,7 @@ mod tests {
         };
         assert!(check(&message(MessageType::MsgAppend), NodeId(3), Index(0)).is_err(), "for another member");
         for kind in
-            [MessageType::MsgHup, MessageType::MsgPropose, MessageType::MsgSnapshot, MessageType::MsgUnreachable]
+            [MessageType::MsgHup, MessageType::MsgPropose, MessageType::MsgSnapStatus, MessageType::MsgUnreachable]
         {
             assert!(!ok(&message(kind)), "{kind:?} travels");
         }

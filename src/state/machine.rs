@@ -5,14 +5,14 @@
 //! as of the last one and the log is replayed from there. Applied index and term, sessions, membership and every
 //! other row change in the same transaction, so what is replayed is exactly what is missing.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use prost::Message;
 use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::table::{Rows, Snapshot, full_digest};
+use super::table::{Rows, View, full_digest};
 use super::{command, member};
 use crate::entry::{Body, Entry, Outcome};
 use crate::error::{Context, Fault};
@@ -22,10 +22,24 @@ use crate::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_ENTRIES_MAX, DATABASE_CACHE
 use crate::proto::v1;
 use crate::time::ClusterTime;
 
-/// The file that holds the state.
-pub const STATE_FILE: &str = "state.redb";
+/// What the names of files that hold a state begin with.
+const STATE_PREFIX: &str = "state-";
 
-const HEAD: TableDefinition<'static, (), &[u8]> = TableDefinition::new("head");
+pub(super) const HEAD: TableDefinition<'static, (), &[u8]> = TableDefinition::new("head");
+
+/// The file that holds the state installed from the snapshot at `index`, or built by applying from the first entry on
+/// if that is 0.
+pub fn file_name(index: Index) -> String {
+    format!("{STATE_PREFIX}{index}.redb")
+}
+
+pub(super) fn open_database(disk: &dyn Disk, name: &str) -> Result<Database, Fault> {
+    let what = || format!("open {name} in {}", disk.describe());
+    let backend = disk.open(name).context(what)?;
+    let mut builder = Builder::new();
+    builder.set_cache_size(DATABASE_CACHE_BYTES);
+    builder.create_with_backend(backend).context(what)
+}
 
 /// What one batch of entries is applied with.
 pub(super) struct Apply<'txn> {
@@ -35,7 +49,12 @@ pub(super) struct Apply<'txn> {
 
 /// The replicated state of one member. Owned by one thread; read through [`StateReader`]s by any.
 pub struct State {
+    disk: Arc<dyn Disk>,
+    /// The file's name.
+    name: String,
     db: Arc<Database>,
+    /// What the readers read: `db`.
+    current: Current,
     head: v1::Head,
     /// Applied index at the last durable checkpoint.
     durable: Index,
@@ -43,17 +62,33 @@ pub struct State {
     since_durable: u64,
 }
 
+type Current = Arc<Mutex<Arc<Database>>>;
+
 impl State {
-    /// Opens the state of the data directory, making an empty one if there is none.
+    /// Opens the state that was installed from the snapshot at `installed` (0 if none was), making an empty one if
+    /// there is no such file. Other states in the directory are left over from an interrupted install: they are removed.
     ///
     /// # Errors
     /// The database cannot be opened or is corrupt.
-    pub fn open(disk: &dyn Disk) -> Result<Self, Fault> {
-        let what = || format!("open {STATE_FILE} in {}", disk.describe());
-        let backend = disk.open(STATE_FILE).context(what)?;
-        let mut builder = Builder::new();
-        builder.set_cache_size(DATABASE_CACHE_BYTES);
-        let db = builder.create_with_backend(backend).context(what)?;
+    pub fn open(disk: Arc<dyn Disk>, installed: Index) -> Result<Self, Fault> {
+        let name = file_name(installed);
+        let what = || format!("open {name} in {}", disk.describe());
+        for other in disk.list().context(what)? {
+            if other.starts_with(STATE_PREFIX) && other != name {
+                disk.remove(&other).context(what)?;
+            }
+        }
+        let (db, head) = Self::load(&*disk, &name)?;
+        disk.sync_dir().context(what)?;
+        let db = Arc::new(db);
+        let durable = Index(head.applied_index);
+        let current = Arc::new(Mutex::new(db.clone()));
+        Ok(Self { disk, name, db, current, head, durable, since_durable: 0 })
+    }
+
+    fn load(disk: &dyn Disk, name: &str) -> Result<(Database, v1::Head), Fault> {
+        let what = || format!("read {name} in {}", disk.describe());
+        let db = open_database(disk, name)?;
         let txn = db.begin_write().context(what)?;
         let head = {
             let head = txn.open_table(HEAD).context(what)?;
@@ -64,9 +99,25 @@ impl State {
             head
         };
         txn.commit().context(what)?;
-        disk.sync_dir().context(what)?;
-        let durable = Index(head.applied_index);
-        Ok(Self { db: Arc::new(db), head, durable, since_durable: 0 })
+        Ok((db, head))
+    }
+
+    /// Goes over to the state that [`super::snapshot::Import`] built at `index`, for the readers, too, and removes the
+    /// file of the one before.
+    ///
+    /// # Errors
+    /// The database cannot be opened or is not of that index; this member must stop.
+    pub fn install(&mut self, index: Index) -> Result<(), Fault> {
+        let name = file_name(index);
+        let (db, head) = Self::load(&*self.disk, &name)?;
+        if head.applied_index != index.0 {
+            return Err(Fault::new(format!("{name} holds the state at {}", head.applied_index)));
+        }
+        self.db = Arc::new(db);
+        *self.current.lock().expect("no code panics while it holds the database") = self.db.clone();
+        (self.head, self.durable, self.since_durable) = (head, index, 0);
+        let before = std::mem::replace(&mut self.name, name);
+        self.disk.remove(&before).context(|| format!("remove {before} in {}", self.disk.describe()))
     }
 
     /// Index and term of the last applied entry; zero if there is none.
@@ -96,7 +147,7 @@ impl State {
 
     /// A way to read that any number of threads may use, also while entries are applied.
     pub fn reader(&self) -> StateReader {
-        StateReader { db: self.db.clone() }
+        StateReader { current: self.current.clone() }
     }
 
     /// Applies entries, which must follow the last applied one without a gap. Readers see all of them or none.
@@ -177,14 +228,14 @@ fn apply_one(apply: &mut Apply<'_>, body: &Body, bytes: &mut u64) -> Result<Vec<
     }
 }
 
-fn digest(head: &v1::Head) -> u64 {
+pub(super) fn digest(head: &v1::Head) -> u64 {
     xxh3_64(&head.encode_to_vec())
 }
 
 /// Reads the state as of its last applied batch.
 #[derive(Clone)]
 pub struct StateReader {
-    db: Arc<Database>,
+    current: Current,
 }
 
 impl StateReader {
@@ -192,15 +243,16 @@ impl StateReader {
     ///
     /// # Errors
     /// The database failed.
-    pub fn snapshot(&self) -> Result<(v1::Head, Snapshot), Fault> {
+    pub fn view(&self) -> Result<(v1::Head, View), Fault> {
         let what = || "read the state".to_string();
-        let txn = self.db.begin_read().context(what)?;
+        let db = self.current.lock().expect("no code panics while it holds the database").clone();
+        let txn = db.begin_read().context(what)?;
         let head = {
             let table = txn.open_table(HEAD).context(what)?;
             let row = table.get(()).context(what)?;
             row.map(|row| v1::Head::decode(row.value())).transpose().context(what)?.unwrap_or_default()
         };
-        Ok((head, Snapshot::new(txn)))
+        Ok((head, View::new(txn)))
     }
 
     /// The digest of the state, computed anew from every row. Equal to [`State::digest`] unless rows changed behind
@@ -209,7 +261,7 @@ impl StateReader {
     /// # Errors
     /// The database failed.
     pub fn full_digest(&self) -> Result<u64, Fault> {
-        let (mut head, rows) = self.snapshot()?;
+        let (mut head, rows) = self.view()?;
         head.rows_digest = full_digest(&rows)?;
         Ok(digest(&head))
     }

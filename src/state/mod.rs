@@ -9,4 +9,5 @@ pub mod kv;
 pub mod machine;
 pub mod member;
 pub mod session;
+pub mod snapshot;
 pub mod table;

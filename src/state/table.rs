@@ -115,17 +115,17 @@ fn scan_rows(
 }
 
 /// The rows as of one committed point.
-pub struct Snapshot {
+pub struct View {
     txn: ReadTransaction,
 }
 
-impl Snapshot {
+impl View {
     pub(super) fn new(txn: ReadTransaction) -> Self {
         Self { txn }
     }
 }
 
-impl Read for Snapshot {
+impl Read for View {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
         let rows = self.txn.open_table(table.definition()).context(|| failed("open", table))?;
         get_row(&rows, table, key)

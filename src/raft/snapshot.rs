@@ -1,0 +1,305 @@
+//! Snapshots: a copy of the state in a file of its own, sent in chunks to a member that is behind the log, and built
+//! there into a state beside the old one.
+//!
+//! ```text
+//!   leader                                            member that is behind
+//!   raft-rs wants one ──► take: a file of chunks
+//!   announces it in a Raft message ─────────────────► fetch: asks for the chunks, from where it was if need be
+//!   reads chunks from the file ─────────────────────► build: a new state, checked against the digest, durable
+//!                                                     the announcement is stepped; the log's write names the state
+//!                                                     the state goes over to it, the old file is removed
+//! ```
+//!
+//! The file of chunks need not survive anything: it is never synced, and removed at boot.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tonic::{Code, Request};
+
+use super::codec;
+use super::core::Announced;
+use super::owner::{Done, report};
+use super::transport::Hello;
+use crate::error::{Context, Fault, ImportError};
+use crate::ids::{Address, Index, Term};
+use crate::io::{Backend, Disk, Io, Spawn, Worker};
+use crate::limits::{MESSAGE_BYTES_MAX, RECONNECT_PAUSE_MIN, SNAPSHOT_ATTEMPTS_MAX, SNAPSHOT_PATIENCE};
+use crate::proto::v1::peer_client::PeerClient;
+use crate::proto::v1::{RaftSnapshot, SnapshotBody, SnapshotChunk, SnapshotRequest};
+
+const FILE_PREFIX: &str = "snapshot-";
+
+/// What a whole state is taken apart into, and built from.
+pub trait Snapshots: Send + 'static {
+    /// Gives the state as it is now to `each`, chunk by chunk. Says what it is of; `chunks` is left to the caller.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn export(&self, each: &mut dyn FnMut(&[u8]) -> Result<(), Fault>) -> Result<RaftSnapshot, Fault>;
+
+    /// Begins to build a state at `index`, beside the one in use. One under construction is given up and removed.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn begin(&mut self, index: Index) -> Result<(), Fault>;
+
+    /// Adds the next chunk to the state under construction.
+    ///
+    /// # Errors
+    /// The chunk is not what follows, or this member must stop.
+    fn add(&mut self, chunk: &[u8]) -> Result<(), ImportError>;
+
+    /// Makes the state under construction whole and durable, and checks that it is the one with this digest.
+    ///
+    /// # Errors
+    /// It is another, or this member must stop.
+    fn finish(&mut self, digest: u64) -> Result<(), ImportError>;
+
+    /// Removes a state at `index`, finished or under construction, that will not be used.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn discard(&mut self, index: Index) -> Result<(), Fault>;
+}
+
+/// What a member that was asked for a chunk has to say.
+#[derive(Clone, Debug)]
+pub enum Chunk {
+    /// Here it is.
+    Data(SnapshotChunk),
+    /// There are no more.
+    End,
+    /// That snapshot is not, or no more, here.
+    Gone,
+}
+
+pub(super) enum SnapshotJob {
+    Take,
+    Read { position: (Index, Term), number: u64, reply: oneshot::Sender<Chunk> },
+    Forget(Index),
+    Begin { index: Index, reply: oneshot::Sender<()> },
+    Add { chunk: Bytes, reply: oneshot::Sender<Result<(), String>> },
+    Finish { digest: u64, reply: oneshot::Sender<Result<(), String>> },
+    Discard(Index),
+}
+
+/// A snapshot that was taken: its chunks lie one after the other in a file.
+struct Taken {
+    position: (Index, Term),
+    name: String,
+    file: Backend,
+    /// Where each chunk ends.
+    ends: Vec<u64>,
+}
+
+/// Owns what is taken and what is built.
+pub(super) struct SnapshotOwner<S> {
+    /// `None` after a failure: the node is stopping.
+    snapshots: Option<S>,
+    disk: Arc<dyn Disk>,
+    taken: Option<Taken>,
+    done: mpsc::Sender<Done>,
+    spawn: Arc<dyn Spawn>,
+}
+
+impl<S: Snapshots> SnapshotOwner<S> {
+    /// Removes what an earlier life has left behind.
+    pub(super) fn new(snapshots: S, io: &Io, done: mpsc::Sender<Done>) -> Result<Self, Fault> {
+        let what = || format!("remove old snapshots from {}", io.disk.describe());
+        for name in io.disk.list().context(what)?.iter().filter(|name| name.starts_with(FILE_PREFIX)) {
+            io.disk.remove(name).context(what)?;
+        }
+        Ok(Self { snapshots: Some(snapshots), disk: io.disk.clone(), taken: None, done, spawn: io.spawn.clone() })
+    }
+
+    fn take(&mut self, snapshots: &S) -> Result<RaftSnapshot, Fault> {
+        self.forget()?;
+        // The index is known only when it is done, and there is one at a time.
+        let name = format!("{FILE_PREFIX}taken");
+        let what = || format!("write {name} in {}", self.disk.describe());
+        let file = self.disk.open(&name).context(what)?;
+        let (mut ends, mut end) = (Vec::new(), 0);
+        let mut snapshot = snapshots.export(&mut |chunk| {
+            redb::StorageBackend::write(&file, end, chunk).context(what)?;
+            end += chunk.len() as u64;
+            ends.push(end);
+            Ok(())
+        })?;
+        let body = snapshot.body.get_or_insert_default();
+        body.chunks = ends.len() as u64;
+        let position = (Index(snapshot.index), Term(snapshot.term));
+        self.taken = Some(Taken { position, name, file, ends });
+        Ok(snapshot)
+    }
+
+    fn forget(&mut self) -> Result<(), Fault> {
+        let Some(Taken { name, file, .. }) = self.taken.take() else { return Ok(()) };
+        drop(file);
+        self.disk.remove(&name).context(|| format!("remove {name} in {}", self.disk.describe()))
+    }
+
+    fn read(&self, position: (Index, Term), number: u64) -> Result<Chunk, Fault> {
+        let Some(taken) = self.taken.as_ref().filter(|taken| taken.position == position) else {
+            return Ok(Chunk::Gone);
+        };
+        let number = number as usize;
+        let Some(end) = taken.ends.get(number) else { return Ok(Chunk::End) };
+        let start = if number == 0 { 0 } else { taken.ends[number - 1] };
+        let mut data = vec![0; (end - start) as usize];
+        redb::StorageBackend::read(&taken.file, start, &mut data)
+            .context(|| format!("read {} in {}", taken.name, self.disk.describe()))?;
+        Ok(Chunk::Data(codec::chunk_to_wire(number as u64, data.into())))
+    }
+
+    fn run_one(&mut self, snapshots: &mut S, job: SnapshotJob) -> Result<(), Fault> {
+        match job {
+            SnapshotJob::Take => {
+                let taken = self.take(snapshots)?;
+                report(&self.done, Done::Taken(taken));
+            }
+            SnapshotJob::Read { position, number, reply } => {
+                let _ = reply.send(self.read(position, number)?);
+            }
+            SnapshotJob::Forget(index) if self.taken.as_ref().is_some_and(|taken| taken.position.0 == index) => {
+                self.forget()?;
+            }
+            SnapshotJob::Forget(_) => {}
+            SnapshotJob::Begin { index, reply } => {
+                snapshots.begin(index)?;
+                let _ = reply.send(());
+            }
+            SnapshotJob::Add { chunk, reply } => {
+                let _ = reply.send(said(snapshots.add(&chunk))?);
+            }
+            SnapshotJob::Finish { digest, reply } => {
+                let _ = reply.send(said(snapshots.finish(digest))?);
+            }
+            SnapshotJob::Discard(index) => snapshots.discard(index)?,
+        }
+        Ok(())
+    }
+}
+
+/// What is wrong with what came from outside is told to whoever brought it; a fault stops this member.
+fn said(result: Result<(), ImportError>) -> Result<Result<(), String>, Fault> {
+    match result {
+        Ok(()) => Ok(Ok(())),
+        Err(ImportError::Invalid(why)) => Ok(Err(why)),
+        Err(ImportError::Fault(fault)) => Err(fault),
+    }
+}
+
+impl<S: Snapshots> Worker for SnapshotOwner<S> {
+    type Job = SnapshotJob;
+
+    fn run(&mut self, jobs: &mut Vec<SnapshotJob>) {
+        for job in jobs.drain(..) {
+            let Some(mut snapshots) = self.snapshots.take() else { return };
+            match self.run_one(&mut snapshots, job) {
+                Ok(()) => self.snapshots = Some(snapshots),
+                Err(fault) => self.spawn.fail_stop(fault),
+            }
+        }
+    }
+}
+
+/// Reads a chunk of what the owner has taken.
+pub(super) async fn read(jobs: &mpsc::Sender<SnapshotJob>, position: (Index, Term), number: u64) -> Chunk {
+    let (reply, answer) = oneshot::channel();
+    match jobs.send(SnapshotJob::Read { position, number, reply }).await {
+        Ok(()) => answer.await.unwrap_or(Chunk::Gone),
+        Err(_) => Chunk::Gone,
+    }
+}
+
+/// Fetches the body of an announced snapshot from `address` and has it built. True if it is whole and durable.
+pub(super) async fn fetch(
+    io: Io,
+    hello: Hello,
+    address: Address,
+    announced: Announced,
+    jobs: mpsc::Sender<SnapshotJob>,
+) -> bool {
+    let Announced { from, position: (index, _), body } = &announced;
+    tracing::info!(%from, %index, chunks = body.chunks, "fetching a snapshot");
+    let (reply, begun) = oneshot::channel();
+    if jobs.send(SnapshotJob::Begin { index: *index, reply }).await.is_err() || begun.await.is_err() {
+        return false;
+    }
+    let mut next = 0;
+    let mut failures = 0;
+    loop {
+        let before = next;
+        match fetch_from(&io, &hello, &address, &announced, &jobs, &mut next).await {
+            Ok(()) => break,
+            Err(Broken::ForGood(why)) => {
+                tracing::warn!(%from, %index, why, "a snapshot could not be fetched");
+                return false;
+            }
+            Err(Broken::ForNow(why)) => {
+                tracing::info!(%from, %index, next, why, "the stream of a snapshot broke");
+                failures = if next > before { 0 } else { failures + 1 };
+                if failures == SNAPSHOT_ATTEMPTS_MAX {
+                    return false;
+                }
+                io.clock.sleep(RECONNECT_PAUSE_MIN * 2u32.pow(failures)).await;
+            }
+        }
+    }
+    let SnapshotBody { digest, chunks } = *body;
+    let finished = ask(&jobs, |reply| SnapshotJob::Finish { digest, reply }).await;
+    match finished {
+        Ok(()) => tracing::info!(%from, %index, chunks, "a snapshot is here"),
+        Err(ref why) => tracing::warn!(%from, %index, why, "a snapshot is not what it should be"),
+    }
+    finished.is_ok()
+}
+
+enum Broken {
+    ForNow(String),
+    ForGood(String),
+}
+
+/// One stream of chunks, from `next` on to the last.
+async fn fetch_from(
+    io: &Io,
+    hello: &Hello,
+    address: &Address,
+    announced: &Announced,
+    jobs: &mpsc::Sender<SnapshotJob>,
+    next: &mut u64,
+) -> Result<(), Broken> {
+    let broken = |status: tonic::Status| match status.code() {
+        Code::NotFound => Broken::ForGood(status.message().into()),
+        _ => Broken::ForNow(status.to_string()),
+    };
+    let stalled = |_| Broken::ForNow(format!("nothing came within {SNAPSHOT_PATIENCE:?}"));
+    let (index, term) = announced.position;
+    let mut request = Request::new(SnapshotRequest { index: index.0, term: term.0, first_chunk: *next });
+    hello.write(request.metadata_mut());
+    // A connection of its own: a long body must not stand in the way of heartbeats.
+    let mut client = PeerClient::new(io.network.connect(address)).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let call = io.clock.timeout(SNAPSHOT_PATIENCE, client.snapshot(request)).await.map_err(stalled)?;
+    let mut chunks = call.map_err(broken)?.into_inner();
+    while *next < announced.body.chunks {
+        let chunk = io.clock.timeout(SNAPSHOT_PATIENCE, chunks.message()).await.map_err(stalled)?.map_err(broken)?;
+        // A stream that was cut short may look like one that ended.
+        let chunk = chunk.ok_or_else(|| Broken::ForNow(format!("it ended at chunk {next}")))?;
+        let chunk = codec::chunk_from_wire(*next, chunk).map_err(|error| Broken::ForNow(error.to_string()))?;
+        ask(jobs, |reply| SnapshotJob::Add { chunk, reply }).await.map_err(Broken::ForGood)?;
+        *next += 1;
+    }
+    Ok(())
+}
+
+async fn ask(
+    jobs: &mpsc::Sender<SnapshotJob>,
+    job: impl FnOnce(oneshot::Sender<Result<(), String>>) -> SnapshotJob,
+) -> Result<(), String> {
+    let (reply, answer) = oneshot::channel();
+    let stopping = || "this member is stopping".to_string();
+    jobs.send(job(reply)).await.map_err(|_| stopping())?;
+    answer.await.map_err(|_| stopping())?
+}

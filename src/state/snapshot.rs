@@ -1,0 +1,155 @@
+//! The whole state as a series of chunks, and the way back.
+//!
+//! Chunks carry rows, not pages: what a member sends does not depend on how its file came about or on the version of
+//! the database below. Each is an encoded [`v1::SnapshotPart`].
+
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+
+use prost::Message;
+use redb::{Database, Durability, ReadableDatabase};
+
+use super::machine::{HEAD, StateReader, digest, file_name, open_database};
+use super::table::{Read, Rows, TABLES, View, full_digest};
+use crate::error::{Context, Fault, ImportError};
+use crate::ids::Index;
+use crate::io::Disk;
+use crate::limits::CHECKPOINT_BYTES_MAX;
+use crate::proto::v1;
+
+/// Gives the state as it is now to `each` in chunks of about `chunk_bytes`, and returns its head.
+///
+/// # Errors
+/// The database failed, or `each` did.
+pub fn export(
+    reader: &StateReader,
+    chunk_bytes: usize,
+    each: &mut dyn FnMut(&[u8]) -> Result<(), Fault>,
+) -> Result<v1::Head, Fault> {
+    let (head, view) = reader.view()?;
+    let mut part = v1::SnapshotPart { head: Some(head.clone()), rows: Vec::new() };
+    let mut bytes = 0;
+    for (number, table) in TABLES.into_iter().enumerate() {
+        view.scan(table, (Bound::Unbounded, Bound::Unbounded), &mut |key, value| {
+            let (key, value) = (key.to_vec(), value.to_vec());
+            bytes += key.len() + value.len();
+            part.rows.push(v1::SnapshotRow { table: number as u32, key: key.into(), value: value.into() });
+            if bytes >= chunk_bytes {
+                each(&std::mem::take(&mut part).encode_to_vec())?;
+                bytes = 0;
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+    }
+    if part != v1::SnapshotPart::default() {
+        each(&part.encode_to_vec())?;
+    }
+    Ok(head)
+}
+
+/// The digest of the state with this head.
+pub fn head_digest(head: &v1::Head) -> u64 {
+    digest(head)
+}
+
+/// A state under construction, in a file of its own.
+pub struct Import {
+    disk: Arc<dyn Disk>,
+    index: Index,
+    db: Database,
+    head: Option<v1::Head>,
+    rows_digest: u64,
+    /// Table and key of the newest row.
+    last: Option<(u32, Vec<u8>)>,
+    since_durable: usize,
+}
+
+impl Import {
+    /// Begins the state at `index`. What an earlier attempt left is removed.
+    ///
+    /// # Errors
+    /// The disk or the database failed.
+    pub fn begin(disk: Arc<dyn Disk>, index: Index) -> Result<Self, Fault> {
+        remove(&*disk, index)?;
+        let db = open_database(&*disk, &file_name(index))?;
+        Ok(Self { disk, index, db, head: None, rows_digest: 0, last: None, since_durable: 0 })
+    }
+
+    /// Adds the next chunk.
+    ///
+    /// # Errors
+    /// It is not what follows, or the database failed.
+    pub fn add(&mut self, chunk: &[u8]) -> Result<(), ImportError> {
+        let invalid = |why: String| Err(ImportError::Invalid(format!("a chunk of a snapshot: {why}")));
+        let part = match v1::SnapshotPart::decode(chunk) {
+            Ok(part) => part,
+            Err(error) => return invalid(error.to_string()),
+        };
+        if part.head.is_some() != self.head.is_none() {
+            return invalid("the head belongs to the first, and only there".into());
+        }
+        let what = || format!("build {}", file_name(self.index));
+        let mut txn = self.db.begin_write().context(what)?;
+        {
+            let mut rows = Rows::open(&txn, self.rows_digest)?;
+            for row in &part.rows {
+                let Some(table) = TABLES.get(row.table as usize) else {
+                    return invalid(format!("table {} is unknown to this version", row.table));
+                };
+                if self.last.as_ref().is_some_and(|(table, key)| (*table, &key[..]) >= (row.table, &row.key[..])) {
+                    return invalid(format!("a row of table {} is out of order", row.table));
+                }
+                rows.put(*table, &row.key, &row.value)?;
+                self.last = Some((row.table, row.key.to_vec()));
+            }
+            self.rows_digest = rows.digest();
+        }
+        self.since_durable += chunk.len();
+        if self.since_durable as u64 >= CHECKPOINT_BYTES_MAX {
+            self.since_durable = 0;
+        } else {
+            txn.set_durability(Durability::None).context(what)?;
+        }
+        txn.commit().context(what)?;
+        self.head = self.head.take().or(part.head);
+        Ok(())
+    }
+
+    /// Ends it: the whole is durable, and its digest, counted anew from every row, is the one given.
+    ///
+    /// # Errors
+    /// It is another state, or the database failed.
+    pub fn finish(self, expected: u64) -> Result<(), ImportError> {
+        let what = || format!("finish {}", file_name(self.index));
+        let mut head = self.head.ok_or_else(|| ImportError::Invalid("a snapshot without a head".into()))?;
+        if head.applied_index != self.index.0 {
+            let text = format!("a snapshot announced at {} is of {}", self.index, head.applied_index);
+            return Err(ImportError::Invalid(text));
+        }
+        let txn = self.db.begin_write().context(what)?;
+        Rows::open(&txn, self.rows_digest)?;
+        txn.open_table(HEAD).context(what)?.insert((), &*head.encode_to_vec()).context(what)?;
+        txn.commit().context(what)?;
+        head.rows_digest = full_digest(&View::new(self.db.begin_read().context(what)?))?;
+        if digest(&head) != expected {
+            let text =
+                format!("the state at {} has the digest {:016x}, not {expected:016x}", self.index, digest(&head));
+            return Err(ImportError::Invalid(text));
+        }
+        drop(self.db);
+        Ok(self.disk.sync_dir().context(what)?)
+    }
+}
+
+/// Removes a state that is not, or no more, in use; nothing happens if there is none.
+///
+/// # Errors
+/// The disk failed.
+pub fn remove(disk: &dyn Disk, index: Index) -> Result<(), Fault> {
+    let name = file_name(index);
+    let what = || format!("remove {name} in {}", disk.describe());
+    if disk.list().context(what)?.contains(&name) {
+        disk.remove(&name).context(what)?;
+    }
+    Ok(())
+}
