@@ -216,6 +216,38 @@ fn a_leader_that_is_stopped_hands_over() {
 }
 
 #[test]
+fn a_member_that_is_behind_the_log_gets_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = |name, origin: &[&str]| {
+        let args = [origin, &["--log-entries", "16"]].concat();
+        Running::member(dir.path(), name, "127.0.0.1:0", &args)
+    };
+    let first = start("n1", &["--bootstrap"]);
+    let big = "x".repeat(100_000);
+    for key in 0..40 {
+        assert!(first.kv(&["put", &format!("k{key}"), &big]).status.success());
+    }
+    until("the log is compacted", || first.status()["first_index"].as_u64().is_some_and(|first| first > 1));
+    let second = start("n2", &["--join", &first.address]);
+    // Nothing but a snapshot can have told it the first keys.
+    until("the snapshot is there", || second.kv(&["get", "k0"]).stdout.len() == big.len() + 1);
+    assert!(second.status()["first_index"].as_u64().unwrap() > 1);
+    until("the same state", || {
+        let (one, other) = (first.status(), second.status());
+        one["applied_index"] == other["applied_index"] && one["digest"] == other["digest"]
+    });
+    let listed = |name: &str| {
+        let names = fs::read_dir(dir.path().join(name)).unwrap().map(|file| file.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("state-")).collect::<Vec<_>>()
+    };
+    assert_eq!(listed("n2").len(), 1, "the state from before stayed: {:?}", listed("n2"));
+    let address = second.address.clone();
+    second.kill();
+    let second = Running::member(dir.path(), "n2", &address, &[]);
+    assert_eq!(second.kv(&["get", "k0"]).stdout.len(), big.len() + 1);
+}
+
+#[test]
 fn leadership_moves_on_request_and_a_removed_member_ends() {
     let dir = tempfile::tempdir().unwrap();
     let mut nodes = three(dir.path());

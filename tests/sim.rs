@@ -72,4 +72,6 @@ fn a_range_of_seeds_passes() {
     assert!(elections > 100, "{elections} leaders fell");
     assert!(unanswered > 20, "{unanswered} operations were left unanswered");
     assert!(promises > 100_000, "{promises} promises were checked");
+    let snapshots: u64 = reports.iter().map(|report| report.snapshots).sum();
+    assert!(snapshots > 100, "{snapshots} snapshots were installed");
 }

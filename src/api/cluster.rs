@@ -36,6 +36,7 @@ impl ClusterService {
             term: status.term.0,
             commit_index: status.commit.0,
             applied_index: head.applied_index,
+            first_index: status.first.0,
             last_index: status.last.0,
             version: env!("CARGO_PKG_VERSION").into(),
             members: member::all(&rows).map_err(internal)?.into_iter().map(with_match).collect(),

@@ -7,6 +7,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::ids::{Index, NodeId, Term};
+use crate::limits::RECONNECT_PAUSE_MAX;
 use crate::proto::v1::{self, MemberRole, RaftFrame, RaftFrameReply, SnapshotChunk, SnapshotRequest};
 use crate::raft::codec;
 use crate::raft::snapshot::Chunk;
@@ -60,8 +61,16 @@ impl v1::peer_server::Peer for PeerService {
         let hello = self.greet(request.metadata())?;
         self.0.raft.introduce(hello.from, hello.address.clone());
         let mut frames = request.into_inner();
-        while let Some(frame) = frames.message().await? {
+        let clock = &self.0.io.clock;
+        loop {
+            // Also when it is silent: a learner that was removed has nobody to answer.
+            let next = clock.timeout(RECONNECT_PAUSE_MAX, frames.message()).await;
             self.check_member(hello.from)?;
+            let frame = match next {
+                Err(_) => continue,
+                Ok(frame) => frame?,
+            };
+            let Some(frame) = frame else { break };
             let decode =
                 |wire| codec::message_from_wire(wire).map_err(|error| Status::invalid_argument(error.to_string()));
             let messages = frame.messages.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;

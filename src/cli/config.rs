@@ -24,6 +24,8 @@ pub struct Config {
     pub insecure: Option<bool>,
     /// Shortest election timeout, in milliseconds.
     pub election_timeout_ms: Option<u64>,
+    /// Log entries kept for members that are behind.
+    pub log_entries: Option<u64>,
 }
 
 impl Config {

@@ -56,8 +56,10 @@ pub fn status_json(status: &StatusReply) -> Value {
         "term": status.term,
         "commit_index": status.commit_index,
         "applied_index": status.applied_index,
+        "first_index": status.first_index,
         "last_index": status.last_index,
         "cluster_time_ms": status.cluster_time_ms,
+        "digest": format!("{:016x}", status.digest),
         "version": status.version,
         "members": members.collect::<Vec<_>>(),
     })
@@ -68,11 +70,12 @@ pub fn status_table(status: &StatusReply) {
     let leader = if status.leader == 0 { "none known".into() } else { format!("member {}", status.leader) };
     say!("cluster {}  leader {leader}  term {}", ClusterId(status.cluster_id).hex(), status.term);
     say!(
-        "answered by member {} ({})  committed {}  applied {}  log ends at {}  version {}\n",
+        "answered by member {} ({})  committed {}  applied {}  log {}..={}  version {}\n",
         status.id,
         status.role,
         status.commit_index,
         status.applied_index,
+        status.first_index,
         status.last_index,
         status.version
     );

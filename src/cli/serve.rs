@@ -9,9 +9,10 @@ use super::Failure;
 use super::config::Config;
 use crate::error::{Context, Fault};
 use crate::ids::Address;
-use crate::limits::ELECTION_TIMEOUT;
+use crate::limits::{ELECTION_TIMEOUT, LOG_ENTRIES_KEPT};
 use crate::node::{Node, NodeBuilder, Origin};
 use crate::os;
+use crate::raft::tail::Retention;
 
 /// How long an orderly stop may take before the process goes anyway.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,6 +55,9 @@ pub struct Start {
     /// Shortest time without a leader before an election, in milliseconds [default: 1000]
     #[arg(long)]
     election_timeout_ms: Option<u64>,
+    /// Log entries kept for members that are behind; one further behind is sent a snapshot [default: 20000]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    log_entries: Option<u64>,
 }
 
 impl Dev {
@@ -68,6 +72,7 @@ impl Dev {
             origin: Origin::Bootstrap,
             insecure: false,
             election_timeout: ELECTION_TIMEOUT,
+            retention: Retention::default(),
         };
         let listen = options.listen.clone();
         serve(&data_dir, options, |node| {
@@ -128,7 +133,12 @@ impl Start {
             Fault::new("no data directory; say where to keep data with --data-dir, or data_dir in the configuration")
         })?;
         let timeout = self.election_timeout_ms.or(config.election_timeout_ms).map(Duration::from_millis);
+        let log_entries = self.log_entries.or(config.log_entries).unwrap_or(LOG_ENTRIES_KEPT);
+        if log_entries == 0 {
+            return Err(Fault::new("log_entries: 0; a log keeps one entry at least").into());
+        }
         let options = Options {
+            retention: Retention { entries: log_entries, ..Retention::default() },
             listen,
             advertise,
             origin,
@@ -149,6 +159,7 @@ struct Options {
     origin: Origin,
     insecure: bool,
     election_timeout: Duration,
+    retention: Retention,
 }
 
 /// Runs a node until the first signal stops it in order; a second one ends the process at once.
@@ -165,8 +176,10 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
     }
     let io = os::io(data_dir)?;
     let clock = io.clock.clone();
-    let mut builder =
-        NodeBuilder::new(io, options.listen).origin(options.origin).election_timeout(options.election_timeout);
+    let mut builder = NodeBuilder::new(io, options.listen)
+        .origin(options.origin)
+        .election_timeout(options.election_timeout)
+        .log_kept(options.retention);
     if let Some(advertise) = options.advertise {
         builder = builder.advertise(advertise);
     }
