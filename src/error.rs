@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::ids::{Revision, Seq, SessionId};
+use crate::ids::{NodeId, Revision, Seq, SessionId, Token};
 
 /// Why the replicated state refused a command. The variants are part of the replicated format: see
 /// `proto/cairn/v1/command.proto`.
@@ -54,6 +54,18 @@ pub enum Reject {
         /// What the key has.
         actual: Revision,
     },
+    /// There is no such thing, or no more.
+    #[error("{0} does not exist")]
+    NotFound(String),
+    /// Something stands in the way.
+    #[error("{0}")]
+    Conflict(String),
+    /// The attempt is not, or no more, under way: what it reports changes nothing.
+    #[error("attempt {0} is not under way any more")]
+    Fenced(Token),
+    /// The worker's lease has ended.
+    #[error("worker {0} is offline")]
+    WorkerOffline(NodeId),
     /// A part of the command is outside its bounds.
     #[error("{field}: {why}")]
     Invalid {

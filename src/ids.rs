@@ -47,6 +47,15 @@ id! {
     Seq
 }
 id! {
+    /// A task. Counted from 1 by the replicated state, never reused.
+    TaskId
+}
+id! {
+    /// An attempt to run a task, and its fencing token. Counted over all tasks from 1 by the replicated state, so a later
+    /// attempt has a greater one.
+    Token
+}
+id! {
     /// A version of the key-value store: it grows by one with every change.
     Revision
 }

@@ -27,6 +27,7 @@ pub mod raft;
 pub mod state;
 
 pub mod controller;
+pub mod scheduler;
 
 pub mod client;
 pub mod shared;

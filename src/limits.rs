@@ -80,6 +80,45 @@ pub const SESSION_WINDOW_MAX: u64 = 1_024;
 pub const SESSION_TTL: Duration = Duration::from_secs(60);
 /// Sessions ended by one expiry command.
 pub const EXPIRE_SESSIONS_MAX: usize = 1_000;
+/// Tasks that are not ended; one more is refused.
+pub const TASKS_LIVE_MAX: u64 = 10_000;
+/// Ended tasks that are remembered; then the first that ended is forgotten.
+pub const TASKS_ENDED_KEPT: u64 = 10_000;
+/// Attempts of a task that are remembered.
+pub const ATTEMPTS_KEPT: usize = 8;
+/// Most retries of a task.
+pub const TASK_RETRIES_MAX: u32 = 1_000;
+/// Workers that may be lost under a task before it is given up.
+pub const TASK_LOSSES_MAX: u32 = 10;
+/// Size of a task's specification, in bytes.
+pub const TASK_SPEC_BYTES_MAX: usize = 64 * 1024;
+/// Length of a task's name, in bytes.
+pub const TASK_NAME_BYTES_MAX: usize = 63;
+/// Length of a feature's name, in bytes.
+pub const FEATURE_BYTES_MAX: usize = 63;
+/// Features of a worker, or wanted by a task.
+pub const FEATURES_MAX: usize = 64;
+/// Tasks that one page of a list has at most.
+pub const TASKS_PAGE_MAX: usize = 100;
+/// Longest timeout of a task.
+pub const TASK_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Longest time between the signal that asks a task to end and the one that kills it.
+pub const KILL_GRACE_MAX: Duration = Duration::from_secs(600);
+/// That time where none is given.
+pub const KILL_GRACE: Duration = Duration::from_secs(5);
+/// Pause before a failed task is tried again; doubled with each failure up to the maximum.
+pub const RETRY_PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest pause before a failed task is tried again.
+pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
+/// A worker's lease, counted from the sending of its renewal by the worker's clock: when it ends, the worker's tasks
+/// have been killed.
+pub const WORKER_LEASE: Duration = Duration::from_secs(10);
+/// Cluster time by which the lease is over for the leader, too: more than clocks drift apart within a lease.
+pub const WORKER_LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// Time between the signal to end and the one that kills when a lease ends; the kill comes before the end.
+pub const LEASE_KILL_GRACE: Duration = Duration::from_secs(1);
+/// Tasks placed by one command.
+pub const ASSIGN_TASKS_MAX: usize = 256;
 /// Members of a cluster, learners included.
 pub const MEMBERS_MAX: usize = 32;
 /// Voters that promotion stops at.
@@ -103,6 +142,10 @@ pub const RECONNECT_PAUSE_MIN: Duration = Duration::from_millis(50);
 pub const RECONNECT_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// Pause between two looks of the leader's controllers.
 pub const CONTROL_PERIOD: Duration = Duration::from_millis(500);
+/// Shortest pause between two looks of the leader's scheduler.
+pub const SCHEDULE_PAUSE: Duration = Duration::from_millis(20);
+/// How often cluster time goes on, while anything may expire, without anything else happening.
+pub const TIME_PERIOD: Duration = Duration::from_secs(6);
 
 const _: () = {
     assert!(SCAN_BYTES_MAX + KEY_BYTES_MAX + VALUE_BYTES_MAX + 64 * 1024 <= MESSAGE_BYTES_MAX);

@@ -9,18 +9,19 @@ use prost::Message;
 use tonic::{Code, Request, Status};
 
 use crate::error::Fault;
-use crate::ids::{Address, Index, NodeId};
+use crate::ids::{Address, Index, NodeId, TaskId};
 use crate::io::{Channel, ChannelError, Io};
 use crate::limits::{MESSAGE_BYTES_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
-use crate::proto::v1;
 use crate::proto::v1::store_client::StoreClient;
+use crate::proto::v1::{self, TaskPhase};
 use crate::raft::core::Role;
 use crate::raft::log::Identity;
 use crate::raft::manager::{ProposeError, RaftHandle};
+use crate::scheduler;
 use crate::state::machine::StateReader;
 use crate::state::table::View;
-use crate::state::{command, kv, member};
-use crate::time::Monotonic;
+use crate::state::{command, kv, member, task, worker};
+use crate::time::{ClusterTime, Monotonic};
 
 /// Marks a call that a follower passed on, so that it is not passed on again.
 pub const FORWARDED: &str = "cairn-forwarded";
@@ -171,6 +172,12 @@ impl SharedNodeState {
         let answer = match kind {
             Kind::Get(get) => Answer::Get(kv::get(&rows, &get).map_err(internal)?),
             Kind::Scan(scan) => Answer::Scan(kv::scan(&rows, &scan).map_err(internal)?),
+            Kind::GetTask(get) => Answer::GetTask(get_task(&head, &rows, &get).map_err(internal)?),
+            Kind::ListTasks(list) => Answer::ListTasks(task::list(&rows, &list).map_err(internal)?),
+            Kind::ListWorkers(_) => {
+                let workers = worker::all(&rows).map_err(internal)?;
+                Answer::ListWorkers(v1::ListWorkersReply { workers })
+            }
         };
         Ok(v1::QueryReply { applied_index: head.applied_index, kind: Some(answer) })
     }
@@ -193,6 +200,22 @@ impl SharedNodeState {
     pub fn leads(&self) -> bool {
         self.raft.status().role == Role::Leader
     }
+}
+
+fn get_task(head: &v1::Head, rows: &View, get: &v1::GetTask) -> Result<v1::GetTaskReply, Fault> {
+    use v1::get_task::By;
+    let found = match &get.by {
+        Some(By::Id(id)) => task::find(rows, TaskId(*id))?,
+        Some(By::Name(name)) => task::find_name(rows, name)?,
+        None => None,
+    };
+    let now = ClusterTime(head.cluster_time_ms);
+    let waiting_for = match &found {
+        Some(task) if task.not_before_ms > now.0 => "the pause after a failed attempt".into(),
+        Some(task) if task.phase() == TaskPhase::Pending => scheduler::explain_text(task, &worker::all(rows)?, now),
+        _ => String::new(),
+    };
+    Ok(v1::GetTaskReply { found, waiting_for })
 }
 
 /// The metadata by which a member that had a command in hand says what became of it.

@@ -6,27 +6,46 @@ use crate::ids::NodeId;
 use crate::limits::VOTERS_TARGET_MAX;
 use crate::proto::v1::{self, Member, MemberRole, command};
 use crate::raft::core::{Role, Status};
-use crate::state::session;
+use crate::scheduler;
 use crate::state::table::Read;
+use crate::state::{session, task, worker};
 use crate::time::ClusterTime;
 
 /// Entries that a learner may lack and still count as caught up.
 const CAUGHT_UP_WITHIN: u64 = 100;
 
-/// The command that ends sessions which have been idle for too long; `None` if there are none. With `keep_time` it is
-/// also given, empty, while any session lives: its stamp is what lets time go on.
+/// The commands that end sessions which have been idle for too long, and the leases of workers which were not renewed.
+/// With `keep_time` one is also given, empty, while there is anything that may expire: its stamp is what lets time go on.
 ///
 /// # Errors
 /// The database failed.
-pub fn expire_sessions(
-    head: &v1::Head,
-    rows: &impl Read,
-    now: ClusterTime,
-    keep_time: bool,
-) -> Result<Option<v1::Command>, Fault> {
+pub fn expire(head: &v1::Head, rows: &impl Read, keep_time: bool) -> Result<Vec<v1::Command>, Fault> {
+    let now = ClusterTime(head.cluster_time_ms);
     let sessions: Vec<u64> = session::idle(rows, now)?.into_iter().map(|session| session.0).collect();
-    let wanted = !sessions.is_empty() || keep_time && head.sessions_live > 0;
-    let kind = command::Kind::ExpireSessions(v1::ExpireSessions { sessions });
+    let expired = worker::all(rows)?.into_iter().filter(|worker| worker::is_expired(worker, now));
+    let workers: Vec<u64> = expired.map(|worker| worker.id).collect();
+    let mut kinds = Vec::new();
+    if !sessions.is_empty() {
+        kinds.push(command::Kind::ExpireSessions(v1::ExpireSessions { sessions }));
+    }
+    if !workers.is_empty() || kinds.is_empty() && keep_time && head.sessions_live + head.workers_live > 0 {
+        kinds.push(command::Kind::ExpireWorkers(v1::ExpireWorkers { workers }));
+    }
+    Ok(kinds.into_iter().map(|kind| v1::Command { session: None, kind: Some(kind) }).collect())
+}
+
+/// The command that gives tasks to workers; `None` if there is none to give.
+///
+/// # Errors
+/// The database failed.
+pub fn assign(head: &v1::Head, rows: &impl Read) -> Result<Option<v1::Command>, Fault> {
+    if head.tasks_pending == 0 || head.workers_live == 0 {
+        return Ok(None);
+    }
+    let now = ClusterTime(head.cluster_time_ms);
+    let assignments = scheduler::place(&task::placeable(rows, now)?, &worker::all(rows)?, now);
+    let wanted = !assignments.is_empty();
+    let kind = command::Kind::AssignTasks(v1::AssignTasks { assignments });
     Ok(wanted.then_some(v1::Command { session: None, kind: Some(kind) }))
 }
 

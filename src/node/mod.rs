@@ -31,7 +31,6 @@ use crate::raft::manager::{self, Observer, Setup};
 use crate::raft::tail::Retention;
 use crate::shared::SharedNodeState;
 use crate::state::member;
-use crate::time::ClusterTime;
 
 /// How a node that has no identity yet gets one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,6 +166,7 @@ impl NodeBuilder {
             manager,
             io.spawn.spawn("server", Box::pin(serve)),
             io.spawn.spawn("controllers", Box::pin(control(shared.clone()))),
+            io.spawn.spawn("scheduler", Box::pin(schedule(shared.clone()))),
             io.spawn.spawn("readiness", Box::pin(ready(shared.clone(), health.clone()))),
         ];
         tracing::info!(cluster = identity.cluster.hex(), member = %identity.id, %bound, "started");
@@ -224,8 +224,8 @@ async fn control(shared: Arc<SharedNodeState>) {
         if !shared.leads() {
             continue;
         }
-        // Cluster time is carried by entries: while sessions live, it must go on without clients, too.
-        let keep_time = shared.io.clock.now().since(last_stamp) >= limits::SESSION_TTL / 10;
+        // Cluster time is carried by entries: while anything may expire, it must go on without clients, too.
+        let keep_time = shared.io.clock.now().since(last_stamp) >= limits::TIME_PERIOD;
         if keep_time {
             last_stamp = shared.io.clock.now();
         }
@@ -240,17 +240,40 @@ async fn control_once(shared: &SharedNodeState, keep_time: bool) -> Result<(), F
     let clock = &shared.io.clock;
     let (expire, members, based_on) = {
         let (head, rows) = shared.reader.view()?;
-        let now = ClusterTime(head.cluster_time_ms);
-        (controller::expire_sessions(&head, &rows, now, keep_time)?, member::all(&rows)?, Index(head.applied_index))
+        (controller::expire(&head, &rows, keep_time)?, member::all(&rows)?, Index(head.applied_index))
     };
     // What fails here is looked at again in the next period.
-    if let Some(command) = expire {
+    for command in expire {
         let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.propose(command.encode_to_vec().into())).await;
     }
     if let Some(change) = controller::promote(&shared.raft.status(), &members) {
         let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.change_members(change, based_on)).await;
     }
     Ok(())
+}
+
+/// The leader's scheduler: looks again whenever the state has changed.
+async fn schedule(shared: Arc<SharedNodeState>) {
+    let clock = shared.io.clock.clone();
+    let mut seen = Index(0);
+    loop {
+        // Also without a change: the pause of a task may be over.
+        let changed = shared.raft.wait(|status| (status.applied > seen).then_some(status.applied));
+        seen = clock.timeout(limits::CONTROL_PERIOD, changed).await.unwrap_or(seen);
+        if shared.leads() {
+            let command = match shared.reader.view().and_then(|(head, rows)| controller::assign(&head, &rows)) {
+                Ok(command) => command,
+                Err(fault) => return shared.io.spawn.fail_stop(fault),
+            };
+            // What fails here is looked at again in the next round.
+            if let Some(command) = command {
+                let proposal = shared.raft.propose(command.encode_to_vec().into());
+                let _ = clock.timeout(limits::REQUEST_TIMEOUT, proposal).await;
+            }
+        }
+        // Under load the state changes all the time; what gathers meanwhile is placed at once.
+        clock.sleep(limits::SCHEDULE_PAUSE).await;
+    }
 }
 
 /// A running node. Dropping it cancels its tasks without ceremony, like a crash.

@@ -3,9 +3,9 @@
 use prost::Message;
 
 use super::machine::Apply;
-use super::{kv, session};
+use super::{kv, session, task, worker};
 use crate::error::{Context, Fault, Reject};
-use crate::ids::{Revision, Seq, SessionId};
+use crate::ids::{NodeId, Revision, Seq, SessionId, TaskId, Token};
 use crate::limits::COMMAND_BYTES_MAX;
 use crate::proto::v1::{self, command, rejection, reply};
 
@@ -22,6 +22,8 @@ pub fn check(command: &v1::Command) -> Result<(), Reject> {
         None => invalid("kind", "missing, or from a newer version than this member's".into()),
         Some(command::Kind::Put(put)) => kv::check_put(put),
         Some(command::Kind::Delete(delete)) => kv::check_delete(delete),
+        Some(command::Kind::SubmitTask(submit)) => task::check_spec(submit.spec.as_ref()),
+        Some(command::Kind::RegisterWorker(register)) => worker::check_features(&register.features),
         Some(command::Kind::KeepSession(_)) if command.session.is_none() => {
             invalid("session", "missing; it names the session to keep".into())
         }
@@ -65,6 +67,22 @@ fn run(apply: &mut Apply<'_>, kind: &command::Kind) -> Result<v1::Reply, Fault> 
             let expired = session::expire(apply, &expire.sessions)?;
             Ok(reply::Kind::ExpireSessions(v1::ExpireSessionsReply { expired }))
         }
+        command::Kind::SubmitTask(submit) => task::submit(apply, submit)?.map(reply::Kind::SubmitTask),
+        command::Kind::StopTask(stop) => task::stop(apply, TaskId(stop.id))?.map(reply::Kind::StopTask),
+        command::Kind::AssignTasks(assign) => {
+            let assigned = task::assign(apply, assign)?;
+            Ok(reply::Kind::AssignTasks(v1::AssignTasksReply { assigned }))
+        }
+        command::Kind::ReportAttempt(report) => task::report(apply, report)?.map(reply::Kind::ReportAttempt),
+        command::Kind::RegisterWorker(register) => worker::register(apply, register)?.map(reply::Kind::WorkerLease),
+        command::Kind::RenewWorker(renew) => worker::renew(apply, renew)?.map(reply::Kind::WorkerLease),
+        command::Kind::SetWorkerStatus(set) => {
+            worker::set_status(apply, set)?.map(|()| reply::Kind::SetWorkerStatus(v1::SetWorkerStatusReply {}))
+        }
+        command::Kind::ExpireWorkers(expire) => {
+            let expired = worker::expire(apply, &expire.workers)?;
+            Ok(reply::Kind::ExpireWorkers(v1::ExpireWorkersReply { expired }))
+        }
     };
     Ok(match answer {
         Ok(kind) => v1::Reply { kind: Some(kind) },
@@ -88,6 +106,10 @@ pub fn rejection(reject: &Reject) -> v1::Reply {
         Reject::RevisionMismatch { expected, actual } => {
             Kind::RevisionMismatch(rejection::RevisionMismatch { expected: expected.0, actual: actual.0 })
         }
+        Reject::NotFound(what) => Kind::NotFound(what.clone()),
+        Reject::Conflict(what) => Kind::Conflict(what.clone()),
+        Reject::Fenced(token) => Kind::Fenced(token.0),
+        Reject::WorkerOffline(worker) => Kind::WorkerOffline(worker.0),
         Reject::Invalid { field, why } => Kind::Invalid(rejection::Invalid { field: field.clone(), why: why.clone() }),
     };
     v1::Reply { kind: Some(reply::Kind::Rejection(v1::Rejection { kind: Some(kind) })) }
@@ -111,6 +133,10 @@ pub fn reject(rejection: &v1::Rejection) -> Option<Reject> {
         Kind::RevisionMismatch(r) => {
             Reject::RevisionMismatch { expected: Revision(r.expected), actual: Revision(r.actual) }
         }
+        Kind::NotFound(what) => Reject::NotFound(what.clone()),
+        Kind::Conflict(what) => Reject::Conflict(what.clone()),
+        Kind::Fenced(token) => Reject::Fenced(Token(*token)),
+        Kind::WorkerOffline(worker) => Reject::WorkerOffline(NodeId(*worker)),
         Kind::Invalid(i) => Reject::Invalid { field: i.field.clone(), why: i.why.clone() },
     })
 }

@@ -11,3 +11,5 @@ pub mod member;
 pub mod session;
 pub mod snapshot;
 pub mod table;
+pub mod task;
+pub mod worker;

@@ -6,6 +6,7 @@
 
 use std::ops::{Bound, ControlFlow};
 
+use prost::Message;
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use xxhash_rust::xxh3::Xxh3;
 
@@ -22,10 +23,33 @@ pub enum Table {
     Replies,
     /// Member id to [`crate::proto::v1::Member`].
     Members,
+    /// Worker id to [`crate::proto::v1::Worker`].
+    Workers,
+    /// Task id to [`crate::proto::v1::Task`].
+    Tasks,
+    /// Task name to the id of its latest task.
+    TaskNames,
+    /// Ids of the tasks without a worker.
+    Pending,
+    /// Worker and task id, for the tasks that a worker has.
+    Assigned,
+    /// Number in the order of ending to task id, for the tasks that have ended.
+    Ended,
 }
 
 /// All tables, in the order of their numbers.
-pub const TABLES: [Table; 4] = [Table::Kv, Table::Sessions, Table::Replies, Table::Members];
+pub const TABLES: [Table; 10] = [
+    Table::Kv,
+    Table::Sessions,
+    Table::Replies,
+    Table::Members,
+    Table::Workers,
+    Table::Tasks,
+    Table::TaskNames,
+    Table::Pending,
+    Table::Assigned,
+    Table::Ended,
+];
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 
@@ -36,6 +60,12 @@ impl Table {
             Self::Sessions => "sessions",
             Self::Replies => "replies",
             Self::Members => "members",
+            Self::Workers => "workers",
+            Self::Tasks => "tasks",
+            Self::TaskNames => "task names",
+            Self::Pending => "pending",
+            Self::Assigned => "assigned",
+            Self::Ended => "ended",
         }
     }
 
@@ -76,6 +106,44 @@ pub trait Read {
     /// The database failed, or `each` did.
     fn scan(&self, table: Table, range: KeyRange, each: EachRow<'_>) -> Result<(), Fault>;
 }
+
+/// The message in a row, if the row exists.
+///
+/// # Errors
+/// The database failed, or the row is not one.
+pub fn find<M: Message + Default>(rows: &impl Read, table: Table, key: &[u8]) -> Result<Option<M>, Fault> {
+    let row = rows.get(table, key)?;
+    row.map(|row| M::decode(&*row).context(|| failed("decode a row of", table))).transpose()
+}
+
+/// Calls `each` for the messages in a range of rows, in the order of their keys, until it breaks.
+///
+/// # Errors
+/// The database failed, a row is not one, or `each` failed.
+pub fn each<M: Message + Default>(
+    rows: &impl Read,
+    table: Table,
+    range: KeyRange,
+    mut each: impl FnMut(M) -> Result<ControlFlow<()>, Fault>,
+) -> Result<(), Fault> {
+    rows.scan(table, range, &mut |_, row| each(M::decode(row).context(|| failed("decode a row of", table))?))
+}
+
+/// A key that is a number: keys are in the order of their numbers.
+pub fn number_key(number: u64) -> [u8; 8] {
+    number.to_be_bytes()
+}
+
+/// The number of a key of [`number_key`].
+///
+/// # Errors
+/// It is none.
+pub fn key_number(key: &[u8]) -> Result<u64, Fault> {
+    Ok(u64::from_be_bytes(key.try_into().context(|| "read a key that is a number".to_string())?))
+}
+
+/// All keys.
+pub const ALL: KeyRange = (Bound::Unbounded, Bound::Unbounded);
 
 fn failed(verb: &str, table: Table) -> String {
     format!("{verb} the table {} of the state", table.name())
