@@ -1,7 +1,7 @@
 //! The simulator: the real node on virtual machines under attack, reproducible from one number.
 //!
 //! madsim is the executor only: tasks in random order, virtual time, one madsim node per machine. Everything a fault
-//! can touch is here: [`network`], [`disk`], [`clock`] and [`spawn`] implement the seams of [`crate::io`], and a
+//! can touch is here: [`network`], [`disk`], [`clock`], [`launcher`] and [`spawn`] implement the seams of [`crate::io`], and a
 //! [`world::World`] owns the machines. Randomness comes from labelled streams of the seed, so one kind of fault
 //! never shifts another.
 
@@ -10,10 +10,12 @@
 pub mod clock;
 pub mod disk;
 pub mod history;
+pub mod launcher;
 pub mod network;
 pub mod oracle;
 pub mod plan;
 pub mod run;
 pub mod spawn;
+pub mod tasks;
 pub mod trace;
 pub mod world;

@@ -25,6 +25,10 @@ pub struct Plan {
     pub one_session: bool,
     /// How often, in thousandths, a client pauses for longer than a session lives.
     pub idle_permille: u64,
+    /// Clients that submit tasks.
+    pub submitters: usize,
+    /// Tasks of each.
+    pub tasks: u64,
     /// Keys they share.
     pub keys: u64,
     /// How much of the log the members keep for those behind: less than what happens, so that snapshots are needed.
@@ -129,6 +133,8 @@ impl Plan {
             clients: load.range(1, 5) as usize,
             operations: load.range(15, 50),
             keys: load.range(1, 5),
+            submitters: load.range(0, 3) as usize,
+            tasks: load.range(2, 12),
             one_session: load.chance(300),
             idle_permille: if load.chance(200) { 30 } else { 0 },
             retention: Retention {
@@ -199,8 +205,15 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} nodes, {} clients with {} operations each on {} keys; one session: {}, idle {} in 1000",
-            self.nodes, self.clients, self.operations, self.keys, self.one_session, self.idle_permille
+            "{} nodes, {} clients with {} operations each on {} keys; one session: {}, idle {} in 1000; {} clients with {} tasks each",
+            self.nodes,
+            self.clients,
+            self.operations,
+            self.keys,
+            self.one_session,
+            self.idle_permille,
+            self.submitters,
+            self.tasks
         )?;
         writeln!(f, "{:?}, snapshots in chunks of {} bytes", self.retention, self.chunk_bytes)?;
         writeln!(f, "{:?}", self.weather)?;

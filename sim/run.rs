@@ -32,11 +32,14 @@ use crate::sim::oracle::monotonic::Monotonic;
 use crate::sim::oracle::promise::Promises;
 use crate::sim::oracle::{Violation, Violations, exactly_once, linearizable};
 use crate::sim::plan::{Fault, Plan};
+use crate::sim::tasks::{self, Submissions};
 use crate::sim::trace::Trace;
 use crate::sim::world::{self, Down, FailStop, Machine, Seed, World};
 
 /// How long a healed cluster, or a new one, may take for anything it must do.
 const RECOVERY_MAX: Duration = Duration::from_secs(60);
+/// How long all tasks together may take to end once nothing hinders them.
+const TASKS_MAX: Duration = Duration::from_secs(600);
 /// How long a client tries one operation.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -100,13 +103,15 @@ pub struct Report {
     pub promises: u64,
     /// Snapshots that a member went over to.
     pub snapshots: u64,
+    /// Attempts at tasks that began, and those of them that were cut short.
+    pub attempts: (u64, u64),
 }
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "seed {}: {}; {:.1} s, {} of {} operations answered, {} leaders, {} promises checked, {} snapshots installed, trace {:016x} of {} events",
+            "seed {}: {}; {:.1} s, {} of {} operations answered, {} leaders, {} promises checked, {} snapshots installed, {} attempts began and {} were cut short, trace {:016x} of {} events",
             self.seed.0,
             self.verdict,
             self.elapsed.as_secs_f64(),
@@ -115,6 +120,8 @@ impl fmt::Display for Report {
             self.leaders,
             self.promises,
             self.snapshots,
+            self.attempts.0,
+            self.attempts.1,
             self.trace.0,
             self.trace.1
         )
@@ -142,6 +149,7 @@ pub fn run_plan(seed: Seed, plan: Plan, print: bool) -> Report {
             leaders: 0,
             promises: 0,
             snapshots: 0,
+            attempts: (0, 0),
         })
         .with_seed(seed)
 }
@@ -250,6 +258,7 @@ struct Run {
     operator: Client,
     watch: Arc<Watch>,
     history: Arc<History>,
+    submissions: Arc<Submissions>,
     time: TimeHandle,
 }
 
@@ -264,7 +273,17 @@ impl Run {
             members.iter().map(|member| (member.machine.id, member.machine.clone())).collect();
         let tap = watch.clone();
         world.network.set_wiretap(Arc::new(move |from, _, frame| tap.on_frame(&machines[&from], frame)));
-        Self { operator, endpoints, world, plan, members, watch, history: Arc::default(), time: TimeHandle::current() }
+        Self {
+            operator,
+            endpoints,
+            world,
+            plan,
+            members,
+            watch,
+            history: Arc::default(),
+            submissions: Arc::default(),
+            time: TimeHandle::current(),
+        }
     }
 
     async fn live(self) -> Report {
@@ -285,6 +304,7 @@ impl Run {
             leaders: watched.elections.leaders(),
             promises: watched.promises.checked,
             snapshots: watched.agreement.installed,
+            attempts: self.world.ledger.counts(),
         }
     }
 
@@ -321,7 +341,9 @@ impl Run {
     /// Runs the clients while the faults of the plan happen, and waits for both.
     async fn attack(&self) {
         let one = Client::new(self.world.machine().boot().0, &self.endpoints, CLIENT_TIMEOUT);
-        let clients: Vec<_> = (1..=self.plan.clients as u64).map(|id| self.client(id, &one)).collect();
+        let submitters = (1..=self.plan.submitters as u64).map(|id| self.submitter(id));
+        let clients: Vec<_> =
+            (1..=self.plan.clients as u64).map(|id| self.client(id, &one)).chain(submitters).collect();
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
         for (at, fault) in &self.plan.faults {
@@ -413,6 +435,15 @@ impl Run {
         }
     }
 
+    /// A client on a machine of its own that submits tasks.
+    fn submitter(&self, id: u64) -> madsim::task::JoinHandle<()> {
+        let (io, node) = self.world.machine().boot();
+        let client = Client::new(io, &self.endpoints, CLIENT_TIMEOUT);
+        let rng = self.world.rng.stream(&format!("submitter {id}"));
+        let (count, submissions, trace) = (self.plan.tasks, self.submissions.clone(), self.world.trace.clone());
+        node.spawn(async move { tasks::submit(client, id, count, rng, &submissions, &trace).await })
+    }
+
     /// A client on a machine of its own that does its share of the plan, under the session of `one` if they share it.
     fn client(&self, id: u64, one: &Client) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.world.machine().boot();
@@ -470,6 +501,7 @@ impl Run {
             return Err(Verdict::Liveness(format!("a healed cluster did not serve within {RECOVERY_MAX:?}")));
         }
         self.finish_removals().await?;
+        self.finish_tasks().await?;
         let converged = || {
             let watched = self.watch.inner.lock().unwrap();
             let last = watched.agreement.last();
@@ -479,6 +511,25 @@ impl Run {
         };
         self.within("a healed cluster converges", converged).await?;
         self.check()
+    }
+
+    /// Every task that was taken ends.
+    async fn finish_tasks(&self) -> Result<(), Verdict> {
+        if self.plan.submitters == 0 {
+            return Ok(());
+        }
+        let (io, node) = self.world.machine().boot();
+        let client = Client::new(io, &self.endpoints, CLIENT_TIMEOUT);
+        let (watch, ledger, submissions) = (self.watch.clone(), self.world.ledger.clone(), self.submissions.clone());
+        let gone: Vec<NodeId> = self.members.iter().filter(|m| m.is_removed()).filter_map(|m| m.id()).collect();
+        let checks = node.spawn(async move {
+            let tasks = tasks::all_ended(&client, TASKS_MAX).await?;
+            submissions.check(&tasks, &ledger, &watch.violations);
+            tasks::check_output(&client, &tasks, &gone, &watch.violations).await;
+            Ok::<(), String>(())
+        });
+        let ended = checks.await.unwrap_or_else(|_| Err("the client has died".into()));
+        ended.map_err(|live| Verdict::Liveness(format!("a task did not end within {TASKS_MAX:?}: {live}")))
     }
 
     /// What an operator began is carried through, and who is removed says so.
@@ -502,7 +553,8 @@ impl Run {
     /// Checks what was found while the run went on.
     fn check(&self) -> Result<(), Verdict> {
         let fail_stops: Vec<FailStop> = self.world.fail_stops();
-        let violations = self.watch.violations.all();
+        let mut violations = self.watch.violations.all();
+        violations.extend(self.world.ledger.violations.all());
         if !violations.is_empty() {
             return Err(Verdict::Safety(violations));
         }

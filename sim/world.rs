@@ -10,7 +10,9 @@ use crate::ids::Address;
 use crate::io::{Io, Rng};
 use crate::sim::clock::SimClock;
 use crate::sim::disk::{PowerCut, SimDisk};
+use crate::sim::launcher::SimLauncher;
 use crate::sim::network::{MachineId, SimNetwork};
+use crate::sim::oracle::attempts::Ledger;
 use crate::sim::spawn::SimSpawn;
 use crate::sim::trace::Trace;
 
@@ -75,6 +77,8 @@ pub struct World {
     pub network: Arc<SimNetwork>,
     /// The running hash of all events.
     pub trace: Arc<Trace>,
+    /// What really ran on the machines.
+    pub ledger: Arc<Ledger>,
     executor: Handle,
     machines: Mutex<Vec<Arc<Machine>>>,
     fail_stops: Arc<Mutex<Vec<FailStop>>>,
@@ -89,6 +93,7 @@ impl World {
             rng,
             network,
             trace,
+            ledger: Arc::default(),
             executor: Handle::current(),
             machines: Mutex::default(),
             fail_stops: Arc::default(),
@@ -101,11 +106,16 @@ impl World {
         let id = machines.len() as MachineId + 1;
         let node = self.executor.create_node().name(format!("machine-{id}")).build();
         let rng = self.rng.child(&format!("machine {id}"));
+        let clock = Arc::new(SimClock::draw(&mut rng.stream("clock"), 500));
+        let shims = self.executor.create_node().name(format!("shims-{id}")).build();
+        let (ledger, trace) = (self.ledger.clone(), self.trace.clone());
         let machine = Arc::new(Machine {
             id,
             node: node.id(),
             disk: SimDisk::new(format!("disk of machine {id}")),
-            clock: Arc::new(SimClock::draw(&mut rng.stream("clock"), 500)),
+            shims: shims.id(),
+            launcher: Arc::new(SimLauncher::new(id, clock.clone(), shims, ledger, trace)),
+            clock,
             rng,
             network: self.network.clone(),
             trace: self.trace.clone(),
@@ -132,6 +142,8 @@ pub struct Machine {
     clock: Arc<SimClock>,
     rng: Rng,
     node: madsim::task::NodeId,
+    shims: madsim::task::NodeId,
+    launcher: Arc<SimLauncher>,
     network: Arc<SimNetwork>,
     trace: Arc<Trace>,
     executor: Handle,
@@ -183,6 +195,7 @@ impl Machine {
             clock: self.clock.clone(),
             network: self.network.attach(self.id, node.clone()),
             disk: self.disk.boot(),
+            launcher: Some(self.launcher.clone()),
             spawn,
             rng: rng.child("node"),
         };
@@ -208,6 +221,9 @@ impl Machine {
         self.executor.kill(self.node);
         if let Down::Power(fate) = how {
             self.disk.power_cut(fate, &mut rng);
+            self.executor.kill(self.shims);
+            self.executor.restart(self.shims);
+            self.launcher.power_cut(self.executor.get_node(self.shims).expect("created with the machine"));
         }
     }
 

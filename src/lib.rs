@@ -29,6 +29,8 @@ pub mod state;
 pub mod controller;
 pub mod scheduler;
 
+pub mod worker;
+
 pub mod client;
 pub mod shared;
 

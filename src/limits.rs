@@ -115,6 +115,23 @@ pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 pub const WORKER_LEASE: Duration = Duration::from_secs(10);
 /// Cluster time by which the lease is over for the leader, too: more than clocks drift apart within a lease.
 pub const WORKER_LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// How long a worker that stops in order waits for its tasks to end.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
+/// How often a worker renews its lease.
+pub const WORKER_RENEWAL: Duration = Duration::from_millis(2_500);
+/// Shortest pause between two looks of a worker at what it should run.
+pub const WORKER_PAUSE: Duration = Duration::from_millis(20);
+/// Longest pause between two looks of a worker at what it should run, and at what runs; ten times that while it has
+/// nothing.
+pub const WORKER_PERIOD: Duration = Duration::from_millis(100);
+/// Jobs the owner of a worker's processes may have outstanding.
+pub const WORKER_JOBS_MAX: usize = 64;
+/// Ended attempts whose output a worker keeps.
+pub const OUTPUTS_KEPT: usize = 200;
+/// Output of one attempt that is kept, in bytes: the newest.
+pub const OUTPUT_BYTES_KEPT: u64 = 16 * 1024 * 1024;
+/// Size of a piece of output, in bytes.
+pub const OUTPUT_PIECE_BYTES: usize = 64 * 1024;
 /// Time between the signal to end and the one that kills when a lease ends; the kill comes before the end.
 pub const LEASE_KILL_GRACE: Duration = Duration::from_secs(1);
 /// Tasks placed by one command.

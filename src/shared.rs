@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use prost::Message;
 use tonic::{Code, Request, Status};
 
@@ -13,7 +14,7 @@ use crate::ids::{Address, Index, NodeId, TaskId};
 use crate::io::{Channel, ChannelError, Io};
 use crate::limits::{MESSAGE_BYTES_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
 use crate::proto::v1::store_client::StoreClient;
-use crate::proto::v1::{self, TaskPhase};
+use crate::proto::v1::{self, TaskPhase, command::Kind as CommandKind, reply};
 use crate::raft::core::Role;
 use crate::raft::log::Identity;
 use crate::raft::manager::{ProposeError, RaftHandle};
@@ -22,6 +23,7 @@ use crate::state::machine::StateReader;
 use crate::state::table::View;
 use crate::state::{command, kv, member, task, worker};
 use crate::time::{ClusterTime, Monotonic};
+use crate::worker::{Commands, Outputs, Refusal};
 
 /// Marks a call that a follower passed on, so that it is not passed on again.
 pub const FORWARDED: &str = "cairn-forwarded";
@@ -38,6 +40,8 @@ pub struct SharedNodeState {
     pub raft: RaftHandle,
     /// The way to the state.
     pub reader: StateReader,
+    /// The output of what ran here; `None` if nothing may be run here.
+    pub outputs: Option<Outputs>,
     channels: Mutex<BTreeMap<Address, Channel>>,
 }
 
@@ -48,8 +52,14 @@ const _: () = {
 
 impl SharedNodeState {
     /// Bundles the parts of a running node.
-    pub fn new(io: Io, identity: Identity, raft: RaftHandle, reader: StateReader) -> Arc<Self> {
-        Arc::new(Self { io, identity, raft, reader, channels: Mutex::default() })
+    pub fn new(
+        io: Io,
+        identity: Identity,
+        raft: RaftHandle,
+        reader: StateReader,
+        outputs: Option<Outputs>,
+    ) -> Arc<Self> {
+        Arc::new(Self { io, identity, raft, reader, outputs, channels: Mutex::default() })
     }
 
     /// When a call that arrived now must be answered: what the caller asked for, within bounds.
@@ -199,6 +209,24 @@ impl SharedNodeState {
     /// Whether this member leads.
     pub fn leads(&self) -> bool {
         self.raft.status().role == Role::Leader
+    }
+}
+
+impl Commands for SharedNodeState {
+    fn execute(&self, kind: CommandKind, patience: Duration) -> BoxFuture<'_, Result<reply::Kind, Refusal>> {
+        let deadline = self.io.clock.now() + patience;
+        let command = v1::Command { session: None, kind: Some(kind) };
+        Box::pin(async move {
+            let reply = self.execute(command, deadline, false).await;
+            match reply.map_err(|status| Refusal::Failed(status.message().into()))?.kind {
+                Some(reply::Kind::Rejection(rejection)) => Err(match command::reject(&rejection) {
+                    Some(reject) => Refusal::Rejected(reject),
+                    None => Refusal::Failed("refused for a reason that only a newer version knows".into()),
+                }),
+                Some(kind) => Ok(kind),
+                None => Err(Refusal::Failed("an answer from a newer version".into())),
+            }
+        })
     }
 }
 

@@ -4,6 +4,7 @@
 //! saw. They share no code with what they check, but for reading formats.
 
 pub mod agreement;
+pub mod attempts;
 pub mod election;
 pub mod exactly_once;
 pub mod linearizable;

@@ -4,6 +4,7 @@ mod cluster;
 mod health;
 mod peer;
 mod store;
+mod tasks;
 
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use crate::proto::health::health_server::HealthServer;
 use crate::proto::v1::cluster_server::ClusterServer;
 use crate::proto::v1::peer_server::PeerServer;
 use crate::proto::v1::store_server::StoreServer;
+use crate::proto::v1::tasks_server::TasksServer;
 use crate::shared::SharedNodeState;
 
 pub use cluster::ClusterService;
@@ -27,5 +29,6 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {
         .add_service(peer)
         .add_service(store)
         .add_service(ClusterServer::new(ClusterService(node.clone())))
+        .add_service(TasksServer::new(tasks::TasksService(node.clone())))
         .prepare()
 }

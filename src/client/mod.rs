@@ -4,6 +4,8 @@
 //! first answer. What cannot be known is said: an attempt that broke in the middle and could not be repeated before the
 //! deadline ends as [`ClientError::Unknown`], never as a guess.
 
+mod tasks;
+
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -5,6 +5,7 @@
 
 mod clock;
 mod disk;
+mod launcher;
 mod network;
 mod rng;
 mod spawn;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 pub use clock::{Clock, Elapsed};
 pub use disk::{Backend, Disk};
+pub use launcher::{Found, Launch, Launcher, LogPiece};
 pub use network::{BoxError, Channel, ChannelError, Listener, Network};
 pub(crate) use rng::scale;
 pub use rng::{Rng, RngStream};
@@ -27,6 +29,8 @@ pub struct Io {
     pub network: Arc<dyn Network>,
     /// The node's data directory.
     pub disk: Arc<dyn Disk>,
+    /// Processes; `None` where nothing may be run.
+    pub launcher: Option<Arc<dyn Launcher>>,
     /// Tasks and threads.
     pub spawn: Arc<dyn Spawn>,
     /// Randomness.

@@ -31,6 +31,7 @@ use crate::raft::manager::{self, Observer, Setup};
 use crate::raft::tail::Retention;
 use crate::shared::SharedNodeState;
 use crate::state::member;
+use crate::worker::{self, Worker, WorkerConfig};
 
 /// How a node that has no identity yet gets one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +53,7 @@ pub struct NodeBuilder {
     election_timeout: Duration,
     retention: Retention,
     chunk_bytes: usize,
+    worker: WorkerConfig,
     observer: Arc<dyn Observer>,
 }
 
@@ -66,6 +68,7 @@ impl NodeBuilder {
             election_timeout: limits::ELECTION_TIMEOUT,
             retention: Retention::default(),
             chunk_bytes: limits::SNAPSHOT_CHUNK_BYTES,
+            worker: WorkerConfig::default(),
             observer: Arc::new(()),
         }
     }
@@ -97,6 +100,12 @@ impl NodeBuilder {
     /// About how large the chunks are in which it sends a snapshot.
     pub fn snapshot_chunk_bytes(mut self, bytes: usize) -> Self {
         self.chunk_bytes = bytes;
+        self
+    }
+
+    /// What it offers as a worker, if its seams let it run anything.
+    pub fn worker(mut self, config: WorkerConfig) -> Self {
+        self.worker = config;
         self
     }
 
@@ -147,7 +156,8 @@ impl NodeBuilder {
             observer: self.observer,
         };
         let (raft, incarnation, manager) = manager::start(setup)?;
-        let shared = SharedNodeState::new(io.clone(), identity, raft, reader);
+        let outputs = worker::outputs(&io);
+        let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone());
         let health = Health::default();
         let routes = api::routes(&shared, &health);
         let bound = listener.address();
@@ -169,8 +179,12 @@ impl NodeBuilder {
             io.spawn.spawn("scheduler", Box::pin(schedule(shared.clone()))),
             io.spawn.spawn("readiness", Box::pin(ready(shared.clone(), health.clone()))),
         ];
+        let worker = outputs.map(|hands| {
+            let (raft, reader) = (shared.raft.clone(), shared.reader.clone());
+            Worker::start(io.clone(), identity.id, self.worker, raft, reader, shared.clone(), hands)
+        });
         tracing::info!(cluster = identity.cluster.hex(), member = %identity.id, %bound, "started");
-        Ok(Node { shared, health, incarnation, address: bound, stop_serving, ended, tasks })
+        Ok(Node { shared, health, incarnation, address: bound, worker, stop_serving, ended, tasks })
     }
 }
 
@@ -282,6 +296,7 @@ pub struct Node {
     health: Health,
     incarnation: Incarnation,
     address: Address,
+    worker: Option<Worker>,
     stop_serving: oneshot::Sender<()>,
     ended: oneshot::Receiver<()>,
     tasks: Vec<TaskHandle>,
@@ -320,9 +335,13 @@ impl Node {
         self.shared.raft.removed().await;
     }
 
-    /// Stops it in order: no new work, leadership handed over, state durable, calls under way answered.
+    /// Stops it in order: no new work, its tasks ended and given back, leadership handed over, state durable, calls under
+    /// way answered.
     pub async fn stop(self) {
         self.health.set_serving(false);
+        if let Some(worker) = self.worker {
+            worker.drain(limits::DRAIN_TIMEOUT).await;
+        }
         self.shared.raft.stop().await;
         let _ = self.stop_serving.send(());
         // Streams of peers end when their other end does; nobody waits for them.

@@ -39,6 +39,7 @@ pub fn client_io() -> Result<Io, Fault> {
         clock: Arc::new(SystemClock),
         network: Arc::new(Sockets),
         disk: Arc::new(disk::NoDisk),
+        launcher: None,
         spawn: Arc::new(Tasks::current()),
         rng: Rng::from_seed(seed),
     })

@@ -1,0 +1,191 @@
+//! Simulated processes: a shim per attempt that outlives its node, and a ledger of what really ran where and when.
+//!
+//! What a process does is in its command: `sim MS CODE` runs for that long and exits with that code, `sim MS CODE
+//! stubborn` also ignores the signal to end. Shims belong to the machine, not to the node on it: a killed or frozen node
+//! leaves them running, a power cut takes them all.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use madsim::runtime::NodeHandle;
+
+use crate::ids::Token;
+use crate::io::{Clock, Found, Launch, Launcher, LogPiece};
+use crate::limits::LEASE_KILL_GRACE;
+use crate::proto::v1::{Exit, Resources, exit::Reason};
+use crate::sim::clock::SimClock;
+use crate::sim::network::MachineId;
+use crate::sim::oracle::attempts::Ledger;
+use crate::sim::trace::Trace;
+use crate::time::Monotonic;
+
+/// What every simulated machine has.
+pub const RESOURCES: Resources = Resources { cpu_milli: 1_000, memory_bytes: 1 << 30, disk_bytes: 1 << 30 };
+
+/// How often a shim looks at its deadline.
+const LOOK: Duration = Duration::from_millis(50);
+
+struct Attempt {
+    launch: Launch,
+    deadline: Monotonic,
+    stop: Option<Reason>,
+    exit: Option<Exit>,
+}
+
+/// The processes of one machine. They outlive its node's boots.
+pub struct SimLauncher {
+    machine: MachineId,
+    attempts: Arc<Mutex<BTreeMap<Token, Attempt>>>,
+    clock: Arc<SimClock>,
+    shims: Mutex<NodeHandle>,
+    ledger: Arc<Ledger>,
+    trace: Arc<Trace>,
+}
+
+impl SimLauncher {
+    /// The processes of a machine, which run on `shims`.
+    pub fn new(
+        machine: MachineId,
+        clock: Arc<SimClock>,
+        shims: NodeHandle,
+        ledger: Arc<Ledger>,
+        trace: Arc<Trace>,
+    ) -> Self {
+        Self { machine, attempts: Arc::default(), clock, shims: Mutex::new(shims), ledger, trace }
+    }
+
+    /// The power goes: nothing runs any more, and what ran leaves no record. What is started from now on runs on `shims`.
+    pub fn power_cut(&self, shims: NodeHandle) {
+        *self.shims.lock().unwrap() = shims;
+        for (token, attempt) in self.attempts.lock().unwrap().iter_mut().filter(|(_, a)| a.exit.is_none()) {
+            self.ledger.end(attempt.launch.task, *token, None);
+            attempt.exit = Some(Exit { reason: Reason::Lost.into(), ..Exit::default() });
+        }
+    }
+
+    fn with<T>(&self, token: Token, body: impl FnOnce(&mut Attempt) -> T) -> io::Result<T> {
+        let mut attempts = self.attempts.lock().unwrap();
+        let none = || io::Error::new(io::ErrorKind::NotFound, format!("there is no attempt {token}"));
+        attempts.get_mut(&token).map(body).ok_or_else(none)
+    }
+}
+
+/// What a command does.
+#[derive(Clone, Copy)]
+struct Program {
+    runs: Duration,
+    code: i32,
+    stubborn: bool,
+}
+
+fn program(command: &[String]) -> Option<Program> {
+    match command {
+        [sim, millis, code, rest @ ..] if sim == "sim" => Some(Program {
+            runs: Duration::from_millis(millis.parse().ok()?),
+            code: code.parse().ok()?,
+            stubborn: rest.first().is_some_and(|word| word == "stubborn"),
+        }),
+        _ => None,
+    }
+}
+
+/// How a process ends under its shim.
+async fn run(
+    program: Program,
+    token: Token,
+    clock: Arc<SimClock>,
+    attempts: Arc<Mutex<BTreeMap<Token, Attempt>>>,
+) -> Exit {
+    let began = clock.now();
+    let mut asked: Option<(Monotonic, Reason)> = None;
+    loop {
+        let now = clock.now();
+        let (deadline, stop, timeout, grace) = {
+            let attempts = attempts.lock().unwrap();
+            let Attempt { launch, deadline, stop, .. } = &attempts[&token];
+            (*deadline, *stop, launch.timeout, launch.kill_grace)
+        };
+        let timed_out = timeout.is_some_and(|timeout| now >= began + timeout).then_some(Reason::TimedOut);
+        let lease_ends = (now + LEASE_KILL_GRACE >= deadline).then_some(Reason::LeaseEnded);
+        if asked.is_none() {
+            asked = stop.or(timed_out).or(lease_ends).map(|reason| (now, reason));
+        }
+        if let Some((at, reason)) = asked
+            && (!program.stubborn || now >= at + grace || now >= deadline)
+        {
+            let signal = Some(if program.stubborn { 9 } else { 15 });
+            return Exit { reason: reason.into(), signal, ..Exit::default() };
+        }
+        if now >= began + program.runs {
+            return Exit { reason: Reason::Exited.into(), code: Some(program.code), ..Exit::default() };
+        }
+        let next = (began + program.runs).min(now + LOOK);
+        clock.sleep_until(next).await;
+    }
+}
+
+impl Launcher for SimLauncher {
+    fn resources(&self) -> Resources {
+        RESOURCES
+    }
+
+    fn launch(&self, launch: &Launch, deadline: Monotonic) -> io::Result<()> {
+        let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("no such program: {:?}", launch.command));
+        let program = program(&launch.command).ok_or_else(unknown)?;
+        let (token, task) = (launch.token, launch.task);
+        let attempt = Attempt { launch: launch.clone(), deadline, stop: None, exit: None };
+        let before = self.attempts.lock().unwrap().insert(token, attempt);
+        self.ledger.begin(task, token, self.machine, launch.resources, before.is_some());
+        self.trace.event(format_args!("launch {} task {task} attempt {token}", self.machine));
+        let (attempts, clock) = (self.attempts.clone(), self.clock.clone());
+        let (ledger, trace) = (self.ledger.clone(), self.trace.clone());
+        let shims = self.shims.lock().unwrap().clone();
+        shims.spawn(async move {
+            let exit = run(program, token, clock, attempts.clone()).await;
+            trace.event(format_args!("exit attempt {token} {:?} {:?}", exit.reason(), exit.code));
+            ledger.end(task, token, exit.code);
+            attempts.lock().unwrap().get_mut(&token).expect("a running attempt is listed").exit = Some(exit);
+        });
+        Ok(())
+    }
+
+    fn list(&self) -> io::Result<Vec<Found>> {
+        let attempts = self.attempts.lock().unwrap();
+        let found = |(token, attempt): (&Token, &Attempt)| Found {
+            token: *token,
+            task: attempt.launch.task,
+            exit: attempt.exit.clone(),
+        };
+        Ok(attempts.iter().map(found).collect())
+    }
+
+    fn extend(&self, token: Token, deadline: Monotonic) -> io::Result<()> {
+        self.with(token, |attempt| attempt.deadline = deadline)
+    }
+
+    fn stop(&self, token: Token, reason: Reason) -> io::Result<()> {
+        self.with(token, |attempt| {
+            attempt.stop.get_or_insert(reason);
+        })
+    }
+
+    fn remove(&self, token: Token) -> io::Result<()> {
+        self.attempts.lock().unwrap().remove(&token);
+        Ok(())
+    }
+
+    fn read_log(&self, token: Token, offset: u64, bytes: usize) -> io::Result<LogPiece> {
+        self.with(token, |attempt| {
+            let text = Bytes::from(format!("attempt {token} of task {}\n", attempt.launch.task));
+            let start = (offset as usize).min(text.len());
+            let piece = text.slice(start..text.len().min(start + bytes));
+            let next = (start + piece.len()) as u64;
+            let ended = attempt.exit.is_some() && next == text.len() as u64;
+            let records = if piece.is_empty() { Vec::new() } else { vec![(false, piece)] };
+            LogPiece { next, records, ended }
+        })
+    }
+}

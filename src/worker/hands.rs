@@ -1,0 +1,116 @@
+//! The worker's hands: the owner of its processes. One round compares what should be with what is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+
+use crate::ids::Token;
+use crate::io::{Found, Launch, Launcher, LogPiece, Worker};
+use crate::limits::{OUTPUT_PIECE_BYTES, OUTPUTS_KEPT};
+use crate::proto::v1::{Exit, exit::Reason};
+use crate::time::Monotonic;
+
+/// An attempt that the state gives this worker.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    pub(super) launch: Launch,
+    /// It is to end, and this is why.
+    pub(super) stop: Option<Reason>,
+}
+
+pub(super) enum Job {
+    /// What should be; the reply is what is. Without a deadline nothing is started or extended.
+    Round { wanted: Vec<Wanted>, deadline: Option<Monotonic>, reply: oneshot::Sender<Vec<Found>> },
+    /// A piece of output; `None` if there is no such attempt here.
+    Read { token: Token, offset: u64, reply: oneshot::Sender<Option<LogPiece>> },
+}
+
+/// Owns the processes.
+pub(super) struct Hands {
+    launcher: Arc<dyn Launcher>,
+    /// Attempts that could not be started: how they ended, until the state knows.
+    not_started: BTreeMap<Token, Found>,
+}
+
+impl Hands {
+    pub(super) fn new(launcher: Arc<dyn Launcher>) -> Self {
+        Self { launcher, not_started: BTreeMap::new() }
+    }
+
+    fn round(&mut self, wanted: &[Wanted], deadline: Option<Monotonic>) -> io::Result<Vec<Found>> {
+        let tokens: BTreeSet<Token> = wanted.iter().map(|wanted| wanted.launch.token).collect();
+        self.not_started.retain(|token, _| tokens.contains(token));
+        let found: BTreeMap<Token, Found> =
+            self.launcher.list()?.into_iter().map(|found| (found.token, found)).collect();
+        for Wanted { launch, stop } in wanted {
+            let token = launch.token;
+            let running = found.get(&token).map(|found| found.exit.is_none());
+            match (running, stop, deadline) {
+                (Some(true), Some(reason), _) => note(token, "stop", self.launcher.stop(token, *reason)),
+                (Some(true), None, Some(deadline)) => note(token, "extend", self.launcher.extend(token, deadline)),
+                (None, None, Some(deadline)) if !self.not_started.contains_key(&token) => {
+                    if let Err(error) = self.launcher.launch(launch, deadline) {
+                        self.note_not_started(launch, Reason::NotStarted, error.to_string());
+                    }
+                }
+                (None, Some(reason), _) => self.note_not_started(launch, *reason, "it had not begun".into()),
+                (None | Some(_), _, _) => {}
+            }
+        }
+        for found in found.values().filter(|found| !tokens.contains(&found.token) && found.exit.is_none()) {
+            // It runs under a token that is over.
+            note(found.token, "stop", self.launcher.stop(found.token, Reason::Lost));
+        }
+        let over = |found: &&Found| found.exit.is_some() && !tokens.contains(&found.token);
+        let over: Vec<Token> = found.values().filter(over).map(|found| found.token).collect();
+        for token in &over[..over.len().saturating_sub(OUTPUTS_KEPT)] {
+            note(*token, "remove", self.launcher.remove(*token));
+        }
+        let mut now = self.launcher.list()?;
+        now.retain(|found| tokens.contains(&found.token));
+        now.extend(self.not_started.values().cloned());
+        Ok(now)
+    }
+
+    fn note_not_started(&mut self, launch: &Launch, reason: Reason, message: String) {
+        let exit = Exit { reason: reason.into(), message, ..Exit::default() };
+        let found = Found { token: launch.token, task: launch.task, exit: Some(exit) };
+        self.not_started.insert(launch.token, found);
+    }
+
+    fn read(&self, token: Token, offset: u64) -> io::Result<Option<LogPiece>> {
+        match self.launcher.read_log(token, offset, OUTPUT_PIECE_BYTES) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            piece => piece.map(Some),
+        }
+    }
+}
+
+/// What fails here is tried again in the next round; an attempt that cannot be stopped ends at its deadline.
+fn note(token: Token, verb: &str, result: io::Result<()>) {
+    if let Err(error) = result {
+        tracing::error!(%token, verb, %error, "an attempt could not be looked after");
+    }
+}
+
+impl Worker for Hands {
+    type Job = Job;
+
+    fn run(&mut self, jobs: &mut Vec<Job>) {
+        for job in jobs.drain(..) {
+            // Who asks hears of a failure by getting no answer.
+            match job {
+                Job::Round { wanted, deadline, reply } => match self.round(&wanted, deadline) {
+                    Ok(found) => drop(reply.send(found)),
+                    Err(error) => tracing::error!(%error, "this worker's attempts cannot be listed"),
+                },
+                Job::Read { token, offset, reply } => match self.read(token, offset) {
+                    Ok(piece) => drop(reply.send(piece)),
+                    Err(error) => tracing::error!(%token, %error, "an attempt's output cannot be read"),
+                },
+            }
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The worker: runs what the replicated state gives this member, and says what becomes of it.
+//!
+//! ```text
+//!   state: the tasks of this worker ──► wanted ──► hands ──► shims
+//!   log ◄── started, ended ◄────────── found ◄─────┘
+//!   log ◄── register, renew ──► lease: until when anything may run
+//! ```
+//!
+//! It starts and keeps alive only what the state gives it *in the epoch of its lease*, and only while that lease lives.
+//! An attempt's deadline is the lease's: a worker that cannot reach the cluster, or is frozen, needs to do nothing for
+//! its attempts to end in time.
+
+mod hands;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, join_all};
+use tokio::sync::{mpsc, oneshot};
+
+use self::hands::{Hands, Job, Wanted};
+use crate::error::{Fault, Reject};
+use crate::ids::{Index, NodeId, TaskId, Token};
+use crate::io::{Found, Io, Launch, LogPiece, TaskHandle, own};
+use crate::limits::{
+    KILL_GRACE, REQUEST_TIMEOUT, TICK, WORKER_JOBS_MAX, WORKER_LEASE, WORKER_PAUSE, WORKER_PERIOD, WORKER_RENEWAL,
+};
+use crate::proto::v1::{
+    RegisterWorker, RenewWorker, ReportAttempt, Resources, SetWorkerStatus, Task, TaskPhase, WorkerStatus,
+    command::Kind, exit::Reason, reply,
+};
+use crate::raft::manager::RaftHandle;
+use crate::state::machine::StateReader;
+use crate::state::{task, worker};
+use crate::time::Monotonic;
+
+/// What a worker offers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkerConfig {
+    /// What tasks may reserve; `None`: what the machine has.
+    pub capacity: Option<Resources>,
+    /// What tasks may ask for by name.
+    pub features: Vec<String>,
+}
+
+/// Why a command of a worker did not succeed.
+#[derive(Debug)]
+pub enum Refusal {
+    /// The cluster's answer.
+    Rejected(Reject),
+    /// It may or may not have taken effect; all of a worker's commands may be sent again.
+    Failed(String),
+}
+
+/// How a worker's commands reach the log.
+pub trait Commands: Send + Sync + 'static {
+    /// Carries out a command, within `patience`.
+    fn execute(&self, kind: Kind, patience: Duration) -> BoxFuture<'_, Result<reply::Kind, Refusal>>;
+}
+
+/// The way to the output of the attempts that were here. Cheap to copy.
+#[derive(Clone)]
+pub struct Outputs(mpsc::Sender<Job>);
+
+impl Outputs {
+    /// A piece of an attempt's output from an offset on; `None` if there is no such attempt here.
+    pub async fn read(&self, token: Token, offset: u64) -> Option<LogPiece> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Job::Read { token, offset, reply }).await.ok()?;
+        answer.await.ok()?
+    }
+}
+
+/// Starts the owner of this machine's processes; `None` if nothing may be run here.
+pub fn outputs(io: &Io) -> Option<Outputs> {
+    let launcher = io.launcher.clone()?;
+    Some(Outputs(own(&*io.spawn, "worker", Hands::new(launcher), WORKER_JOBS_MAX)))
+}
+
+/// A lease: in which epoch, and until when by this worker's clock.
+#[derive(Clone, Copy)]
+struct Lease {
+    epoch: u64,
+    ends: Monotonic,
+}
+
+struct Shared {
+    io: Io,
+    id: NodeId,
+    config: WorkerConfig,
+    raft: RaftHandle,
+    reader: StateReader,
+    commands: Arc<dyn Commands>,
+    hands: Outputs,
+    lease: Mutex<Option<Lease>>,
+    draining: AtomicBool,
+}
+
+/// A running worker. Dropping it ends its tasks; what it runs goes on until its deadline.
+pub struct Worker {
+    shared: Arc<Shared>,
+    _tasks: Vec<TaskHandle>,
+}
+
+impl Worker {
+    /// Starts a worker for member `id`.
+    pub fn start(
+        io: Io,
+        id: NodeId,
+        config: WorkerConfig,
+        raft: RaftHandle,
+        reader: StateReader,
+        commands: Arc<dyn Commands>,
+        hands: Outputs,
+    ) -> Self {
+        let (lease, draining) = (Mutex::default(), AtomicBool::default());
+        let shared = Arc::new(Shared { io, id, config, raft, reader, commands, hands, lease, draining });
+        let spawn = &shared.io.spawn;
+        let tasks = vec![
+            spawn.spawn("worker lease", Box::pin(keep_lease(shared.clone()))),
+            spawn.spawn("worker rounds", Box::pin(run_rounds(shared.clone()))),
+        ];
+        Self { shared, _tasks: tasks }
+    }
+
+    /// Takes nothing new, ends what runs, and leaves; all of it within `patience`. What has not ended by then ends with
+    /// the lease.
+    pub async fn drain(self, patience: Duration) {
+        let shared = &self.shared;
+        let clock = &shared.io.clock;
+        let empty = async {
+            shared.set_status(WorkerStatus::Draining).await;
+            shared.draining.store(true, Ordering::Relaxed);
+            while !task::of_worker(&shared.reader.view()?.1, shared.id)?.is_empty() {
+                clock.sleep(WORKER_PAUSE).await;
+            }
+            shared.set_status(WorkerStatus::Offline).await;
+            Ok::<(), Fault>(())
+        };
+        match clock.timeout(patience, empty).await {
+            Ok(Ok(())) => {}
+            Ok(Err(fault)) => tracing::error!(%fault, "the worker could not be drained"),
+            Err(_) => tracing::warn!(?patience, "the worker's tasks have not ended; they end with its lease"),
+        }
+    }
+}
+
+impl Shared {
+    async fn set_status(&self, status: WorkerStatus) {
+        let set = SetWorkerStatus { worker: self.id.0, status: status.into() };
+        if let Err(refusal) = self.commands.execute(Kind::SetWorkerStatus(set), REQUEST_TIMEOUT).await {
+            tracing::info!(?refusal, ?status, "the worker's status was not set");
+        }
+    }
+
+    fn lease(&self) -> std::sync::MutexGuard<'_, Option<Lease>> {
+        self.lease.lock().expect("no code panics while it holds the lease")
+    }
+
+    /// Registers, or renews the lease. Counted from before the request was sent: whatever the cluster counts from is
+    /// later.
+    async fn renew(&self) -> Result<(), Refusal> {
+        let sent = self.io.clock.now();
+        let worker = self.id.0;
+        let before = *self.lease();
+        let kind = match before {
+            Some(Lease { epoch, .. }) => Kind::RenewWorker(RenewWorker { worker, epoch }),
+            None => {
+                let launcher = self.io.launcher.as_ref();
+                let capacity = self.config.capacity.or_else(|| launcher.map(|launcher| launcher.resources()));
+                Kind::RegisterWorker(RegisterWorker { worker, capacity, features: self.config.features.clone() })
+            }
+        };
+        match self.commands.execute(kind, WORKER_RENEWAL).await? {
+            reply::Kind::WorkerLease(lease) => {
+                let span = Duration::from_millis(lease.lease_ms).min(WORKER_LEASE);
+                *self.lease() = Some(Lease { epoch: lease.epoch, ends: sent + span });
+                Ok(())
+            }
+            other => Err(Refusal::Failed(format!("an answer of another kind: {other:?}"))),
+        }
+    }
+
+    /// What the state gives this worker, and until when it may run; `None` for nothing may begin or go on.
+    fn wanted(&self) -> Result<(Vec<Task>, Option<Monotonic>), Fault> {
+        let (_, view) = self.reader.view()?;
+        let tasks = task::of_worker(&view, self.id)?;
+        let epoch = worker::find(&view, self.id)?.map(|worker| worker.epoch);
+        // A state from before the lease's epoch may still have tasks that were given to others since.
+        let lease = self.lease().filter(|lease| Some(lease.epoch) == epoch && lease.ends > self.io.clock.now());
+        Ok((tasks, lease.map(|lease| lease.ends)))
+    }
+
+    fn stop_reason(&self, task: &Task) -> Option<Reason> {
+        let draining = self.draining.load(Ordering::Relaxed).then_some(Reason::Drained);
+        if task.stop_wanted { Some(Reason::Stopped) } else { draining }
+    }
+
+    /// Compares what should be with what is, once. Says what is.
+    async fn look(&self) -> Result<Vec<(Task, Found)>, Fault> {
+        let (tasks, deadline) = self.wanted()?;
+        let wanted = tasks.iter().filter_map(|task| {
+            let launch = launch(task)?;
+            Some(Wanted { launch, stop: self.stop_reason(task) })
+        });
+        let (reply, found) = oneshot::channel();
+        let job = Job::Round { wanted: wanted.collect(), deadline, reply };
+        if self.hands.0.send(job).await.is_err() {
+            return Ok(Vec::new());
+        }
+        let found = found.await.unwrap_or_default();
+        let of_task = |found: Found| Some((tasks.iter().find(|task| task.id == found.task.0)?.clone(), found));
+        Ok(found.into_iter().filter_map(of_task).collect())
+    }
+
+    /// Tells the cluster of an attempt. True if it need not be told again.
+    async fn report(&self, found: Found) -> bool {
+        let report = ReportAttempt { task: found.task.0, token: found.token.0, exit: found.exit };
+        // Briefly: meanwhile nothing is extended.
+        match self.commands.execute(Kind::ReportAttempt(report), WORKER_RENEWAL).await {
+            Ok(_) | Err(Refusal::Rejected(_)) => true,
+            Err(Refusal::Failed(why)) => {
+                tracing::info!(token = %found.token, why, "a report did not get through");
+                false
+            }
+        }
+    }
+}
+
+fn launch(task: &Task) -> Option<Launch> {
+    let (spec, attempt) = (task.spec.clone()?, task::current(task)?);
+    let millis = |millis: u64| (millis > 0).then(|| Duration::from_millis(millis));
+    let told = [
+        ("CAIRN_TASK_ID", task.id.to_string()),
+        ("CAIRN_TASK_NAME", spec.name.clone()),
+        ("CAIRN_TASK_TOKEN", attempt.token.to_string()),
+        ("CAIRN_WORKER", attempt.worker.to_string()),
+    ];
+    let told = told.into_iter().map(|(name, value)| (name.to_owned(), value));
+    Some(Launch {
+        token: Token(attempt.token),
+        task: TaskId(task.id),
+        name: spec.name,
+        command: spec.command,
+        env: spec.env.into_iter().map(|var| (var.name, var.value)).chain(told).collect(),
+        resources: spec.resources.unwrap_or_default(),
+        timeout: millis(spec.timeout_ms),
+        kill_grace: millis(spec.kill_grace_ms).unwrap_or(KILL_GRACE),
+    })
+}
+
+/// Keeps the lease for as long as the worker lives.
+async fn keep_lease(shared: Arc<Shared>) {
+    let clock = shared.io.clock.clone();
+    loop {
+        let next = clock.now() + WORKER_RENEWAL;
+        match shared.renew().await {
+            Ok(()) => clock.sleep_until(next).await,
+            Err(Refusal::Rejected(Reject::WorkerOffline(_))) if shared.lease().take().is_some() => {
+                tracing::warn!("this worker's lease has ended; it registers again");
+            }
+            Err(refusal) => {
+                tracing::info!(?refusal, "the worker's lease was not renewed");
+                clock.sleep(TICK).await;
+            }
+        }
+    }
+}
+
+/// Looks after the attempts whenever the state has changed, and now and then.
+async fn run_rounds(shared: Arc<Shared>) {
+    let clock = shared.io.clock.clone();
+    // A state from before this life may give what has run and was reported.
+    while !matches!(clock.timeout(REQUEST_TIMEOUT, shared.raft.read_barrier()).await, Ok(Ok(_))) {
+        clock.sleep(TICK).await;
+    }
+    let mut seen = Index(0);
+    // What was told of each attempt: that it runs, or that it ended.
+    let mut told: BTreeMap<Token, bool> = BTreeMap::new();
+    loop {
+        let found = match shared.look().await {
+            Ok(found) => found,
+            Err(fault) => return shared.io.spawn.fail_stop(fault),
+        };
+        told.retain(|token, _| found.iter().any(|(_, found)| found.token == *token));
+        let period = if found.is_empty() { WORKER_PERIOD * 10 } else { WORKER_PERIOD };
+        let news = found.into_iter().filter(|(task, found)| match (&found.exit, told.get(&found.token)) {
+            (Some(_), told) => told != Some(&true),
+            (None, told) => told.is_none() && task.phase() == TaskPhase::Assigned,
+        });
+        let reports = news.map(|(_, found)| {
+            let (token, ended, shared) = (found.token, found.exit.is_some(), &shared);
+            async move { shared.report(found).await.then_some((token, ended)) }
+        });
+        told.extend(join_all(reports).await.into_iter().flatten());
+        clock.sleep(WORKER_PAUSE).await;
+        let changed = shared.raft.wait(|status| (status.applied > seen).then_some(status.applied));
+        seen = clock.timeout(period, changed).await.unwrap_or(seen);
+    }
+}
