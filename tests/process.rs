@@ -172,7 +172,7 @@ fn a_killed_leader_costs_nothing_and_comes_back() {
     let endpoints: Vec<String> = nodes.iter().map(|node| node.address.clone()).collect();
     let put = |i: usize| {
         let (key, value) = (format!("k{i:03}"), format!("v{i}"));
-        let output = run(&["kv", "--endpoints", &endpoints.join(","), "put", &key, &value, "--timeout", "30"]);
+        let output = run(&["kv", "--endpoints", &endpoints.join(","), "put", &key, &value, "--command-timeout", "30"]);
         assert!(output.status.success(), "{}", text(&output.stderr));
     };
     (0..20).for_each(put);
@@ -265,7 +265,7 @@ fn leadership_moves_on_request_and_a_removed_member_ends() {
     let at = nodes.iter().position(|node| node.status()["answered_by"] == next).unwrap();
     let name = ["n1", "n2", "n3"][at];
     let mut gone = nodes.remove(at);
-    let removed = run(&["cluster", "--endpoints", &endpoints, "remove", &to, "--timeout", "30"]);
+    let removed = run(&["cluster", "--endpoints", &endpoints, "remove", &to, "--command-timeout", "30"]);
     assert_eq!(text(&removed.stdout), format!("member {to} is removed\n"), "{}", text(&removed.stderr));
     assert_eq!(gone.child.wait().unwrap().code(), Some(1));
     assert!(nodes[0].kv(&["put", "after", "removal"]).status.success());
@@ -285,9 +285,9 @@ fn without_a_majority_nothing_is_acknowledged() {
     let mut nodes = three(dir.path());
     nodes.remove(2).kill();
     nodes.remove(1).kill();
-    let put = nodes[0].kv(&["put", "a", "b", "--timeout", "2"]);
+    let put = nodes[0].kv(&["put", "a", "b", "--command-timeout", "2"]);
     assert!(matches!(put.status.code(), Some(3 | 4)), "{:?} {}", put.status, text(&put.stderr));
-    assert!(matches!(nodes[0].kv(&["get", "a", "--timeout", "2"]).status.code(), Some(3 | 4)));
+    assert!(matches!(nodes[0].kv(&["get", "a", "--command-timeout", "2"]).status.code(), Some(3 | 4)));
 }
 
 #[test]
@@ -312,7 +312,11 @@ fn bad_input_is_named() {
     fails(1, &["no-such.toml"], &["start", "--config", &path("no-such.toml")]);
     fs::write(path("file"), "not a directory").unwrap();
     fails(1, &["data directory", "file"], &["start", "--data-dir", &path("file"), "--bootstrap"]);
-    fails(3, &["not done", "node dev"], &["kv", "--endpoints", "127.0.0.1:1", "--timeout", "0.2", "put", "a", "b"]);
+    fails(
+        3,
+        &["not done", "node dev"],
+        &["kv", "--endpoints", "127.0.0.1:1", "--command-timeout", "0.2", "put", "a", "b"],
+    );
 }
 
 #[test]

@@ -61,7 +61,7 @@ impl Load {
             .context(|| format!("time the disk under {}", self.disk.display()))
             .map(|mut times| percentile(&mut times, 50))?;
         let io = os::client_io()?;
-        let connect = || Client::new(io.clone(), &connection.endpoints, connection.timeout);
+        let connect = || Client::new(io.clone(), &connection.endpoints, connection.command_timeout);
         let shared: Vec<Client> = (0..self.connections.min(self.clients)).map(|_| connect()).collect();
         // Sessions are opened before the clock runs, and a cluster that cannot be reached is said at once.
         for client in &shared {

@@ -26,6 +26,16 @@ pub struct Config {
     pub election_timeout_ms: Option<u64>,
     /// Log entries kept for members that are behind.
     pub log_entries: Option<u64>,
+    /// False: run no tasks here.
+    pub worker: Option<bool>,
+    /// Processors that tasks may reserve here.
+    pub cpu: Option<String>,
+    /// Memory that tasks may reserve here.
+    pub memory: Option<String>,
+    /// Disk that tasks may reserve here.
+    pub disk: Option<String>,
+    /// What tasks may ask for here by name.
+    pub features: Option<Vec<String>>,
 }
 
 impl Config {

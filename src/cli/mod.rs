@@ -16,7 +16,11 @@ mod config;
 mod kv;
 mod output;
 mod serve;
+mod task;
+mod units;
+mod worker;
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -31,7 +35,7 @@ use crate::os;
 #[command(
     name = "node",
     version,
-    after_help = "Examples:\n  node dev\n  node kv put greeting hello\n  node kv get greeting\n  node cluster status"
+    after_help = "Examples:\n  node dev\n  node run -- sh -c 'echo hello'\n  node kv put greeting hello\n  node cluster status"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -49,6 +53,35 @@ enum Command {
         node start --data-dir n2 --listen 127.0.0.1:7401 --join 127.0.0.1:7400\n  \
         node start --config cairn.toml")]
     Start(serve::Start),
+    /// Run a command on the cluster: print what it writes, and exit as it does
+    #[command(after_help = "Examples:\n  \
+        node run -- sh -c 'echo hello; sleep 1; echo bye'\n  \
+        node run --cpu 500m --memory 256Mi --timeout 5m --retries 2 -- ./job.sh\n\n\
+        Exit status: the command's own, or 124 after its time limit, 125 if it was given up for lost, 127 if it could not \
+        be started, 130 if it was stopped.")]
+    Run {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        spec: task::Spec,
+    },
+    /// Submit tasks, and look at them
+    #[command(after_help = "Examples:\n  node task submit --name nightly -- ./job.sh\n  node task status nightly\n  \
+        node task logs -f nightly\n  node task stop nightly")]
+    Task {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        command: task::TaskCommand,
+    },
+    /// Look at the workers, and drain them
+    #[command(after_help = "Examples:\n  node worker list\n  node worker drain 2")]
+    Worker {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        command: worker::WorkerCommand,
+    },
     /// Read and write the key-value store
     #[command(
         after_help = "Examples:\n  node kv put greeting hello\n  node kv get greeting\n  node kv list --prefix gre"
@@ -79,6 +112,21 @@ enum Command {
         #[command(subcommand)]
         command: Cluster,
     },
+    /// Watch over one attempt at a task; nodes start it
+    #[command(hide = true)]
+    Shim {
+        /// The attempt's directory
+        dir: PathBuf,
+    },
+    /// Become the program of an attempt; shims start it
+    #[command(hide = true)]
+    ShimExec {
+        /// The attempt's directory
+        dir: PathBuf,
+        /// The program and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -105,7 +153,7 @@ struct Connection {
     endpoints: Vec<Address>,
     /// How long to try, in seconds
     #[arg(long, global = true, default_value = "10", value_parser = seconds)]
-    timeout: Duration,
+    command_timeout: Duration,
     /// What to print
     #[arg(short = 'o', long = "output", global = true, default_value = "table")]
     output: Output,
@@ -128,7 +176,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 impl Connection {
     fn client(&self) -> Result<Client, Failure> {
-        Ok(Client::new(os::client_io()?, &self.endpoints, self.timeout))
+        Ok(Client::new(os::client_io()?, &self.endpoints, self.command_timeout))
     }
 }
 
@@ -180,6 +228,11 @@ pub fn main() -> i32 {
             return error.exit_code();
         }
     };
+    match &cli.command {
+        Command::Shim { dir } => return os::shim::run(dir),
+        Command::ShimExec { dir, command } => return os::shim::become_program(dir, command),
+        _ => {}
+    }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -189,15 +242,19 @@ pub fn main() -> i32 {
     };
     let result = runtime.block_on(async {
         match cli.command {
-            Command::Dev(dev) => dev.run().await,
-            Command::Start(start) => start.run().await,
-            Command::Kv { connection, command } => command.run(&connection).await,
-            Command::Bench { connection, load } => load.run(&connection).await,
-            Command::Cluster { connection, command } => command.run(&connection).await,
+            Command::Dev(dev) => dev.run().await.map(|()| 0),
+            Command::Start(start) => start.run().await.map(|()| 0),
+            Command::Run { connection, spec } => task::run(&connection, &spec).await,
+            Command::Task { connection, command } => command.run(&connection).await.map(|()| 0),
+            Command::Worker { connection, command } => command.run(&connection).await.map(|()| 0),
+            Command::Kv { connection, command } => command.run(&connection).await.map(|()| 0),
+            Command::Bench { connection, load } => load.run(&connection).await.map(|()| 0),
+            Command::Cluster { connection, command } => command.run(&connection).await.map(|()| 0),
+            Command::Shim { .. } | Command::ShimExec { .. } => unreachable!("handled before the runtime was made"),
         }
     });
     match result {
-        Ok(()) => 0,
+        Ok(status) => status,
         Err(failure) => failure.report(),
     }
 }

@@ -1,18 +1,21 @@
 //! `node dev` and `node start`: running a node until it is told to stop.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::Failure;
 use super::config::Config;
+use super::units::{bytes, cpu};
 use crate::error::{Context, Fault};
 use crate::ids::Address;
 use crate::limits::{ELECTION_TIMEOUT, LOG_ENTRIES_KEPT};
 use crate::node::{Node, NodeBuilder, Origin};
 use crate::os;
 use crate::raft::tail::Retention;
+use crate::worker::WorkerConfig;
 
 /// How long an orderly stop may take before the process goes anyway.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -58,6 +61,21 @@ pub struct Start {
     /// Log entries kept for members that are behind; one further behind is sent a snapshot [default: 20000]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     log_entries: Option<u64>,
+    /// Run no tasks here
+    #[arg(long, conflicts_with_all = ["cpu", "memory", "disk", "features"])]
+    no_worker: bool,
+    /// Processors that tasks may reserve here: 2, 0.5 or 500m [default: all]
+    #[arg(long, value_parser = cpu)]
+    cpu: Option<u64>,
+    /// Memory that tasks may reserve here: 64Mi, 2Gi [default: all]
+    #[arg(long, value_parser = bytes)]
+    memory: Option<u64>,
+    /// Disk that tasks may reserve here [default: what is free]
+    #[arg(long, value_parser = bytes)]
+    disk: Option<u64>,
+    /// What tasks may ask for here by name; may be given several times
+    #[arg(long = "feature")]
+    features: Vec<String>,
 }
 
 impl Dev {
@@ -73,6 +91,7 @@ impl Dev {
             insecure: false,
             election_timeout: ELECTION_TIMEOUT,
             retention: Retention::default(),
+            worker: Some(WorkerConfig::default()),
         };
         let listen = options.listen.clone();
         serve(&data_dir, options, |node| {
@@ -82,6 +101,7 @@ impl Dev {
                 _ => format!(" --endpoints {}", node.address()),
             };
             say!("\nTry, in another terminal:");
+            say!("  node run{endpoints} -- sh -c 'echo hello; sleep 1; echo bye'");
             say!("  node kv{endpoints} put greeting hello\n  node kv{endpoints} get greeting\n  node cluster{endpoints} status");
             say!("\nCtrl-C stops it.");
         })
@@ -133,12 +153,25 @@ impl Start {
             Fault::new("no data directory; say where to keep data with --data-dir, or data_dir in the configuration")
         })?;
         let timeout = self.election_timeout_ms.or(config.election_timeout_ms).map(Duration::from_millis);
+        let amount = |own: Option<u64>, text: Option<&String>, parse: fn(&str) -> Result<u64, String>, key: &str| {
+            let configured = text.map(|text| parse(text)).transpose().context(|| format!("read {key}"))?;
+            Ok::<_, Fault>(own.or(configured))
+        };
+        let capacity = [
+            amount(self.cpu, config.cpu.as_ref(), cpu, "cpu")?,
+            amount(self.memory, config.memory.as_ref(), bytes, "memory")?,
+            amount(self.disk, config.disk.as_ref(), bytes, "disk")?,
+        ];
+        let features = if self.features.is_empty() { config.features.unwrap_or_default() } else { self.features };
+        let is_worker = !self.no_worker && config.worker != Some(false);
+        let worker = is_worker.then_some(WorkerConfig { capacity, features });
         let log_entries = self.log_entries.or(config.log_entries).unwrap_or(LOG_ENTRIES_KEPT);
         if log_entries == 0 {
             return Err(Fault::new("log_entries: 0; a log keeps one entry at least").into());
         }
         let options = Options {
             retention: Retention { entries: log_entries, ..Retention::default() },
+            worker,
             listen,
             advertise,
             origin,
@@ -160,6 +193,8 @@ struct Options {
     insecure: bool,
     election_timeout: Duration,
     retention: Retention,
+    /// `None`: it runs no tasks.
+    worker: Option<WorkerConfig>,
 }
 
 /// Runs a node until the first signal stops it in order; a second one ends the process at once.
@@ -174,12 +209,16 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
             .into());
         }
     }
-    let io = os::io(data_dir)?;
+    let mut io = os::io(data_dir)?;
+    if options.worker.is_some() {
+        io.launcher = Some(Arc::new(os::shims(data_dir)?));
+    }
     let clock = io.clock.clone();
     let mut builder = NodeBuilder::new(io, options.listen)
         .origin(options.origin)
         .election_timeout(options.election_timeout)
-        .log_kept(options.retention);
+        .log_kept(options.retention)
+        .worker(options.worker.unwrap_or_default());
     if let Some(advertise) = options.advertise {
         builder = builder.advertise(advertise);
     }

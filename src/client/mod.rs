@@ -116,6 +116,11 @@ impl Client {
         Self { io, endpoints, state: Arc::default(), timeout }
     }
 
+    /// Waits.
+    pub async fn pause(&self, span: Duration) {
+        self.io.clock.sleep(span).await;
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it holds the client's state")
     }

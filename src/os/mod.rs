@@ -5,7 +5,9 @@
 
 mod clock;
 mod disk;
+mod launcher;
 mod network;
+pub mod shim;
 mod spawn;
 
 use std::path::Path;
@@ -16,6 +18,7 @@ use crate::io::{Io, Rng};
 
 pub use clock::SystemClock;
 pub use disk::DataDir;
+pub use launcher::Shims;
 pub use network::Sockets;
 pub use spawn::Tasks;
 
@@ -26,6 +29,16 @@ pub use spawn::Tasks;
 pub fn io(dir: &Path) -> Result<Io, Fault> {
     let disk = DataDir::open(dir)?;
     Ok(Io { disk: Arc::new(disk), ..client_io()? })
+}
+
+/// The processes of a node whose data lies under `dir`. Only for the binary `node`: it is its own shim.
+///
+/// # Errors
+/// The directory for tasks cannot be made, or the binary cannot be found.
+pub fn shims(dir: &Path) -> Result<Shims, Fault> {
+    let dir = std::path::absolute(dir).context(|| format!("find {}", dir.display()))?.join("tasks");
+    let binary = std::env::current_exe().context(|| "find the binary that runs".into())?;
+    Shims::open(dir, binary).context(|| "make the directory for tasks".into())
 }
 
 /// The real world for a program that only talks to a cluster: it has no disk.

@@ -39,8 +39,8 @@ use crate::time::Monotonic;
 /// What a worker offers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkerConfig {
-    /// What tasks may reserve; `None`: what the machine has.
-    pub capacity: Option<Resources>,
+    /// Processors in thousandths, memory and disk in bytes that tasks may reserve; `None`: what the machine has.
+    pub capacity: [Option<u64>; 3],
     /// What tasks may ask for by name.
     pub features: Vec<String>,
 }
@@ -168,8 +168,13 @@ impl Shared {
         let kind = match before {
             Some(Lease { epoch, .. }) => Kind::RenewWorker(RenewWorker { worker, epoch }),
             None => {
-                let launcher = self.io.launcher.as_ref();
-                let capacity = self.config.capacity.or_else(|| launcher.map(|launcher| launcher.resources()));
+                let machine = self.io.launcher.as_ref().map(|launcher| launcher.resources()).unwrap_or_default();
+                let [cpu, memory, disk] = self.config.capacity;
+                let capacity = Some(Resources {
+                    cpu_milli: cpu.unwrap_or(machine.cpu_milli),
+                    memory_bytes: memory.unwrap_or(machine.memory_bytes),
+                    disk_bytes: disk.unwrap_or(machine.disk_bytes),
+                });
                 Kind::RegisterWorker(RegisterWorker { worker, capacity, features: self.config.features.clone() })
             }
         };

@@ -1,0 +1,59 @@
+//! Amounts as people write them.
+
+use std::time::Duration;
+
+/// Processors: `2`, `0.5` or `500m`, in thousandths.
+pub fn cpu(text: &str) -> Result<u64, String> {
+    let parsed = match text.strip_suffix('m') {
+        Some(millis) => millis.parse().ok(),
+        None => {
+            text.parse::<f64>().ok().filter(|cpus| (0.0..1e6).contains(cpus)).map(|cpus| (cpus * 1000.0).round() as u64)
+        }
+    };
+    parsed.ok_or_else(|| format!("{text:?} is no number of processors: write 2, 0.5 or 500m"))
+}
+
+/// Bytes: `1048576`, `64Mi`, `2Gi`, `512Ki` or `1Ti`.
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let units = [("Ki", 10), ("Mi", 20), ("Gi", 30), ("Ti", 40)];
+    let unit = units.iter().find_map(|(unit, shift)| Some((text.strip_suffix(unit)?, *shift)));
+    let (digits, shift) = unit.unwrap_or((text, 0));
+    let parsed = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(1 << shift));
+    parsed.ok_or_else(|| format!("{text:?} is no number of bytes: write 1048576, 64Mi or 2Gi"))
+}
+
+/// A span: `250ms`, `30s`, `5m` or `2h`; a bare number is seconds.
+pub fn span(text: &str) -> Result<Duration, String> {
+    let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
+    let unit = units.iter().find_map(|(unit, millis)| Some((text.strip_suffix(unit)?, *millis)));
+    let (digits, millis) = unit.unwrap_or((text, 1_000));
+    let parsed = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(millis));
+    parsed.map(Duration::from_millis).ok_or_else(|| format!("{text:?} is no span of time: write 250ms, 30s, 5m or 2h"))
+}
+
+/// Bytes for people to read.
+pub fn bytes_text(bytes: u64) -> String {
+    match bytes {
+        0..1024 => format!("{bytes}"),
+        1024..1_048_576 => format!("{}Ki", bytes >> 10),
+        1_048_576..1_073_741_824 => format!("{}Mi", bytes >> 20),
+        _ => format!("{:.1}Gi", bytes as f64 / 1_073_741_824.0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_people_write() {
+        assert_eq!((cpu("2"), cpu("0.5"), cpu("250m")), (Ok(2000), Ok(500), Ok(250)));
+        assert_eq!((bytes("7"), bytes("64Mi"), bytes("1Ti")), (Ok(7), Ok(64 << 20), Ok(1 << 40)));
+        assert_eq!((span("9"), span("250ms")), (Ok(Duration::from_secs(9)), Ok(Duration::from_millis(250))));
+        assert_eq!((span("5m"), span("2h")), (Ok(Duration::from_secs(300)), Ok(Duration::from_secs(7200))));
+        for text in ["", "m", "x", "-1", "1e400", "1.5.2"] {
+            assert!(cpu(text).is_err() && bytes(text).is_err() && span(text).is_err(), "{text:?}");
+        }
+        assert!(bytes("99999999Ti").is_err(), "more than there can be");
+    }
+}

@@ -1,0 +1,327 @@
+//! Processes under shims. Each attempt has a directory `tasks/<token>` of its own:
+//!
+//! ```text
+//!   launch.json   what the shim is to run
+//!   alive         locked for as long as the shim lives
+//!   deadline      when everything must be dead: nanoseconds of CLOCK_BOOTTIME; replaced as a whole
+//!   stop          there if the attempt is to end: why
+//!   exit.json     there when it has ended: how
+//!   log-<offset>  its output: records of stream (1 byte), length (4 bytes, little-endian) and bytes
+//!   work/         the directory it runs in
+//! ```
+//!
+//! Node and shim talk through these files only, so that either may be gone at any time. The lock is taken before the
+//! shim is started and inherited by it: a directory without a lock and without an exit belongs to a shim that died.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use bytes::Bytes;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{TaskId, Token};
+use crate::io::{Found, Launch, Launcher, LogPiece};
+use crate::proto::v1::{Exit, Resources, exit::Reason};
+use crate::time::Monotonic;
+
+pub(super) const LAUNCH: &str = "launch.json";
+pub(super) const ALIVE: &str = "alive";
+pub(super) const DEADLINE: &str = "deadline";
+pub(super) const STOP: &str = "stop";
+pub(super) const EXIT: &str = "exit.json";
+pub(super) const GROUP: &str = "group";
+pub(super) const WORK: &str = "work";
+pub(super) const LOG_PREFIX: &str = "log-";
+
+/// What a shim is told.
+#[derive(Serialize, Deserialize)]
+pub(super) struct LaunchFile {
+    pub(super) task: u64,
+    pub(super) command: Vec<String>,
+    pub(super) env: Vec<(String, String)>,
+    pub(super) timeout_ms: Option<u64>,
+    pub(super) kill_grace_ms: u64,
+}
+
+/// What a shim leaves.
+#[derive(Serialize, Deserialize)]
+pub(super) struct ExitFile {
+    pub(super) task: u64,
+    pub(super) reason: i32,
+    pub(super) code: Option<i32>,
+    pub(super) signal: Option<i32>,
+    pub(super) message: String,
+}
+
+/// Writes a file as a whole: whoever reads it sees the old one or the new one.
+pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8], durable: bool) -> io::Result<()> {
+    let new = dir.join(format!("{name}.new"));
+    let mut file = File::create(&new)?;
+    file.write_all(bytes)?;
+    if durable {
+        file.sync_all()?;
+    }
+    fs::rename(&new, dir.join(name))?;
+    if durable {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
+}
+
+pub(super) fn write_exit(dir: &Path, task: u64, exit: &Exit) -> io::Result<()> {
+    let Exit { reason, code, signal, message } = exit.clone();
+    let file = ExitFile { task, reason, code, signal, message };
+    replace(dir, EXIT, &serde_json::to_vec(&file)?, true)
+}
+
+fn read_exit(dir: &Path) -> io::Result<Option<(TaskId, Exit)>> {
+    match fs::read(dir.join(EXIT)) {
+        Ok(bytes) => {
+            let ExitFile { task, reason, code, signal, message } = serde_json::from_slice(&bytes)?;
+            Ok(Some((TaskId(task), Exit { reason, code, signal, message })))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Runs attempts under shims of a binary.
+pub struct Shims {
+    dir: PathBuf,
+    binary: PathBuf,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// Shims of this life of the node, to be reaped.
+    children: Vec<Child>,
+    /// What has ended does not change any more.
+    ended: BTreeMap<Token, Found>,
+    deadlines: BTreeMap<Token, Monotonic>,
+}
+
+impl Shims {
+    /// Keeps attempts under `dir`, which is made if needed, and runs `binary shim` for each.
+    ///
+    /// # Errors
+    /// The directory cannot be made.
+    pub fn open(dir: PathBuf, binary: PathBuf) -> io::Result<Self> {
+        fs::create_dir_all(&dir)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", dir.display())))?;
+        Ok(Self { dir, binary, inner: Mutex::default() })
+    }
+
+    fn of(&self, token: Token) -> PathBuf {
+        self.dir.join(token.to_string())
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        self.inner.lock().expect("no code panics while it holds the list of shims")
+    }
+
+    fn start(&self, dir: &Path, launch: &Launch, deadline: Monotonic) -> io::Result<Child> {
+        fs::create_dir(dir.join(WORK))?;
+        let file = LaunchFile {
+            task: launch.task.0,
+            command: launch.command.clone(),
+            env: launch.env.clone(),
+            timeout_ms: launch.timeout.map(|timeout| timeout.as_millis() as u64),
+            kill_grace_ms: launch.kill_grace.as_millis() as u64,
+        };
+        replace(dir, LAUNCH, &serde_json::to_vec(&file)?, false)?;
+        replace(dir, DEADLINE, deadline.as_nanos().to_string().as_bytes(), false)?;
+        let alive = File::create(dir.join(ALIVE))?;
+        alive.try_lock().map_err(io::Error::from)?;
+        let mut command = Command::new(&self.binary);
+        // A group of its own: a Ctrl-C on the node's terminal is not for it.
+        command.arg("shim").arg(dir).process_group(0);
+        command.stdin(alive).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn()
+    }
+
+    /// An attempt without an exit: it runs if its shim lives, and is lost if not.
+    fn running(&self, dir: &Path, token: Token) -> io::Result<Option<Found>> {
+        let launch: LaunchFile = match fs::read(dir.join(LAUNCH)) {
+            Ok(bytes) => serde_json::from_slice(&bytes)?,
+            // The node died before it started anything here.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::remove_dir_all(dir)?;
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let task = TaskId(launch.task);
+        let alive = File::options().create(true).truncate(false).write(true).open(dir.join(ALIVE))?;
+        match alive.try_lock() {
+            Err(TryLockError::WouldBlock) => Ok(Some(Found { token, task, exit: None })),
+            Err(TryLockError::Error(error)) => Err(error),
+            Ok(()) => {
+                // It may have ended between two looks.
+                if read_exit(dir)?.is_none() {
+                    kill_left_over(dir);
+                    let message = "what watched over it is gone".to_string();
+                    let exit = Exit { reason: Reason::Lost.into(), message, ..Exit::default() };
+                    write_exit(dir, launch.task, &exit)?;
+                }
+                Ok(read_exit(dir)?.map(|(task, exit)| Found { token, task, exit: Some(exit) }))
+            }
+        }
+    }
+}
+
+/// Kills what a dead shim has left, if the leader of its process group is still the process it started.
+fn kill_left_over(dir: &Path) {
+    let Ok(text) = fs::read_to_string(dir.join(GROUP)) else { return };
+    let mut words = text.split_whitespace();
+    if let (Some(pid), Some(began)) = (words.next().and_then(|word| word.parse::<i32>().ok()), words.next())
+        && start_time(pid).as_deref() == Some(began)
+    {
+        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// When a process started, in the kernel's own count: with its number it names a process for ever.
+pub(super) fn start_time(pid: i32) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in brackets, may hold anything; the fields after it are counted from 3.
+    stat.rsplit_once(')')?.1.split_whitespace().nth(22 - 3).map(str::to_owned)
+}
+
+/// The segments of an attempt's output: where each begins, in order.
+pub(super) fn segments(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut starts = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        starts.extend(name.to_str().and_then(|name| name.strip_prefix(LOG_PREFIX)?.parse::<u64>().ok()));
+    }
+    starts.sort_unstable();
+    Ok(starts)
+}
+
+impl Launcher for Shims {
+    fn resources(&self) -> Resources {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        let memory = fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+            line.split_whitespace().nth(1)?.parse::<u64>().ok()
+        });
+        let disk = nix::sys::statvfs::statvfs(&self.dir).ok();
+        #[allow(clippy::unnecessary_cast)] // the fields are narrower on other targets
+        let disk_bytes = disk.map_or(0, |stat| stat.blocks_available() as u64 * stat.fragment_size() as u64);
+        Resources { cpu_milli: cores * 1000, memory_bytes: memory.unwrap_or(0) * 1024, disk_bytes }
+    }
+
+    fn launch(&self, launch: &Launch, deadline: Monotonic) -> io::Result<()> {
+        let dir = self.of(launch.token);
+        let at = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
+        fs::create_dir(&dir).map_err(at)?;
+        match self.start(&dir, launch, deadline) {
+            Ok(child) => {
+                self.lock().children.push(child);
+                Ok(())
+            }
+            Err(error) => {
+                let _ = fs::remove_dir_all(&dir);
+                Err(at(error))
+            }
+        }
+    }
+
+    fn list(&self) -> io::Result<Vec<Found>> {
+        let inner = &mut *self.lock();
+        inner.children.retain_mut(|child| !matches!(child.try_wait(), Ok(Some(_))));
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let Some(token) = entry?.file_name().to_str().and_then(|name| name.parse().ok()).map(Token) else {
+                continue;
+            };
+            if let Some(found) = inner.ended.get(&token) {
+                all.push(found.clone());
+                continue;
+            }
+            let dir = self.of(token);
+            let found = match read_exit(&dir)? {
+                Some((task, exit)) => Some(Found { token, task, exit: Some(exit) }),
+                None => self.running(&dir, token)?,
+            };
+            if let Some(ended) = found.as_ref().filter(|found| found.exit.is_some()) {
+                inner.ended.insert(token, ended.clone());
+                inner.deadlines.remove(&token);
+            }
+            all.extend(found);
+        }
+        all.sort_by_key(|found| found.token);
+        Ok(all)
+    }
+
+    fn extend(&self, token: Token, deadline: Monotonic) -> io::Result<()> {
+        let before = self.lock().deadlines.insert(token, deadline);
+        if before == Some(deadline) {
+            return Ok(());
+        }
+        replace(&self.of(token), DEADLINE, deadline.as_nanos().to_string().as_bytes(), false)
+    }
+
+    fn stop(&self, token: Token, reason: Reason) -> io::Result<()> {
+        let dir = self.of(token);
+        match fs::exists(dir.join(STOP))? {
+            true => Ok(()),
+            false => replace(&dir, STOP, i32::from(reason).to_string().as_bytes(), false),
+        }
+    }
+
+    fn remove(&self, token: Token) -> io::Result<()> {
+        self.lock().ended.remove(&token);
+        fs::remove_dir_all(self.of(token))
+    }
+
+    fn read_log(&self, token: Token, offset: u64, bytes: usize) -> io::Result<LogPiece> {
+        let dir = self.of(token);
+        // Looked at first: what is there when it has ended is all there will be.
+        let ended = read_exit(&dir)?.is_some();
+        let starts = segments(&dir)?;
+        let mut piece = LogPiece { next: offset, records: Vec::new(), ended };
+        // What was rotated away is left out.
+        let Some(oldest) = starts.first() else { return Ok(piece) };
+        piece.next = offset.max(*oldest);
+        let segment = starts.iter().rev().find(|start| **start <= piece.next).unwrap_or(oldest);
+        let file = File::open(dir.join(format!("{LOG_PREFIX}{segment}")))?;
+        let len = file.metadata()?.len();
+        let mut at = piece.next - segment;
+        let mut taken = 0;
+        while at + 5 <= len && taken < bytes {
+            let mut head = [0; 5];
+            file.read_exact_at(&mut head, at)?;
+            let size = u64::from(u32::from_le_bytes([head[1], head[2], head[3], head[4]]));
+            if at + 5 + size > len {
+                break;
+            }
+            let mut data = vec![0; size as usize];
+            file.read_exact_at(&mut data, at + 5)?;
+            taken += data.len();
+            piece.records.push((head[0] == 2, Bytes::from(data)));
+            at += 5 + size;
+        }
+        piece.next = segment + at;
+        let last = starts.last() == Some(segment);
+        piece.ended = ended && last && taken < bytes;
+        if !last && at >= len {
+            // The next segment begins where this one ends.
+            piece.next = segment + len;
+        }
+        Ok(piece)
+    }
+}
+
+/// How a shim waits: often enough that a deadline holds well within the lease's margin.
+pub(super) const LOOK: Duration = Duration::from_millis(50);

@@ -1,0 +1,240 @@
+//! The shim: a small process between the node and one attempt. It owns the attempt's pipes, its output, its exit record and
+//! its deadlines, and goes on when the node is frozen, killed or replaced.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::sys::prctl;
+use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, getppid};
+
+use super::clock::SystemClock;
+use super::launcher::{
+    DEADLINE, GROUP, LAUNCH, LOG_PREFIX, LOOK, LaunchFile, STOP, WORK, replace, segments, start_time, write_exit,
+};
+use crate::io::Clock;
+use crate::limits::{LEASE_KILL_GRACE, OUTPUT_BYTES_KEPT, OUTPUT_PIECE_BYTES};
+use crate::proto::v1::{Exit, exit::Reason};
+use crate::time::Monotonic;
+
+/// Where the program could not be started, why.
+const NOT_STARTED: &str = "not-started";
+
+/// Watches over the attempt in `dir` until it has ended. The exit status is the shim's own.
+pub fn run(dir: &Path) -> i32 {
+    let bytes = fs::read(dir.join(LAUNCH));
+    let launch: LaunchFile = match bytes.and_then(|bytes| Ok(serde_json::from_slice(&bytes)?)) {
+        Ok(launch) => launch,
+        Err(error) => {
+            eprintln!("error: {}: {error}; a shim is started by a node", dir.display());
+            return 1;
+        }
+    };
+    // What leaves its process group comes to us when its parent ends.
+    let _ = prctl::set_child_subreaper(true);
+    let exit = watch(dir, &launch).unwrap_or_else(|error| Exit {
+        reason: Reason::NotStarted.into(),
+        message: error.to_string(),
+        ..Exit::default()
+    });
+    match write_exit(dir, launch.task, &exit) {
+        Ok(()) => 0,
+        Err(_) => 1,
+    }
+}
+
+/// Becomes `command`, which dies with its shim. Only returns if that fails; `dir` then says why.
+pub fn become_program(dir: &Path, command: &[String]) -> i32 {
+    let parent = getppid();
+    let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+    // The shim may have died before that.
+    if getppid() != parent {
+        return 1;
+    }
+    let error = Command::new(&command[0]).args(&command[1..]).exec();
+    let text = format!("{}: {error}", command[0]);
+    let _ = fs::write(dir.join(NOT_STARTED), text);
+    127
+}
+
+fn watch(dir: &Path, launch: &LaunchFile) -> io::Result<Exit> {
+    let mut child = start(dir, launch)?;
+    let group = Pid::from_raw(child.id() as i32);
+    let began = start_time(group.as_raw()).unwrap_or_default();
+    replace(dir, GROUP, format!("{group} {began}").as_bytes(), false)?;
+    let log = Arc::new(Mutex::new(Log::open(dir)?));
+    let mut readers = Vec::new();
+    let pipes: [(u8, Option<Box<dyn Read + Send>>); 2] = [
+        (1, child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
+        (2, child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
+    ];
+    for (stream, pipe) in pipes {
+        let log = log.clone();
+        readers.extend(pipe.map(|pipe| std::thread::spawn(move || copy(stream, pipe, &log))));
+    }
+    let (done, ended) = mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = done.send(child.wait());
+    });
+    let (status, reason) = wait(dir, launch, group, &ended)?;
+    // A task is all of its processes.
+    let _ = killpg(group, Signal::SIGKILL);
+    reap_all();
+    for reader in readers {
+        let _ = reader.join();
+    }
+    let mut exit = exit_of(dir, status, reason);
+    if let Some(lost) = log.lock().expect("the readers have ended").lost.take() {
+        exit.message = format!("{} output was lost: {lost}", exit.message).trim().into();
+    }
+    Ok(exit)
+}
+
+fn start(dir: &Path, launch: &LaunchFile) -> io::Result<Child> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.arg("shim-exec").arg(dir).arg("--").args(&launch.command);
+    command.envs(launch.env.iter().map(|(name, value)| (name, value))).current_dir(dir.join(WORK));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
+    command.spawn()
+}
+
+/// Waits until the program has ended, and sees to it that it does when it must. Says why it had to.
+fn wait(
+    dir: &Path,
+    launch: &LaunchFile,
+    group: Pid,
+    ended: &mpsc::Receiver<io::Result<ExitStatus>>,
+) -> io::Result<(ExitStatus, Option<Reason>)> {
+    let clock = SystemClock;
+    let timeout = launch.timeout_ms.map(|millis| clock.now() + Duration::from_millis(millis));
+    let grace = Duration::from_millis(launch.kill_grace_ms);
+    let mut deadline = Monotonic::from_nanos(0);
+    let mut asked: Option<(Monotonic, Reason)> = None;
+    loop {
+        match ended.recv_timeout(LOOK) {
+            Ok(status) => return Ok((status?, asked.map(|(_, reason)| reason))),
+            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the waiting thread is gone")),
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        // A file that cannot be read does not move the deadline.
+        let read = fs::read_to_string(dir.join(DEADLINE)).ok().and_then(|text| text.trim().parse().ok());
+        deadline = read.map_or(deadline, Monotonic::from_nanos);
+        let now = clock.now();
+        if asked.is_none() {
+            let lease = (now + LEASE_KILL_GRACE >= deadline).then_some(Reason::LeaseEnded);
+            let timed_out = timeout.is_some_and(|timeout| now >= timeout).then_some(Reason::TimedOut);
+            asked = stop_reason(dir).or(timed_out).or(lease).map(|reason| (now, reason));
+            if asked.is_some() {
+                let _ = killpg(group, Signal::SIGTERM);
+            }
+        } else if asked.is_some_and(|(at, _)| now >= at + grace) || now >= deadline {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}
+
+fn stop_reason(dir: &Path) -> Option<Reason> {
+    let text = fs::read_to_string(dir.join(STOP)).ok()?;
+    Reason::try_from(text.trim().parse::<i32>().ok()?).ok()
+}
+
+fn exit_of(dir: &Path, status: ExitStatus, reason: Option<Reason>) -> Exit {
+    let (code, signal) = (status.code(), status.signal());
+    if let (Ok(message), None) = (fs::read_to_string(dir.join(NOT_STARTED)), reason) {
+        return Exit { reason: Reason::NotStarted.into(), message, ..Exit::default() };
+    }
+    // Of a program that was asked to end nobody knows whether it had done its work, whatever its code.
+    Exit { reason: reason.unwrap_or(Reason::Exited).into(), code, signal, message: String::new() }
+}
+
+/// Kills and reaps what has come to this process from its descendants, until there is none.
+fn reap_all() {
+    loop {
+        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
+        let children = children();
+        if children.is_empty() {
+            return;
+        }
+        for pid in children {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn children() -> Vec<i32> {
+    let id = std::process::id();
+    let text = fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap_or_default();
+    text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
+}
+
+fn copy(stream: u8, mut pipe: Box<dyn Read + Send>, log: &Mutex<Log>) {
+    let mut buffer = vec![0; OUTPUT_PIECE_BYTES];
+    loop {
+        match pipe.read(&mut buffer) {
+            Ok(0) => return,
+            Ok(len) => log.lock().expect("no code panics while it holds the log").write(stream, &buffer[..len]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return,
+        }
+    }
+}
+
+/// The output, in segments of which the oldest go when there is too much.
+struct Log {
+    dir: PathBuf,
+    file: File,
+    /// Where the file begins and how long it is.
+    start: u64,
+    len: u64,
+    /// Why something could not be written.
+    lost: Option<String>,
+}
+
+/// A segment longer than this is followed by another.
+const SEGMENT_BYTES: u64 = OUTPUT_BYTES_KEPT / 4;
+
+impl Log {
+    fn open(dir: &Path) -> io::Result<Self> {
+        let file = File::create(dir.join(format!("{LOG_PREFIX}0")))?;
+        Ok(Self { dir: dir.to_owned(), file, start: 0, len: 0, lost: None })
+    }
+
+    /// What cannot be written is lost, and said so at the end: the program goes on.
+    fn write(&mut self, stream: u8, data: &[u8]) {
+        let mut record = Vec::with_capacity(5 + data.len());
+        record.push(stream);
+        record.extend_from_slice(&(data.len() as u32).to_le_bytes());
+        record.extend_from_slice(data);
+        let written = self.rotate().and_then(|()| self.file.write_all(&record));
+        match written {
+            Ok(()) => self.len += record.len() as u64,
+            Err(error) => {
+                // Half a record would spoil what follows.
+                let _ = self.file.set_len(self.len);
+                self.lost.get_or_insert(error.to_string());
+            }
+        }
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        if self.len < SEGMENT_BYTES {
+            return Ok(());
+        }
+        let start = self.start + self.len;
+        self.file = File::create(self.dir.join(format!("{LOG_PREFIX}{start}")))?;
+        (self.start, self.len) = (start, 0);
+        let starts = segments(&self.dir)?;
+        for old in starts.iter().filter(|old| **old + OUTPUT_BYTES_KEPT <= start) {
+            fs::remove_file(self.dir.join(format!("{LOG_PREFIX}{old}")))?;
+        }
+        Ok(())
+    }
+}
