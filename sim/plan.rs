@@ -183,8 +183,12 @@ fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)> {
 fn fault(rng: &mut RngStream, enabled: &[u64], nodes: usize) -> Fault {
     let node = rng.range(0, nodes as u64) as usize;
     let to = rng.range(0, nodes as u64) as usize;
-    let down = Duration::from_millis(rng.range(1, 6_000));
-    let span = Duration::from_millis(rng.range(50, 6_000));
+    // Long ones outlast a worker's lease.
+    let span = |rng: &mut RngStream| {
+        let (from, to) = if rng.chance(250) { (6_000, 25_000) } else { (1, 6_000) };
+        Duration::from_millis(rng.range(from, to))
+    };
+    let (down, span) = (span(rng), span(rng));
     let drop_permille = *rng.pick(&[0, 300, 700, 1000]);
     let tear_permille = *rng.pick(&[0, 0, 300, 1000]);
     match *rng.pick(enabled) {

@@ -1,0 +1,318 @@
+//! Tasks on real processes: what a user types, and what machines and people do to it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::*;
+
+fn dev(dir: &Path) -> Running {
+    Running::start(&["dev", "--listen", "127.0.0.1:0", "--data-dir", dir.join("dev").to_str().unwrap()])
+}
+
+impl Running {
+    fn task(&self, args: &[&str]) -> Output {
+        run(&[&["task", "--endpoints", &self.address], args].concat())
+    }
+
+    fn run_task(&self, args: &[&str]) -> Output {
+        run(&[&["run", "--endpoints", &self.address], args].concat())
+    }
+
+    fn task_status(&self, name: &str) -> Value {
+        serde_json::from_slice(&self.task(&["status", name, "-o", "json"]).stdout).unwrap_or(Value::Null)
+    }
+
+    fn submit(&self, args: &[&str]) -> String {
+        let output = self.task(&[&["submit", "-o", "json"], args].concat());
+        let reply: Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+        reply["name"].as_str().unwrap().to_owned()
+    }
+
+    fn until_phase(&self, name: &str, phase: &str) {
+        until(&format!("{name} is {phase}"), || self.task_status(name)["phase"] == phase);
+    }
+}
+
+/// Processes whose environment or command has this word.
+fn processes_with(word: &str) -> Vec<u32> {
+    let pids = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+    let has = |pid: &u32| {
+        let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        let all = [read("cmdline"), read("environ")].concat();
+        String::from_utf8_lossy(&all).contains(word)
+    };
+    pids.filter(has).collect()
+}
+
+#[test]
+fn a_command_runs_and_ends_as_it_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    let output = node.run_task(&["--", "sh", "-c", "echo hello; echo oops >&2; echo bye"]);
+    assert_eq!((text(&output.stdout).as_str(), text(&output.stderr).as_str()), ("hello\nbye\n", "oops\n"));
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(node.run_task(&["--", "sh", "-c", "exit 42"]).status.code(), Some(42));
+    assert_eq!(node.run_task(&["--", "sh", "-c", "kill -9 $$"]).status.code(), Some(137));
+    assert_eq!(node.run_task(&["--timeout", "300ms", "--", "sleep", "60"]).status.code(), Some(124));
+    let missing = node.run_task(&["--", "no-such-program-anywhere"]);
+    assert_eq!(missing.status.code(), Some(127));
+    assert!(text(&missing.stderr).contains("no-such-program-anywhere"), "{}", text(&missing.stderr));
+
+    // Each in a directory of its own, with the environment it was given.
+    let output =
+        node.run_task(&["--env", "COLOUR=green", "--", "sh", "-c", "pwd; echo $COLOUR $CAIRN_TASK_NAME; ls -A"]);
+    let said = text(&output.stdout);
+    assert!(said.contains("/tasks/") && said.contains("green task-6\n") && said.ends_with("task-6\n"), "{said}");
+
+    // It fails twice, then it works: the file it leaves tells it how often it was there.
+    let count = dir.path().join("count");
+    let script = format!("echo x >> {0}; [ $(wc -l < {0}) -gt 2 ]", count.display());
+    let output = node.run_task(&["--retries", "2", "--", "sh", "-c", &script]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(fs::read_to_string(&count).unwrap().lines().count(), 3);
+
+    // Output larger than a piece arrives whole and in order.
+    let output = node.run_task(&["--", "seq", "1", "100000"]);
+    let lines: Vec<String> = text(&output.stdout).lines().map(str::to_owned).collect();
+    assert_eq!((lines.len(), lines[99_999].as_str()), (100_000, "100000"));
+}
+
+#[test]
+fn names_are_unique_among_live_tasks_and_what_is_stopped_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    let spec = ["--name", "nightly", "--env", "MARK=names-are-unique", "--", "sleep", "1000"];
+    assert_eq!(node.submit(&spec), "nightly");
+    let again: Value =
+        serde_json::from_slice(&node.task(&[&["submit", "-o", "json"], &spec[..]].concat()).stdout).unwrap();
+    assert_eq!((again["created"].as_bool(), again["id"].as_u64()), (Some(false), Some(1)));
+    let other = node.task(&["submit", "--name", "nightly", "--", "true"]);
+    assert_eq!(other.status.code(), Some(1));
+    assert!(text(&other.stderr).contains("another specification"), "{}", text(&other.stderr));
+    node.until_phase("nightly", "running");
+    assert!(!processes_with("MARK=names-are-unique").is_empty());
+    assert!(node.task(&["stop", "nightly"]).status.success());
+    node.until_phase("nightly", "stopped");
+    assert_eq!(processes_with("MARK=names-are-unique"), [] as [u32; 0]);
+
+    // It ignores the signal to end, and its child has left its process group: both go.
+    let script = "trap '' TERM; setsid sleep 1000 & while :; do sleep 1; done";
+    node.submit(&[
+        "--name",
+        "stubborn",
+        "--kill-grace",
+        "200ms",
+        "--env",
+        "MARK=stubborn-one",
+        "--",
+        "sh",
+        "-c",
+        script,
+    ]);
+    node.until_phase("stubborn", "running");
+    until("its child runs", || processes_with("MARK=stubborn-one").len() >= 3);
+    assert!(node.task(&["stop", "stubborn"]).status.success());
+    node.until_phase("stubborn", "stopped");
+    assert_eq!(processes_with("MARK=stubborn-one"), [] as [u32; 0]);
+
+    // What fits nowhere waits, and says why.
+    let name = node.submit(&["--cpu", "1000", "--", "true"]);
+    let waiting = node.task_status(&name)["waiting_for"].as_str().unwrap().to_owned();
+    assert!(waiting.starts_with("1 worker: cpu short by "), "{waiting}");
+    assert_eq!(node.task(&["logs", &name]).status.code(), Some(1));
+    let name = node.submit(&["--feature", "gpu", "--", "true"]);
+    assert_eq!(node.task_status(&name)["waiting_for"], "1 worker: without gpu");
+
+    let file = dir.path().join("job.toml");
+    fs::write(
+        &file,
+        "name = 'filed'\ncommand = ['sh', '-c', 'echo $WHAT']\ncpu = '50m'\n[env]\nWHAT = 'from a file'\n",
+    )
+    .unwrap();
+    node.submit(&["--file", file.to_str().unwrap()]);
+    node.until_phase("filed", "succeeded");
+    assert_eq!(text(&node.task(&["logs", "-f", "filed"]).stdout), "from a file\n");
+}
+
+#[test]
+fn bad_tasks_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    let says = |code: i32, words: &[&str], args: &[&str]| {
+        fails(code, words, &[&["task", "--endpoints", &node.address], args].concat());
+    };
+    says(1, &["command", "empty"], &["submit"]);
+    says(1, &["name", "\"-x\""], &["submit", "--name=-x", "--", "true"]);
+    says(1, &["name", "given by the cluster"], &["submit", "--name", "task-7", "--", "true"]);
+    says(1, &["retries", "at most"], &["submit", "--retries", "5000", "--", "true"]);
+    says(1, &["features"], &["submit", "--feature", "a b", "--", "true"]);
+    says(2, &["--memory", "64Mi"], &["submit", "--memory", "lots", "--", "true"]);
+    says(1, &["there is no task nothing"], &["status", "nothing"]);
+    says(1, &["no/such/file"], &["submit", "--file", "no/such/file"]);
+    let file = dir.path().join("bad.toml");
+    fs::write(&file, "command = ['true']\nretires = 3\n").unwrap();
+    says(1, &["retires", "bad.toml"], &["submit", "--file", file.to_str().unwrap()]);
+    let huge = "x".repeat(70_000);
+    says(1, &["spec", "at most 65536"], &["submit", "--", "echo", &huge]);
+    assert_eq!(node.task(&["list", "--all", "-o", "json"]).stdout, b"[]\n", "something was half done");
+}
+
+#[test]
+fn a_task_outlives_its_node_and_is_taken_up_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    let done = dir.path().join("done");
+    let script = format!("echo begun; while [ ! -e {} ]; do sleep 0.05; done; echo ended", done.display());
+    node.submit(&["--name", "long", "--", "sh", "-c", &script]);
+    until("it has begun", || text(&node.task(&["logs", "long"]).stdout) == "begun\n");
+    let attempt = node.task_status("long")["attempts"][0]["attempt"].clone();
+    node.kill();
+    let node = dev(dir.path());
+    assert_eq!(node.task_status("long")["phase"], "running");
+    fs::write(&done, "").unwrap();
+    node.until_phase("long", "succeeded");
+    let status = node.task_status("long");
+    assert_eq!(status["attempts"].as_array().unwrap().len(), 1);
+    assert_eq!(status["attempts"][0]["attempt"], attempt, "it was run again");
+    assert_eq!(text(&node.task(&["logs", "long"]).stdout), "begun\nended\n");
+}
+
+#[test]
+fn a_node_that_stops_in_order_ends_its_tasks_and_runs_them_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = dev(dir.path());
+    let runs = dir.path().join("runs");
+    let script = format!("echo run >> {}; exec sleep 1000", runs.display());
+    node.submit(&["--name", "service", "--env", "MARK=stops-in-order", "--", "sh", "-c", &script]);
+    until("it runs", || fs::read_to_string(&runs).is_ok_and(|text| text.lines().count() == 1));
+    node.signal("-INT");
+    assert_eq!(node.child.wait().unwrap().code(), Some(0));
+    assert_eq!(processes_with("MARK=stops-in-order"), [] as [u32; 0]);
+    let node = dev(dir.path());
+    until("it runs again", || fs::read_to_string(&runs).is_ok_and(|text| text.lines().count() == 2));
+    let status = node.task_status("service");
+    assert_eq!((&status["failures"], &status["losses"]), (&Value::from(0), &Value::from(0)), "{status}");
+    assert!(node.task(&["stop", "service"]).status.success());
+    node.until_phase("service", "stopped");
+}
+
+/// What attempts wrote to a file all can see: when each was seen alive, by attempt.
+fn alive(ledger: &Path) -> BTreeMap<u64, (f64, f64)> {
+    let mut seen: BTreeMap<u64, (f64, f64)> = BTreeMap::new();
+    for line in fs::read_to_string(ledger).unwrap_or_default().lines() {
+        let Some((token, at)) = line.split_once(' ') else { continue };
+        let (Ok(token), Ok(at)) = (token.parse(), at.parse::<f64>()) else { continue };
+        let span = seen.entry(token).or_insert((at, at));
+        *span = (span.0.min(at), span.1.max(at));
+    }
+    seen
+}
+
+#[test]
+fn a_lost_worker_is_replaced_only_when_its_tasks_are_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path());
+    let (ledger, done) = (dir.path().join("ledger"), dir.path().join("done"));
+    let script = format!(
+        "while [ ! -e {} ]; do echo $CAIRN_TASK_TOKEN $(cut -d' ' -f1 /proc/uptime) >> {}; sleep 0.05; done",
+        done.display(),
+        ledger.display()
+    );
+    nodes[0].submit(&["--name", "watched", "--", "sh", "-c", &script]);
+    nodes[0].until_phase("watched", "running");
+    // First its worker is frozen, then the next one killed. Neither can do anything about its task itself.
+    for frozen in [true, false] {
+        let status = nodes[0].task_status("watched");
+        let attempts = status["attempts"].as_array().unwrap().clone();
+        let worker = attempts.last().unwrap()["worker"].as_u64().unwrap();
+        let at = nodes.iter().position(|node| node.status()["answered_by"] == worker).unwrap();
+        let victim = nodes.remove(at);
+        victim.signal(if frozen { "-STOP" } else { "-KILL" });
+        let token = attempts.last().unwrap()["attempt"].as_u64().unwrap();
+        until("another attempt runs", || alive(&ledger).keys().last().is_some_and(|last| *last > token));
+        if frozen {
+            victim.signal("-CONT");
+            nodes.push(victim);
+        }
+    }
+    fs::write(&done, "").unwrap();
+    nodes[0].until_phase("watched", "succeeded");
+    let status = nodes[0].task_status("watched");
+    assert_eq!((&status["failures"], &status["losses"]), (&Value::from(0), &Value::from(2)), "{status}");
+    let spans: Vec<(f64, f64)> = alive(&ledger).into_values().collect();
+    assert_eq!(spans.len(), 3);
+    for pair in spans.windows(2) {
+        assert!(pair[0].1 < pair[1].0, "two attempts were alive at once: {spans:?}");
+    }
+}
+
+#[test]
+fn no_task_is_lost_or_doubled_when_the_leader_is_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path());
+    let ran = dir.path().join("ran");
+    fs::create_dir(&ran).unwrap();
+    let all = nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>().join(",");
+    let submit = |i: usize| {
+        let script = format!("echo $CAIRN_TASK_TOKEN >> {}/{i}", ran.display());
+        let (name, env) = (format!("t{i}"), format!("I={i}"));
+        let args = ["task", "submit", "--endpoints", &all, "--command-timeout", "60"];
+        let output = run(&[&args[..], &["--name", &name, "--env", &env, "--", "sh", "-c", &script]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    };
+    (0..10).for_each(submit);
+    let leader = nodes[0].status()["leader"].as_u64().unwrap();
+    let at = nodes.iter().position(|node| node.status()["answered_by"] == leader).unwrap();
+    nodes.remove(at).kill();
+    (10..25).for_each(submit);
+    let tasks = || -> Vec<Value> {
+        let listed = nodes[0].task(&["list", "--all", "-o", "json"]);
+        serde_json::from_slice(&listed.stdout).unwrap_or_default()
+    };
+    until("every task has succeeded", || {
+        let tasks = tasks();
+        tasks.len() == 25 && tasks.iter().all(|task| task["phase"] == "succeeded")
+    });
+    let mut names: Vec<String> = tasks().iter().map(|task| task["name"].as_str().unwrap().to_owned()).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), 25);
+    for i in 0..25 {
+        let tokens = fs::read_to_string(ran.join(i.to_string())).unwrap();
+        let lost = tasks()[i]["losses"].as_u64().unwrap() as usize;
+        assert!(
+            (1..=1 + lost).contains(&tokens.lines().count()),
+            "task {i} ran as {tokens:?} with {lost} lost workers"
+        );
+    }
+    // What a dead worker wrote is named, not made up.
+    let gone =
+        tasks().into_iter().find(|task| task["attempts"].as_array().unwrap().last().unwrap()["worker"] == leader);
+    if let Some(task) = gone {
+        let logs = nodes[0].task(&["logs", task["name"].as_str().unwrap(), "--command-timeout", "2"]);
+        assert!(!logs.status.success());
+        assert!(text(&logs.stderr).contains(&format!("on worker {leader} at ")), "{}", text(&logs.stderr));
+    }
+}
+
+#[test]
+fn a_long_output_is_rotated() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    let name = node.submit(&["--", "sh", "-c", "head -c 40000000 /dev/zero | tr '\\0' 'a'; echo end"]);
+    node.until_phase(&name, "succeeded");
+    let kept: u64 = walk(&dir.path().join("dev/tasks")).iter().map(|path| fs::metadata(path).unwrap().len()).sum();
+    assert!((12_000_000..24_000_000).contains(&kept), "{kept} bytes are kept");
+    let output = node.task(&["logs", &name]);
+    assert!(output.stdout.ends_with(b"aaaend\n"), "the newest is missing");
+    assert!(output.stdout.len() > 10_000_000);
+}
+
+fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
+    let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
