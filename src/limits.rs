@@ -67,6 +67,8 @@ pub const SNAPSHOT_JOBS_MAX: usize = 64;
 /// How long a snapshot that is being sent may make no progress before Raft is told that it failed, and how long one
 /// that nobody asks for is kept.
 pub const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the member that a snapshot was announced to may take to ask for it, before it is announced again.
+pub const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(1);
 /// Attempts in a row to go on with a snapshot's body that give nothing, before it is given up.
 pub const SNAPSHOT_ATTEMPTS_MAX: u32 = 5;
 /// Memory redb may use to cache each database, in bytes (its own default is 1 GiB).

@@ -49,7 +49,9 @@ impl Promises {
             );
             violations.add("promises are durable", what);
         }
-        let accepted = kind == T::MsgAppendResponse && !message.reject;
+        // Once the disk knows a later term, that term's leader may have replaced what was acknowledged; one sync can
+        // make both durable, and then the acknowledgement leaves after what it speaks of has come and gone.
+        let accepted = kind == T::MsgAppendResponse && !message.reject && state.term == message.term;
         if accepted && last.0 < message.index {
             let what = format!("member {from} acknowledged index {}, its disk ends at {last}", message.index);
             violations.add("promises are durable", what);

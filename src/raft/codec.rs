@@ -234,8 +234,13 @@ pub fn conf_change(data: &[u8]) -> Result<ConfChangeV2, CodecError> {
     Ok(change)
 }
 
-/// A configuration, encoded.
+/// A configuration, encoded: the same bytes on all members, though raft-rs lists ids in an order that depends on how it
+/// came to them.
 pub fn conf_state_bytes(state: &ConfState) -> Bytes {
+    let mut state = state.clone();
+    for ids in [&mut state.voters, &mut state.learners, &mut state.voters_outgoing, &mut state.learners_next] {
+        ids.sort_unstable();
+    }
     state.write_to_bytes().expect("a message without required fields").into()
 }
 

@@ -87,8 +87,8 @@ struct Shared {
     status: Mutex<Status>,
     changed: Notify,
     removed: AtomicBool,
-    /// When a chunk of a snapshot was last given to anyone.
-    served: Mutex<Monotonic>,
+    /// When a chunk of a snapshot was last given to each member.
+    served: Mutex<BTreeMap<NodeId, Monotonic>>,
 }
 
 impl RaftHandle {
@@ -168,9 +168,9 @@ impl RaftHandle {
     }
 
     /// A chunk of the snapshot at an index and term, for a member that is behind.
-    pub async fn snapshot_chunk(&self, position: (Index, Term), number: u64) -> Chunk {
+    pub async fn snapshot_chunk(&self, to: NodeId, position: (Index, Term), number: u64) -> Chunk {
         let chunk = snapshot::read(&self.snapshots, position, number).await;
-        *self.shared.served.lock().expect("no code panics while it holds the time") = self.clock.now();
+        self.shared.served.lock().expect("no code panics while it holds the times").insert(to, self.clock.now());
         chunk
     }
 
@@ -257,7 +257,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         status: Mutex::new(status.clone()),
         changed: Notify::new(),
         removed: AtomicBool::default(),
-        served: Mutex::new(io.clock.now()),
+        served: Mutex::default(),
     });
     let manager = Manager {
         life: (identity.id, incarnation),
@@ -565,19 +565,28 @@ impl Manager {
                 Compaction::Upto(index, term) => self.send_log(LogJob::Compact(index, term)),
             }
         }
-        let served = *self.shared.served.lock().expect("no code panics while it holds the time");
         let in_flight: BTreeMap<NodeId, Index> = self.core.snapshots_in_flight().into_iter().collect();
         self.sending.retain(|id, _| in_flight.contains_key(id));
+        let served = {
+            let mut served = self.shared.served.lock().expect("no code panics while it holds the times");
+            served.retain(|id, at| in_flight.contains_key(id) || now.since(*at) <= limits::SNAPSHOT_PATIENCE);
+            served.clone()
+        };
         for id in in_flight.into_keys() {
-            let since = (*self.sending.entry(id).or_insert(now)).max(served);
-            if now.since(since) > limits::SNAPSHOT_PATIENCE {
+            let since = *self.sending.entry(id).or_insert(now);
+            let late = match served.get(&id).filter(|at| **at >= since) {
+                Some(at) => now.since(*at) > limits::SNAPSHOT_PATIENCE,
+                // The announcement may have been lost: to say it again costs nothing.
+                None => now.since(since) > limits::ANNOUNCE_PATIENCE,
+            };
+            if late {
                 self.sending.remove(&id);
                 self.core.on_snapshot_failed(id);
             }
         }
         if let Some(at) = self.taken
             && self.sending.is_empty()
-            && now.since(at.max(served)) > limits::SNAPSHOT_PATIENCE
+            && now.since(served.into_values().fold(at, Monotonic::max)) > limits::SNAPSHOT_PATIENCE
             && let Some(index) = self.core.snapshot_ready()
             && self.snapshots.try_send(SnapshotJob::Forget(index)).is_ok()
         {
