@@ -10,6 +10,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use bytes::Bytes;
+use cairn::controller;
 use cairn::entry::{Body, Entry};
 use cairn::ids::{Index, NodeId, Term};
 use cairn::io::Rng;
@@ -18,9 +19,10 @@ use cairn::raft::codec;
 use cairn::raft::core::{Core, CoreConfig, genesis};
 use cairn::raft::log::{Recovered, Write as LogWrite};
 use cairn::raft::tail::Retention;
+use cairn::scheduler;
 use cairn::sim::disk::SimDisk;
 use cairn::state::machine::State;
-use cairn::state::{kv, member};
+use cairn::state::{kv, member, task, worker};
 use cairn::time::ClusterTime;
 use goldenscript::{ArgumentConsumer, Command, Context, Runner};
 use prost::Message as _;
@@ -42,6 +44,79 @@ fn number(args: &mut ArgumentConsumer<'_>, name: &str) -> Result<Option<u64>, Bo
 
 fn word(args: &mut ArgumentConsumer<'_>, what: &str) -> Result<String, Box<dyn Error>> {
     Ok(args.next_pos().ok_or(format!("{what} is missing"))?.to_owned())
+}
+
+fn resources(args: &mut ArgumentConsumer<'_>) -> Result<v1::Resources, Box<dyn Error>> {
+    Ok(v1::Resources {
+        cpu_milli: number(args, "cpu")?.unwrap_or(0),
+        memory_bytes: number(args, "memory")?.unwrap_or(0) << 20,
+        disk_bytes: number(args, "disk")?.unwrap_or(0) << 20,
+    })
+}
+
+fn spec(args: &mut ArgumentConsumer<'_>) -> Result<v1::TaskSpec, Box<dyn Error>> {
+    Ok(v1::TaskSpec {
+        resources: Some(resources(args)?),
+        retries: number(args, "retries")?.unwrap_or(0) as u32,
+        features: args.take_key("feature").map(str::to_owned).into_iter().collect(),
+        name: args.next_pos().unwrap_or_default().to_owned(),
+        command: vec!["true".into()],
+        ..v1::TaskSpec::default()
+    })
+}
+
+/// Runs the scheduler on tasks and workers that it is told of.
+#[derive(Default)]
+struct SchedulerRunner {
+    tasks: Vec<v1::Task>,
+    workers: Vec<v1::Worker>,
+}
+
+impl Runner for SchedulerRunner {
+    type Command = Command;
+
+    fn run(&mut self, command: &Command, _: &Context) -> Outcome {
+        let mut args = command.consume_args();
+        let now = ClusterTime(number(&mut args, "now")?.unwrap_or(0));
+        match command.name.as_str() {
+            "clear" => *self = Self::default(),
+            "task" => {
+                let id = self.tasks.len() as u64 + 1;
+                self.tasks.push(v1::Task { id, spec: Some(spec(&mut args)?), ..v1::Task::default() });
+            }
+            "worker" => {
+                let id = self.workers.len() as u64 + 1;
+                let status = args.take_key("status").unwrap_or("ONLINE").to_uppercase();
+                let status = v1::WorkerStatus::from_str_name(&format!("WORKER_STATUS_{status}")).ok_or("no status")?;
+                let features = args.take_key("feature").map(str::to_owned).into_iter().collect();
+                let capacity = Some(resources(&mut args)?);
+                let row =
+                    v1::Worker { id, capacity, features, status: status.into(), epoch: 1, ..v1::Worker::default() };
+                self.workers.push(row);
+            }
+            "place" => {
+                let placed = scheduler::place(&self.tasks, &self.workers, now);
+                return Ok(placed.iter().map(|one| format!("task {} to worker {}\n", one.task, one.worker)).collect());
+            }
+            "explain" => {
+                let line = |task| format!("task {}: {}\n", task, self.explain(task, now));
+                return Ok((1..=self.tasks.len()).map(line).collect());
+            }
+            other => return Err(format!("no command {other}").into()),
+        }
+        Ok(String::new())
+    }
+}
+
+impl SchedulerRunner {
+    fn explain(&self, task: usize, now: ClusterTime) -> String {
+        scheduler::explain_text(&self.tasks[task - 1], &self.workers, now)
+    }
+}
+
+#[test]
+fn scheduling() {
+    scripts("scheduler", |path| goldenscript::run(&mut SchedulerRunner::default(), path).unwrap());
 }
 
 /// Runs commands against a state, one entry each.
@@ -93,6 +168,57 @@ impl Runner for StateRunner {
             "sleep" => {
                 self.time += word(&mut args, "milliseconds")?.parse::<u64>()?;
                 return Ok(String::new());
+            }
+            "submit" => Kind::SubmitTask(v1::SubmitTask { spec: Some(spec(&mut args)?) }),
+            "stop" => Kind::StopTask(v1::StopTask { id: word(&mut args, "id")?.parse()? }),
+            "register" => Kind::RegisterWorker(v1::RegisterWorker {
+                worker: word(&mut args, "id")?.parse()?,
+                capacity: Some(resources(&mut args)?),
+                features: Vec::new(),
+            }),
+            "renew" => Kind::RenewWorker(v1::RenewWorker {
+                worker: word(&mut args, "id")?.parse()?,
+                epoch: word(&mut args, "epoch")?.parse()?,
+            }),
+            "report" => Kind::ReportAttempt(v1::ReportAttempt {
+                task: word(&mut args, "task")?.parse()?,
+                token: word(&mut args, "token")?.parse()?,
+                exit: match args.next_pos().map(str::to_owned) {
+                    None => None,
+                    Some(reason) => {
+                        let reason = v1::exit::Reason::from_str_name(&format!("REASON_{}", reason.to_uppercase()));
+                        let code = args.next_pos().map(str::parse).transpose()?;
+                        Some(v1::Exit { reason: reason.ok_or("no such reason")?.into(), code, ..v1::Exit::default() })
+                    }
+                },
+            }),
+            "lead" => {
+                // What a leader would propose on what it sees.
+                let (head, rows) = self.state.reader().view()?;
+                let commands =
+                    controller::expire(&head, &rows, true)?.into_iter().chain(controller::assign(&head, &rows)?);
+                let commands: Vec<Bytes> = commands.map(|command| command.encode_to_vec().into()).collect();
+                return self.apply(Body::Commands { stamp: ClusterTime(self.time), commands });
+            }
+            "tasks" => {
+                let (_, rows) = self.state.reader().view()?;
+                let tasks = task::list(&rows, &v1::ListTasks::default())?.tasks;
+                let line = |task: &v1::Task| {
+                    let attempts =
+                        task.attempts.iter().map(|a| format!("{}@{}", a.token, a.worker)).collect::<Vec<_>>();
+                    let (phase, failures, losses) = (task.phase(), task.failures, task.losses);
+                    format!("{} {phase:?} failures {failures} losses {losses} attempts {attempts:?}\n", task.id)
+                };
+                return Ok(tasks.iter().map(line).collect());
+            }
+            "workers" => {
+                let (_, rows) = self.state.reader().view()?;
+                let line = |worker: &v1::Worker| {
+                    let (used, has) = (worker.used.unwrap_or_default(), worker.capacity.unwrap_or_default());
+                    let (id, status, epoch) = (worker.id, worker.status(), worker.epoch);
+                    format!("{id} {status:?} epoch {epoch} cpu {} of {}\n", used.cpu_milli, has.cpu_milli)
+                };
+                return Ok(worker::all(&rows)?.iter().map(line).collect());
             }
             "member" => {
                 let id = word(&mut args, "id")?.parse()?;
