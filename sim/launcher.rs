@@ -135,6 +135,9 @@ impl Launcher for SimLauncher {
     fn launch(&self, launch: &Launch, deadline: Monotonic) -> io::Result<()> {
         let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("no such program: {:?}", launch.command));
         let program = program(&launch.command).ok_or_else(unknown)?;
+        if deadline <= self.clock.now() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the deadline has passed"));
+        }
         let (token, task) = (launch.token, launch.task);
         let attempt = Attempt { launch: launch.clone(), deadline, stop: None, exit: None };
         let before = self.attempts.lock().unwrap().insert(token, attempt);
@@ -154,11 +157,7 @@ impl Launcher for SimLauncher {
 
     fn list(&self) -> io::Result<Vec<Found>> {
         let attempts = self.attempts.lock().unwrap();
-        let found = |(token, attempt): (&Token, &Attempt)| Found {
-            token: *token,
-            task: attempt.launch.task,
-            exit: attempt.exit.clone(),
-        };
+        let found = |(token, attempt): (&Token, &Attempt)| Found { token: *token, exit: attempt.exit.clone() };
         Ok(attempts.iter().map(found).collect())
     }
 

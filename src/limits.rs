@@ -64,9 +64,10 @@ pub const LOG_BYTES_KEPT: u64 = 64 * 1024 * 1024;
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 /// Jobs the owner of snapshots may have outstanding.
 pub const SNAPSHOT_JOBS_MAX: usize = 64;
-/// How long a snapshot that is being sent may make no progress before Raft is told that it failed, and how long one
-/// that nobody asks for is kept.
+/// How long a snapshot that is being sent may make no progress before Raft is told that it failed.
 pub const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a snapshot that is sent to nobody is kept: the member it went to may be building the state still.
+pub const SNAPSHOT_KEPT: Duration = Duration::from_secs(120);
 /// How long the member that a snapshot was announced to may take to ask for it, before it is announced again.
 pub const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(1);
 /// Attempts in a row to go on with a snapshot's body that give nothing, before it is given up.
@@ -102,6 +103,8 @@ pub const FEATURE_BYTES_MAX: usize = 63;
 pub const FEATURES_MAX: usize = 64;
 /// Tasks that one page of a list has at most.
 pub const TASKS_PAGE_MAX: usize = 100;
+/// What is said of an attempt's end, in bytes.
+pub const EXIT_MESSAGE_BYTES_MAX: usize = 1024;
 /// Longest timeout of a task.
 pub const TASK_TIMEOUT_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Longest time between the signal that asks a task to end and the one that kills it.

@@ -103,6 +103,9 @@ impl SharedNodeState {
                 Ok(Err(error @ ProposeError::Busy)) => {
                     return Err(not_done(Code::ResourceExhausted, error.to_string()));
                 }
+                Ok(Err(error @ ProposeError::TooLarge(_))) => {
+                    return Err(not_done(Code::InvalidArgument, error.to_string()));
+                }
                 Ok(Err(ProposeError::Unknown)) | Err(_) => return Err(unknown_outcome()),
             }
         }
@@ -217,7 +220,7 @@ impl Commands for SharedNodeState {
         let deadline = self.io.clock.now() + patience;
         let command = v1::Command { session: None, kind: Some(kind) };
         Box::pin(async move {
-            let reply = self.execute(command, deadline, false).await;
+            let reply = self.check_and_execute(command, deadline, false).await;
             match reply.map_err(|status| Refusal::Failed(status.message().into()))?.kind {
                 Some(reply::Kind::Rejection(rejection)) => Err(match command::reject(&rejection) {
                     Some(reject) => Refusal::Rejected(reject),

@@ -39,6 +39,7 @@ enum Step {
     SetStatus {
         worker: u64,
         status: WorkerStatus,
+        wish: bool,
     },
     Submit {
         name: u8,
@@ -68,7 +69,7 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     use v1::exit::Reason::{Drained, Exited, LeaseEnded, NotStarted, Stopped, TimedOut};
-    let workers = 1u64..4;
+    let workers = 1u64..5;
     let status = prop::sample::select(vec![WorkerStatus::Online, WorkerStatus::Draining, WorkerStatus::Offline]);
     let reasons = prop::sample::select(vec![Exited, Exited, TimedOut, Stopped, Drained, LeaseEnded, NotStarted]);
     prop_oneof![
@@ -76,12 +77,13 @@ fn step() -> impl Strategy<Value = Step> {
         3 => (workers.clone(), 0u64..5, 0u64..5, any::<bool>())
             .prop_map(|(worker, cpu, memory, feature)| Step::Register { worker, cpu, memory, feature }),
         4 => workers.clone().prop_map(|worker| Step::Renew { worker }),
-        1 => (workers, status).prop_map(|(worker, status)| Step::SetStatus { worker, status }),
+        1 => (workers, status, any::<bool>())
+            .prop_map(|(worker, status, wish)| Step::SetStatus { worker, status, wish }),
         5 => (0u8..6, 0u64..4, 0u64..4, 0u32..3, prop::bool::weighted(0.2))
             .prop_map(|(name, cpu, memory, retries, feature)| Step::Submit { name, cpu, memory, retries, feature }),
         1 => (0u64..12).prop_map(|task| Step::Stop { task }),
-        6 => (0usize..4).prop_map(|later| Step::Schedule { later: later.saturating_sub(1) }),
-        2 => (0usize..3).prop_map(|later| Step::Expire { later }),
+        6 => (0usize..12).prop_map(|later| Step::Schedule { later: later.saturating_sub(6) }),
+        3 => (0usize..6).prop_map(|later| Step::Expire { later }),
         6 => (0usize..12, prop::option::weighted(0.7, (reasons, 0i32..2)))
             .prop_map(|(attempt, exit)| Step::Report { attempt, exit }),
         1 => Just(Step::Restart),
@@ -125,8 +127,14 @@ struct Driver {
 impl Driver {
     fn new() -> Self {
         let disk = SimDisk::new("disk".into());
-        let state = State::open(disk.boot(), Index(0)).unwrap();
-        Self { disk, installed: Index(0), state, log: Vec::new(), time: 0, tokens: BTreeSet::new() }
+        let mut state = State::open(disk.boot(), Index(0)).unwrap();
+        // Workers are members; the fourth never joined.
+        let row = |id| v1::Member { id, role: v1::MemberRole::Voter.into(), ..v1::Member::default() };
+        let change = v1::MemberChange { members: (1..=3).map(row).collect() }.encode_to_vec().into();
+        let body = Body::Members { conf_state: bytes::Bytes::new(), change };
+        let log = vec![Entry { index: Index(1), term: Term(1), body }];
+        state.apply(&log).unwrap();
+        Self { disk, installed: Index(0), state, log, time: 0, tokens: BTreeSet::new() }
     }
 
     fn view(&self) -> (v1::Head, View) {
@@ -155,6 +163,7 @@ impl Driver {
         let after = see(&view, &head);
         for (id, worker) in &after.workers {
             let from = before.workers.get(id);
+            assert!(*id < 4, "a worker that is no member");
             let moved = (from.map(Worker::status), worker.status());
             assert!(moved.0 == Some(moved.1) || worker::is_legal(moved.0, moved.1), "worker {id} went {moved:?}");
             let has: Vec<&Task> = after
@@ -172,7 +181,10 @@ impl Driver {
             let moved = (from.map(Task::phase), task.phase());
             assert!(moved.0 == Some(moved.1) || task::is_legal(moved.0, moved.1), "task {id} went {moved:?}");
             let spec = task.spec.as_ref().unwrap();
-            assert!(task.failures <= spec.retries + 1, "task {id} was tried more often than wanted");
+            assert!(
+                task.failures <= spec.retries + 1 && (task.failures <= spec.retries || task::is_ended(task)),
+                "task {id} was tried more often than wanted"
+            );
             if moved == (Some(TaskPhase::Pending), TaskPhase::Assigned) {
                 let attempt = task::current(task).unwrap();
                 assert!(self.tokens.last().is_none_or(|last| *last < attempt.token), "a token went back");
@@ -290,9 +302,9 @@ impl Driver {
                     let live = found.is_some_and(|worker| worker.status() != WorkerStatus::Offline);
                     assert_eq!(matches!(reply.kind, Some(reply::Kind::WorkerLease(_))), live);
                 }
-                Step::SetStatus { worker, status } => {
+                Step::SetStatus { worker, status, wish } => {
                     let status = (*status).into();
-                    self.apply(Kind::SetWorkerStatus(v1::SetWorkerStatus { worker: *worker, status }));
+                    self.apply(Kind::SetWorkerStatus(v1::SetWorkerStatus { worker: *worker, status, wish: *wish }));
                 }
                 Step::Submit { name, cpu, memory, retries, feature } => {
                     let name = if *name == 0 { String::new() } else { format!("n{name}") };
@@ -329,7 +341,7 @@ impl Driver {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 512, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Placed tasks fit, on workers that may have them; only legal transitions happen; late reports change nothing;
     /// restarts and snapshots change nothing; and another member that applies the same log in other batches has the same

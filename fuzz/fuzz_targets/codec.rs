@@ -52,8 +52,8 @@ fn perform(core: &mut Core) -> bool {
         for fetch in effects.fetch {
             core.on_fetched(fetch, Vec::new());
         }
-        if effects.stage.is_some() {
-            core.on_staged(true);
+        if let Some(announced) = effects.stage {
+            core.on_staged(&announced, true);
         }
     }
     false

@@ -123,6 +123,8 @@ enum Command {
     ShimExec {
         /// The attempt's directory
         dir: PathBuf,
+        /// The shim's process
+        shim: i32,
         /// The program and its arguments
         #[arg(last = true, required = true)]
         command: Vec<String>,
@@ -230,7 +232,7 @@ pub fn main() -> i32 {
     };
     match &cli.command {
         Command::Shim { dir } => return os::shim::run(dir),
-        Command::ShimExec { dir, command } => return os::shim::become_program(dir, command),
+        Command::ShimExec { dir, shim, command } => return os::shim::become_program(dir, *shim, command),
         _ => {}
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {

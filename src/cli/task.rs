@@ -78,13 +78,32 @@ struct SpecFile {
     name: Option<String>,
     command: Vec<String>,
     env: BTreeMap<String, String>,
-    cpu: Option<String>,
-    memory: Option<String>,
-    disk: Option<String>,
+    cpu: Option<Amount>,
+    memory: Option<Amount>,
+    disk: Option<Amount>,
     features: Vec<String>,
-    timeout: Option<String>,
+    timeout: Option<Amount>,
     retries: Option<u32>,
-    kill_grace: Option<String>,
+    kill_grace: Option<Amount>,
+}
+
+/// An amount in a file: a text as on the command line, or a bare number.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Amount {
+    Whole(u64),
+    Fraction(f64),
+    Text(String),
+}
+
+impl Amount {
+    fn parse<T>(&self, parse: fn(&str) -> Result<T, String>) -> Result<T, String> {
+        match self {
+            Self::Whole(number) => parse(&number.to_string()),
+            Self::Fraction(number) => parse(&number.to_string()),
+            Self::Text(text) => parse(text),
+        }
+    }
 }
 
 fn variable(text: &str) -> Result<(String, String), String> {
@@ -106,10 +125,10 @@ impl Spec {
         let file = self.file.as_deref().map(read_file).transpose()?.unwrap_or_default();
         fn amount<T>(
             key: &str,
-            text: Option<&String>,
+            text: Option<&Amount>,
             parse: fn(&str) -> Result<T, String>,
         ) -> Result<Option<T>, Fault> {
-            text.map(|text| parse(text)).transpose().context(|| format!("read {key}"))
+            text.map(|text| text.parse(parse)).transpose().context(|| format!("read {key}"))
         }
         let millis = |span: Option<Duration>| span.map_or(0, |span| span.as_millis() as u64);
         let command = if self.command.is_empty() { file.command } else { self.command.clone() };
@@ -262,26 +281,25 @@ pub(super) async fn run(connection: &Connection, spec: &Spec) -> Result<i32, Fai
     let SubmitTaskReply { id, .. } = client.submit_task(spec.build()?).await?;
     let id = TaskId(id);
     let signal = || async { os::stop_signal().await.context(|| "wait for signals".into()) };
-    let task = tokio::select! {
+    let mut following = std::pin::pin!(follow(&client, id));
+    let ended = tokio::select! {
         biased;
-        result = signal() => {
-            result?;
-            eprintln!("stopping task {id}; a second Ctrl-C leaves it to itself");
-            tokio::select! {
-                biased;
-                result = signal() => {
-                    result?;
-                    return Ok(STOPPED);
-                }
-                stopped = async {
-                    client.stop_task(id).await?;
-                    follow(&client, id).await
-                } => stopped?,
-            }
-        }
-        task = follow(&client, id) => task?,
+        result = signal() => result.map(|()| None)?,
+        task = &mut following => Some(task?),
     };
-    Ok(status_of(&task))
+    if let Some(task) = ended {
+        return Ok(status_of(&task));
+    }
+    eprintln!("stopping task {id}; a second Ctrl-C leaves it to itself");
+    let stop = async {
+        client.stop_task(id).await?;
+        following.await
+    };
+    tokio::select! {
+        biased;
+        result = signal() => result.map(|()| STOPPED).map_err(Failure::from),
+        task = stop => Ok(status_of(&task?)),
+    }
 }
 
 fn status_of(task: &Task) -> i32 {

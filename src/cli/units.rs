@@ -27,8 +27,10 @@ pub fn span(text: &str) -> Result<Duration, String> {
     let units = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
     let unit = units.iter().find_map(|(unit, millis)| Some((text.strip_suffix(unit)?, *millis)));
     let (digits, millis) = unit.unwrap_or((text, 1_000));
-    let parsed = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(millis));
-    parsed.map(Duration::from_millis).ok_or_else(|| format!("{text:?} is no span of time: write 250ms, 30s, 5m or 2h"))
+    let parsed = digits.parse::<u64>().ok().and_then(|count| count.checked_mul(millis)).filter(|millis| *millis > 0);
+    parsed
+        .map(Duration::from_millis)
+        .ok_or_else(|| format!("{text:?} is no span of time above zero: write 250ms, 30s, 5m or 2h"))
 }
 
 /// Bytes for people to read.
@@ -51,6 +53,7 @@ mod tests {
         assert_eq!((bytes("7"), bytes("64Mi"), bytes("1Ti")), (Ok(7), Ok(64 << 20), Ok(1 << 40)));
         assert_eq!((span("9"), span("250ms")), (Ok(Duration::from_secs(9)), Ok(Duration::from_millis(250))));
         assert_eq!((span("5m"), span("2h")), (Ok(Duration::from_secs(300)), Ok(Duration::from_secs(7200))));
+        assert!(span("0s").is_err());
         for text in ["", "m", "x", "-1", "1e400", "1.5.2"] {
             assert!(cpu(text).is_err() && bytes(text).is_err() && span(text).is_err(), "{text:?}");
         }

@@ -74,7 +74,8 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn set_worker_status(&self, id: NodeId, status: WorkerStatus) -> Result<(), ClientError> {
-        match self.execute(Kind::SetWorkerStatus(SetWorkerStatus { worker: id.0, status: status.into() })).await? {
+        let set = SetWorkerStatus { worker: id.0, status: status.into(), wish: true };
+        match self.execute(Kind::SetWorkerStatus(set)).await? {
             reply::Kind::SetWorkerStatus(_) => Ok(()),
             other => Err(unexpected(&other)),
         }

@@ -35,8 +35,6 @@ pub struct Launch {
 pub struct Found {
     /// Which attempt.
     pub token: Token,
-    /// At which task.
-    pub task: TaskId,
     /// How it ended; `None` while it runs. One whose shim is gone without a record of its exit is lost.
     pub exit: Option<Exit>,
 }
@@ -58,13 +56,14 @@ pub trait Launcher: Send + Sync + 'static {
     /// What the machine has, as far as it can be told.
     fn resources(&self) -> Resources;
 
-    /// Starts an attempt. Everything of it is dead at `deadline`, unless that is extended.
+    /// Starts an attempt. Everything of it is dead at `deadline`, unless that is extended. When this returns, the attempt is
+    /// listed even after a power cut: it is never started twice.
     ///
     /// # Errors
-    /// It could not be started, and nothing of it runs.
+    /// It could not be started, and nothing of it runs. Timed out: the deadline has passed.
     fn launch(&self, launch: &Launch, deadline: Monotonic) -> io::Result<()>;
 
-    /// Everything that is or was here and was not removed, by token.
+    /// Everything that is or was here and was not removed, by token. Trouble with one attempt hides no other.
     ///
     /// # Errors
     /// What the system says.

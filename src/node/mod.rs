@@ -274,6 +274,7 @@ async fn schedule(shared: Arc<SharedNodeState>) {
         // Also without a change: the pause of a task may be over.
         let changed = shared.raft.wait(|status| (status.applied > seen).then_some(status.applied));
         seen = clock.timeout(limits::CONTROL_PERIOD, changed).await.unwrap_or(seen);
+        let began = clock.now();
         if shared.leads() {
             let command = match shared.reader.view().and_then(|(head, rows)| controller::assign(&head, &rows)) {
                 Ok(command) => command,
@@ -285,8 +286,10 @@ async fn schedule(shared: Arc<SharedNodeState>) {
                 let _ = clock.timeout(limits::REQUEST_TIMEOUT, proposal).await;
             }
         }
-        // Under load the state changes all the time; what gathers meanwhile is placed at once.
-        clock.sleep(limits::SCHEDULE_PAUSE).await;
+        // Under load the state changes all the time; what gathers meanwhile is placed at once. A long look is followed by a
+        // longer pause: other work must go on.
+        let took = clock.now().since(began);
+        clock.sleep(limits::SCHEDULE_PAUSE.max(took * 4).min(limits::CONTROL_PERIOD)).await;
     }
 }
 

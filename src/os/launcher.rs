@@ -24,12 +24,13 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use bytes::Bytes;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{TaskId, Token};
-use crate::io::{Found, Launch, Launcher, LogPiece};
+use super::clock::SystemClock;
+use crate::ids::Token;
+use crate::io::{Clock, Found, Launch, Launcher, LogPiece};
 use crate::proto::v1::{Exit, Resources, exit::Reason};
 use crate::time::Monotonic;
 
@@ -38,14 +39,15 @@ pub(super) const ALIVE: &str = "alive";
 pub(super) const DEADLINE: &str = "deadline";
 pub(super) const STOP: &str = "stop";
 pub(super) const EXIT: &str = "exit.json";
-pub(super) const GROUP: &str = "group";
 pub(super) const WORK: &str = "work";
 pub(super) const LOG_PREFIX: &str = "log-";
+
+/// The variable that has the attempt's directory: by it a process is known to belong to the attempt.
+pub(super) const MARK: &str = "CAIRN_TASK_DIR";
 
 /// What a shim is told.
 #[derive(Serialize, Deserialize)]
 pub(super) struct LaunchFile {
-    pub(super) task: u64,
     pub(super) command: Vec<String>,
     pub(super) env: Vec<(String, String)>,
     pub(super) timeout_ms: Option<u64>,
@@ -55,7 +57,6 @@ pub(super) struct LaunchFile {
 /// What a shim leaves.
 #[derive(Serialize, Deserialize)]
 pub(super) struct ExitFile {
-    pub(super) task: u64,
     pub(super) reason: i32,
     pub(super) code: Option<i32>,
     pub(super) signal: Option<i32>,
@@ -77,17 +78,17 @@ pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8], durable: bool) -> io
     Ok(())
 }
 
-pub(super) fn write_exit(dir: &Path, task: u64, exit: &Exit) -> io::Result<()> {
+pub(super) fn write_exit(dir: &Path, exit: &Exit) -> io::Result<()> {
     let Exit { reason, code, signal, message } = exit.clone();
-    let file = ExitFile { task, reason, code, signal, message };
+    let file = ExitFile { reason, code, signal, message };
     replace(dir, EXIT, &serde_json::to_vec(&file)?, true)
 }
 
-fn read_exit(dir: &Path) -> io::Result<Option<(TaskId, Exit)>> {
+fn read_exit(dir: &Path) -> io::Result<Option<Exit>> {
     match fs::read(dir.join(EXIT)) {
         Ok(bytes) => {
-            let ExitFile { task, reason, code, signal, message } = serde_json::from_slice(&bytes)?;
-            Ok(Some((TaskId(task), Exit { reason, code, signal, message })))
+            let ExitFile { reason, code, signal, message } = serde_json::from_slice(&bytes)?;
+            Ok(Some(Exit { reason, code, signal, message }))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -132,14 +133,15 @@ impl Shims {
     fn start(&self, dir: &Path, launch: &Launch, deadline: Monotonic) -> io::Result<Child> {
         fs::create_dir(dir.join(WORK))?;
         let file = LaunchFile {
-            task: launch.task.0,
             command: launch.command.clone(),
-            env: launch.env.clone(),
+            env: launch.env.iter().cloned().chain([(MARK.to_owned(), dir.display().to_string())]).collect(),
             timeout_ms: launch.timeout.map(|timeout| timeout.as_millis() as u64),
             kill_grace_ms: launch.kill_grace.as_millis() as u64,
         };
-        replace(dir, LAUNCH, &serde_json::to_vec(&file)?, false)?;
         replace(dir, DEADLINE, deadline.as_nanos().to_string().as_bytes(), false)?;
+        replace(dir, LAUNCH, &serde_json::to_vec(&file)?, true)?;
+        // What was forgotten in a power cut would be started again under the same token.
+        File::open(&self.dir)?.sync_all()?;
         let alive = File::create(dir.join(ALIVE))?;
         alive.try_lock().map_err(io::Error::from)?;
         let mut command = Command::new(&self.binary);
@@ -149,52 +151,52 @@ impl Shims {
         command.spawn()
     }
 
-    /// An attempt without an exit: it runs if its shim lives, and is lost if not.
-    fn running(&self, dir: &Path, token: Token) -> io::Result<Option<Found>> {
-        let launch: LaunchFile = match fs::read(dir.join(LAUNCH)) {
-            Ok(bytes) => serde_json::from_slice(&bytes)?,
-            // The node died before it started anything here.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::remove_dir_all(dir)?;
-                return Ok(None);
-            }
-            Err(error) => return Err(error),
-        };
-        let task = TaskId(launch.task);
+    /// How an attempt has ended; `None` while it runs. One whose shim is gone without a record is lost.
+    fn look(dir: &Path) -> io::Result<Option<Exit>> {
+        if let Some(exit) = read_exit(dir)? {
+            return Ok(Some(exit));
+        }
         let alive = File::options().create(true).truncate(false).write(true).open(dir.join(ALIVE))?;
         match alive.try_lock() {
-            Err(TryLockError::WouldBlock) => Ok(Some(Found { token, task, exit: None })),
-            Err(TryLockError::Error(error)) => Err(error),
-            Ok(()) => {
-                // It may have ended between two looks.
-                if read_exit(dir)?.is_none() {
-                    kill_left_over(dir);
-                    let message = "what watched over it is gone".to_string();
-                    let exit = Exit { reason: Reason::Lost.into(), message, ..Exit::default() };
-                    write_exit(dir, launch.task, &exit)?;
-                }
-                Ok(read_exit(dir)?.map(|(task, exit)| Found { token, task, exit: Some(exit) }))
-            }
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Ok(()) => {}
         }
+        // It may have ended between two looks.
+        if let Some(exit) = read_exit(dir)? {
+            return Ok(Some(exit));
+        }
+        kill_left_over(dir);
+        let message = "what watched over it is gone".to_string();
+        let exit = Exit { reason: Reason::Lost.into(), message, ..Exit::default() };
+        // Without the record the next look comes to the same.
+        let _ = write_exit(dir, &exit);
+        Ok(Some(exit))
     }
 }
 
-/// Kills what a dead shim has left, if the leader of its process group is still the process it started.
+/// Kills what a dead shim has left: every process that still has the attempt's directory in its environment, wherever
+/// it went. (The process that led its group is gone with the shim, so the group cannot be asked for.)
 fn kill_left_over(dir: &Path) {
-    let Ok(text) = fs::read_to_string(dir.join(GROUP)) else { return };
-    let mut words = text.split_whitespace();
-    if let (Some(pid), Some(began)) = (words.next().and_then(|word| word.parse::<i32>().ok()), words.next())
-        && start_time(pid).as_deref() == Some(began)
-    {
-        let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
+    let mark = format!("{MARK}={}", dir.display());
+    // What is found may have children by now.
+    for _ in 0..10 {
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = pids.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        let left: Vec<i32> = pids.filter(|pid| has_mark(*pid, &mark)).collect();
+        if left.is_empty() {
+            return;
+        }
+        for pid in left {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// When a process started, in the kernel's own count: with its number it names a process for ever.
-pub(super) fn start_time(pid: i32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name, in brackets, may hold anything; the fields after it are counted from 3.
-    stat.rsplit_once(')')?.1.split_whitespace().nth(22 - 3).map(str::to_owned)
+fn has_mark(pid: i32, mark: &str) -> bool {
+    let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+    environ.split(|byte| *byte == 0).any(|variable| variable == mark.as_bytes())
 }
 
 /// The segments of an attempt's output: where each begins, in order.
@@ -222,6 +224,9 @@ impl Launcher for Shims {
     }
 
     fn launch(&self, launch: &Launch, deadline: Monotonic) -> io::Result<()> {
+        if deadline <= SystemClock.now() {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the lease has ended"));
+        }
         let dir = self.of(launch.token);
         let at = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", dir.display()));
         fs::create_dir(&dir).map_err(at)?;
@@ -249,27 +254,28 @@ impl Launcher for Shims {
                 all.push(found.clone());
                 continue;
             }
-            let dir = self.of(token);
-            let found = match read_exit(&dir)? {
-                Some((task, exit)) => Some(Found { token, task, exit: Some(exit) }),
-                None => self.running(&dir, token)?,
-            };
-            if let Some(ended) = found.as_ref().filter(|found| found.exit.is_some()) {
-                inner.ended.insert(token, ended.clone());
+            // One that cannot be looked at is there, and must not be started again.
+            let exit = Self::look(&self.of(token)).unwrap_or_else(|error| {
+                tracing::error!(%token, %error, "an attempt cannot be looked at");
+                None
+            });
+            let found = Found { token, exit };
+            if found.exit.is_some() {
+                inner.ended.insert(token, found.clone());
                 inner.deadlines.remove(&token);
             }
-            all.extend(found);
+            all.push(found);
         }
         all.sort_by_key(|found| found.token);
         Ok(all)
     }
 
     fn extend(&self, token: Token, deadline: Monotonic) -> io::Result<()> {
-        let before = self.lock().deadlines.insert(token, deadline);
-        if before == Some(deadline) {
-            return Ok(());
+        if self.lock().deadlines.get(&token) != Some(&deadline) {
+            replace(&self.of(token), DEADLINE, deadline.as_nanos().to_string().as_bytes(), false)?;
+            self.lock().deadlines.insert(token, deadline);
         }
-        replace(&self.of(token), DEADLINE, deadline.as_nanos().to_string().as_bytes(), false)
+        Ok(())
     }
 
     fn stop(&self, token: Token, reason: Reason) -> io::Result<()> {
@@ -299,7 +305,7 @@ impl Launcher for Shims {
         let len = file.metadata()?.len();
         let mut at = piece.next - segment;
         let mut taken = 0;
-        while at + 5 <= len && taken < bytes {
+        while at.saturating_add(5) <= len && taken < bytes {
             let mut head = [0; 5];
             file.read_exact_at(&mut head, at)?;
             let size = u64::from(u32::from_le_bytes([head[1], head[2], head[3], head[4]]));
@@ -312,7 +318,7 @@ impl Launcher for Shims {
             piece.records.push((head[0] == 2, Bytes::from(data)));
             at += 5 + size;
         }
-        piece.next = segment + at;
+        piece.next = segment.saturating_add(at);
         let last = starts.last() == Some(segment);
         piece.ended = ended && last && taken < bytes;
         if !last && at >= len {

@@ -16,9 +16,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, getppid};
 
 use super::clock::SystemClock;
-use super::launcher::{
-    DEADLINE, GROUP, LAUNCH, LOG_PREFIX, LOOK, LaunchFile, STOP, WORK, replace, segments, start_time, write_exit,
-};
+use super::launcher::{DEADLINE, LAUNCH, LOG_PREFIX, LOOK, LaunchFile, STOP, WORK, segments, write_exit};
 use crate::io::Clock;
 use crate::limits::{LEASE_KILL_GRACE, OUTPUT_BYTES_KEPT, OUTPUT_PIECE_BYTES};
 use crate::proto::v1::{Exit, exit::Reason};
@@ -26,6 +24,8 @@ use crate::time::Monotonic;
 
 /// Where the program could not be started, why.
 const NOT_STARTED: &str = "not-started";
+/// How long the last output may take to arrive when nothing of the task runs any more.
+const LAST_OUTPUT: Duration = Duration::from_secs(1);
 
 /// Watches over the attempt in `dir` until it has ended. The exit status is the shim's own.
 pub fn run(dir: &Path) -> i32 {
@@ -39,23 +39,22 @@ pub fn run(dir: &Path) -> i32 {
     };
     // What leaves its process group comes to us when its parent ends.
     let _ = prctl::set_child_subreaper(true);
-    let exit = watch(dir, &launch).unwrap_or_else(|error| Exit {
-        reason: Reason::NotStarted.into(),
-        message: error.to_string(),
-        ..Exit::default()
+    let exit = watch(dir, &launch).unwrap_or_else(|error| {
+        // Whatever had been started must not go on unwatched.
+        reap_all();
+        Exit { reason: Reason::NotStarted.into(), message: error.to_string(), ..Exit::default() }
     });
-    match write_exit(dir, launch.task, &exit) {
+    match write_exit(dir, &exit) {
         Ok(()) => 0,
         Err(_) => 1,
     }
 }
 
-/// Becomes `command`, which dies with its shim. Only returns if that fails; `dir` then says why.
-pub fn become_program(dir: &Path, command: &[String]) -> i32 {
-    let parent = getppid();
+/// Becomes `command`, which dies with its shim, the process `shim`. Only returns if that fails; `dir` then says why.
+pub fn become_program(dir: &Path, shim: i32, command: &[String]) -> i32 {
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);
     // The shim may have died before that.
-    if getppid() != parent {
+    if getppid().as_raw() != shim {
         return 1;
     }
     let error = Command::new(&command[0]).args(&command[1..]).exec();
@@ -64,21 +63,32 @@ pub fn become_program(dir: &Path, command: &[String]) -> i32 {
     127
 }
 
+/// The attempt's deadline, if it can be read.
+fn deadline(dir: &Path) -> Option<Monotonic> {
+    let text = fs::read_to_string(dir.join(DEADLINE)).ok()?;
+    text.trim().parse().ok().map(Monotonic::from_nanos)
+}
+
 fn watch(dir: &Path, launch: &LaunchFile) -> io::Result<Exit> {
+    if deadline(dir).is_none_or(|deadline| deadline <= SystemClock.now() + LEASE_KILL_GRACE) {
+        return Ok(Exit { reason: Reason::LeaseEnded.into(), ..Exit::default() });
+    }
+    let log = Arc::new(Mutex::new(Log::open(dir)?));
     let mut child = start(dir, launch)?;
     let group = Pid::from_raw(child.id() as i32);
-    let began = start_time(group.as_raw()).unwrap_or_default();
-    replace(dir, GROUP, format!("{group} {began}").as_bytes(), false)?;
-    let log = Arc::new(Mutex::new(Log::open(dir)?));
-    let mut readers = Vec::new();
     let pipes: [(u8, Option<Box<dyn Read + Send>>); 2] = [
         (1, child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
         (2, child.stderr.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
     ];
-    for (stream, pipe) in pipes {
-        let log = log.clone();
-        readers.extend(pipe.map(|pipe| std::thread::spawn(move || copy(stream, pipe, &log))));
+    let (copied, copies) = mpsc::channel::<()>();
+    for (stream, pipe) in pipes.into_iter().filter_map(|(stream, pipe)| Some((stream, pipe?))) {
+        let (log, copied) = (log.clone(), copied.clone());
+        std::thread::spawn(move || {
+            copy(stream, pipe, &log);
+            drop(copied);
+        });
     }
+    drop(copied);
     let (done, ended) = mpsc::channel();
     std::thread::spawn(move || {
         let _ = done.send(child.wait());
@@ -86,20 +96,25 @@ fn watch(dir: &Path, launch: &LaunchFile) -> io::Result<Exit> {
     let (status, reason) = wait(dir, launch, group, &ended)?;
     // A task is all of its processes.
     let _ = killpg(group, Signal::SIGKILL);
-    reap_all();
-    for reader in readers {
-        let _ = reader.join();
-    }
+    let left = reap_all();
+    // Somebody outside may hold the pipes; nothing of the task does.
+    let all_read = matches!(copies.recv_timeout(LAST_OUTPUT), Err(RecvTimeoutError::Disconnected));
     let mut exit = exit_of(dir, status, reason);
-    if let Some(lost) = log.lock().expect("the readers have ended").lost.take() {
-        exit.message = format!("{} output was lost: {lost}", exit.message).trim().into();
+    let lost = log.lock().expect("no code panics while it holds the log").lost.take();
+    let notes = [
+        lost.map(|why| format!("output was lost: {why}")),
+        (!all_read).then(|| "output that others still hold is missing".to_string()),
+        (left > 0).then(|| format!("{left} processes could not be killed")),
+    ];
+    for note in notes.into_iter().flatten() {
+        exit.message = format!("{} {note}", exit.message).trim().into();
     }
     Ok(exit)
 }
 
 fn start(dir: &Path, launch: &LaunchFile) -> io::Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.arg("shim-exec").arg(dir).arg("--").args(&launch.command);
+    command.arg("shim-exec").arg(dir).arg(std::process::id().to_string()).arg("--").args(&launch.command);
     command.envs(launch.env.iter().map(|(name, value)| (name, value))).current_dir(dir.join(WORK));
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
     command.spawn()
@@ -115,7 +130,7 @@ fn wait(
     let clock = SystemClock;
     let timeout = launch.timeout_ms.map(|millis| clock.now() + Duration::from_millis(millis));
     let grace = Duration::from_millis(launch.kill_grace_ms);
-    let mut deadline = Monotonic::from_nanos(0);
+    let mut until = Monotonic::from_nanos(0);
     let mut asked: Option<(Monotonic, Reason)> = None;
     loop {
         match ended.recv_timeout(LOOK) {
@@ -124,17 +139,16 @@ fn wait(
             Err(RecvTimeoutError::Timeout) => {}
         }
         // A file that cannot be read does not move the deadline.
-        let read = fs::read_to_string(dir.join(DEADLINE)).ok().and_then(|text| text.trim().parse().ok());
-        deadline = read.map_or(deadline, Monotonic::from_nanos);
+        until = deadline(dir).unwrap_or(until);
         let now = clock.now();
         if asked.is_none() {
-            let lease = (now + LEASE_KILL_GRACE >= deadline).then_some(Reason::LeaseEnded);
+            let lease = (now + LEASE_KILL_GRACE >= until).then_some(Reason::LeaseEnded);
             let timed_out = timeout.is_some_and(|timeout| now >= timeout).then_some(Reason::TimedOut);
             asked = stop_reason(dir).or(timed_out).or(lease).map(|reason| (now, reason));
             if asked.is_some() {
                 let _ = killpg(group, Signal::SIGTERM);
             }
-        } else if asked.is_some_and(|(at, _)| now >= at + grace) || now >= deadline {
+        } else if asked.is_some_and(|(at, _)| now >= at + grace) || now >= until {
             let _ = killpg(group, Signal::SIGKILL);
         }
     }
@@ -147,26 +161,27 @@ fn stop_reason(dir: &Path) -> Option<Reason> {
 
 fn exit_of(dir: &Path, status: ExitStatus, reason: Option<Reason>) -> Exit {
     let (code, signal) = (status.code(), status.signal());
-    if let (Ok(message), None) = (fs::read_to_string(dir.join(NOT_STARTED)), reason) {
+    if let (Some(127), Ok(message), None) = (code, fs::read_to_string(dir.join(NOT_STARTED)), reason) {
         return Exit { reason: Reason::NotStarted.into(), message, ..Exit::default() };
     }
     // Of a program that was asked to end nobody knows whether it had done its work, whatever its code.
     Exit { reason: reason.unwrap_or(Reason::Exited).into(), code, signal, message: String::new() }
 }
 
-/// Kills and reaps what has come to this process from its descendants, until there is none.
-fn reap_all() {
-    loop {
+/// Kills and reaps what has come to this process from its descendants. Says how many could not be killed in time.
+fn reap_all() -> usize {
+    for _ in 0..1_000 {
         while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
         let children = children();
         if children.is_empty() {
-            return;
+            return 0;
         }
         for pid in children {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        std::thread::sleep(Duration::from_millis(1));
+        std::thread::sleep(Duration::from_millis(2));
     }
+    children().len()
 }
 
 fn children() -> Vec<i32> {

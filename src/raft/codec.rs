@@ -327,6 +327,18 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_is_the_same_bytes_in_whatever_order() {
+        let state = |voters: &[u64], learners: &[u64]| {
+            let mut state = ConfState::default();
+            state.set_voters(voters.to_vec());
+            state.set_learners(learners.to_vec());
+            conf_state_bytes(&state)
+        };
+        assert_eq!(state(&[3, 1, 2], &[5, 4]), state(&[1, 2, 3], &[4, 5]));
+        assert_ne!(state(&[1, 2], &[3]), state(&[1, 2, 3], &[]));
+    }
+
+    #[test]
     fn oversized_and_unknown_entries_are_refused() {
         let entry = |kind, len| v1::RaftEntry {
             r#type: kind,

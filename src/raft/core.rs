@@ -327,15 +327,12 @@ impl Core {
         message.term >= self.raw.raft.term && meta.index > log.committed && !log.match_term(meta.index, meta.term)
     }
 
-    /// Has the body of a snapshot fetched, unless it is being fetched already or another is being installed: its
-    /// sender announces it again.
+    /// Has the body of a snapshot fetched, unless one is being fetched already or being installed: its sender announces
+    /// it again.
     fn announce(&mut self, message: Message) {
-        let position = |message: &Message| {
-            let meta = message.get_snapshot().get_metadata();
-            (Index(meta.index), Term(meta.term))
-        };
         let newer = self.staging.as_ref().is_none_or(|staged| {
-            message.term >= staged.term && (message.from, position(&message)) != (staged.from, position(staged))
+            // One that is being fetched is let finish, or fail; but a former leader may be gone.
+            message.term > staged.term && (message.from, position(&message)) != (staged.from, position(staged))
         });
         if self.installing.is_none()
             && newer
@@ -346,10 +343,12 @@ impl Core {
         }
     }
 
-    /// The body of the snapshot last asked for is here, whole and durable, or it could not be had. Says whether it is
-    /// going to be installed; if not, it is of no use any more.
-    pub fn on_staged(&mut self, whole: bool) -> bool {
-        let Some(message) = self.staging.take().filter(|_| whole) else { return false };
+    /// The body of a snapshot is here, whole and durable, or it could not be had. Says whether it is going to be
+    /// installed; if not, it is of no use any more.
+    pub fn on_staged(&mut self, announced: &Announced, whole: bool) -> bool {
+        let wanted =
+            |message: &mut Message| (NodeId(message.from), position(message)) == (announced.from, announced.position);
+        let Some(message) = self.staging.take_if(wanted).filter(|_| whole) else { return false };
         let _ = self.raw.step(message);
         self.after_call();
         self.raw.snap().is_some()
@@ -722,6 +721,12 @@ impl Core {
         let bits = self.rng.draw("election", self.raw.raft.term, self.attempts);
         self.raw.raft.set_randomized_election_timeout((ticks + scale(bits, ticks)) as usize);
     }
+}
+
+/// What a snapshot covers: its last index, and that entry's term.
+fn position(message: &Message) -> (Index, Term) {
+    let meta = message.get_snapshot().get_metadata();
+    (Index(meta.index), Term(meta.term))
 }
 
 /// The entry a founder's log begins with: the cluster's first member. Every other member gets it from the log.

@@ -54,6 +54,9 @@ pub enum ProposeError {
     /// Not done: there is too much to do already.
     #[error("too many proposals are waiting; try again later")]
     Busy,
+    /// Not done: no entry may hold it.
+    #[error("the command has {0} bytes; at most {max}", max = limits::COMMAND_BYTES_MAX)]
+    TooLarge(usize),
     /// Not done: another leader's entry took its place in the log.
     #[error("the proposal was superseded by another leader's entry")]
     Superseded,
@@ -97,6 +100,10 @@ impl RaftHandle {
     /// # Errors
     /// See [`ProposeError`].
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
+        // What is appended must be acceptable to every member, for ever.
+        if command.len() > limits::COMMAND_BYTES_MAX {
+            return Err(ProposeError::TooLarge(command.len()));
+        }
         let (reply, answer) = oneshot::channel();
         self.request(Request::Propose { command, reply })?;
         answer.await.unwrap_or(Err(ProposeError::Unknown))
@@ -170,6 +177,9 @@ impl RaftHandle {
     /// A chunk of the snapshot at an index and term, for a member that is behind.
     pub async fn snapshot_chunk(&self, to: NodeId, position: (Index, Term), number: u64) -> Chunk {
         let chunk = snapshot::read(&self.snapshots, position, number).await;
+        if !matches!(chunk, Chunk::Data(_)) {
+            return chunk;
+        }
         self.shared.served.lock().expect("no code panics while it holds the times").insert(to, self.clock.now());
         chunk
     }
@@ -303,8 +313,8 @@ struct Inputs {
     staged: mpsc::Receiver<Staged>,
 }
 
-/// A fetch has ended: its number, the snapshot's index, and whether its body is whole and durable.
-type Staged = (u64, Index, bool);
+/// A fetch has ended: its number, what it was of, and whether its body is whole and durable.
+type Staged = (u64, Announced, bool);
 
 enum Waiter {
     Commands(Vec<Reply<Bytes>>),
@@ -339,7 +349,7 @@ struct Manager {
     sending: BTreeMap<NodeId, Monotonic>,
     /// A snapshot is to be made as soon as its owner has room.
     take: bool,
-    /// When the snapshot that there is was made.
+    /// When the snapshot that there is was made, or last being sent.
     taken: Option<Monotonic>,
     /// The fetch under way: its number, the snapshot's index, and its task.
     fetching: Option<(u64, Index, TaskHandle)>,
@@ -522,28 +532,33 @@ impl Manager {
     /// Fetches the body of a snapshot. A fetch under way ends: this one is of more use.
     fn stage(&mut self, announced: Announced) {
         let (from, index) = (announced.from, announced.position.0);
+        if let Some((_, other, _)) = self.fetching.take_if(|(_, other, _)| *other != index) {
+            // Left until the next boot if too much waits.
+            let _ = self.snapshots.try_send(SnapshotJob::Discard(other));
+        }
         let Some(address) = self.transport.address_of(from).cloned() else {
-            self.core.on_staged(false);
+            self.core.on_staged(&announced, false);
             return;
         };
         self.fetches += 1;
-        let (number, staged) = (self.fetches, self.staged.clone());
+        let (number, staged, what) = (self.fetches, self.staged.clone(), announced.clone());
         let fetch =
             snapshot::fetch(self.io.clone(), self.transport.hello(from), address, announced, self.snapshots.clone());
         let task = async move {
             let whole = fetch.await;
-            let _ = staged.send((number, index, whole)).await;
+            let _ = staged.send((number, what, whole)).await;
         };
         self.fetching = Some((number, index, self.io.spawn.spawn("snapshot fetch", Box::pin(task))));
     }
 
-    fn on_staged(&mut self, (number, index, whole): Staged) {
+    fn on_staged(&mut self, (number, announced, whole): Staged) {
+        let index = announced.position.0;
         let current = self.fetching.as_ref().map(|(number, index, _)| (*number, *index));
         let wanted = current == Some((number, index));
         if wanted {
             self.fetching = None;
         }
-        let taken = wanted && self.core.on_staged(whole);
+        let taken = wanted && self.core.on_staged(&announced, whole);
         let under_way = !wanted && current.is_some_and(|(_, other)| other == index);
         if !taken && !under_way {
             // Left until the next boot if too much waits.
@@ -584,15 +599,16 @@ impl Manager {
                 self.core.on_snapshot_failed(id);
             }
         }
-        if let Some(at) = self.taken
-            && self.sending.is_empty()
-            && now.since(served.into_values().fold(at, Monotonic::max)) > limits::SNAPSHOT_PATIENCE
-            && let Some(index) = self.core.snapshot_ready()
-            && self.snapshots.try_send(SnapshotJob::Forget(index)).is_ok()
+        if !self.sending.is_empty() {
+            // In use until now.
+            self.taken = self.taken.map(|_| now);
+        } else if self.taken.is_some_and(|used| now.since(used) > limits::SNAPSHOT_KEPT)
+            && self.snapshots.try_send(SnapshotJob::Forget).is_ok()
         {
             self.taken = None;
             self.core.forget_snapshot();
         }
+        self.maybe_take();
     }
 
     /// A leader counts cluster time from the first applied entry of its own term, and proposes nothing before.
@@ -826,12 +842,15 @@ impl Manager {
         if let Some(announced) = effects.stage {
             self.stage(announced);
         }
-        if effects.take {
-            self.taken = None;
-            self.take = true;
-        }
-        if self.take && self.snapshots.try_send(SnapshotJob::Take).is_ok() {
-            self.take = false;
+        self.take |= effects.take;
+        self.maybe_take();
+    }
+
+    /// Has a snapshot made that is wanted, once the one before is sent to nobody: it is about to be removed.
+    fn maybe_take(&mut self) {
+        let in_use = self.taken.is_some() && !self.sending.is_empty();
+        if self.take && !in_use && self.snapshots.try_send(SnapshotJob::Take).is_ok() {
+            (self.take, self.taken) = (false, None);
         }
     }
 

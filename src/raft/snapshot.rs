@@ -78,7 +78,7 @@ pub enum Chunk {
 pub(super) enum SnapshotJob {
     Take,
     Read { position: (Index, Term), number: u64, reply: oneshot::Sender<Chunk> },
-    Forget(Index),
+    Forget,
     Begin { index: Index, reply: oneshot::Sender<()> },
     Add { chunk: Bytes, reply: oneshot::Sender<Result<(), String>> },
     Finish { digest: u64, reply: oneshot::Sender<Result<(), String>> },
@@ -162,10 +162,7 @@ impl<S: Snapshots> SnapshotOwner<S> {
             SnapshotJob::Read { position, number, reply } => {
                 let _ = reply.send(self.read(position, number)?);
             }
-            SnapshotJob::Forget(index) if self.taken.as_ref().is_some_and(|taken| taken.position.0 == index) => {
-                self.forget()?;
-            }
-            SnapshotJob::Forget(_) => {}
+            SnapshotJob::Forget => self.forget()?,
             SnapshotJob::Begin { index, reply } => {
                 snapshots.begin(index)?;
                 let _ = reply.send(());

@@ -24,6 +24,7 @@ pub fn check(command: &v1::Command) -> Result<(), Reject> {
         Some(command::Kind::Delete(delete)) => kv::check_delete(delete),
         Some(command::Kind::SubmitTask(submit)) => task::check_spec(submit.spec.as_ref()),
         Some(command::Kind::RegisterWorker(register)) => worker::check_features(&register.features),
+        Some(command::Kind::ReportAttempt(report)) => task::check_exit(report.exit.as_ref()),
         Some(command::Kind::KeepSession(_)) if command.session.is_none() => {
             invalid("session", "missing; it names the session to keep".into())
         }

@@ -73,6 +73,7 @@ impl State {
     pub fn open(disk: Arc<dyn Disk>, installed: Index) -> Result<Self, Fault> {
         let name = file_name(installed);
         let what = || format!("open {name} in {}", disk.describe());
+        Self::check_there(&*disk, installed, &name)?;
         for other in disk.list().context(what)? {
             if other.starts_with(STATE_PREFIX) && other != name {
                 disk.remove(&other).context(what)?;
@@ -84,6 +85,13 @@ impl State {
         let durable = Index(head.applied_index);
         let current = Arc::new(Mutex::new(db.clone()));
         Ok(Self { disk, name, db, current, head, durable, since_durable: 0 })
+    }
+
+    /// A state that was installed must be there: an empty one in its place would be made up.
+    fn check_there(disk: &dyn Disk, installed: Index, name: &str) -> Result<(), Fault> {
+        let missing = || Fault::new(format!("{name} is missing in {}: was it removed?", disk.describe()));
+        let names = disk.list().context(|| format!("find {name}"))?;
+        (installed == Index(0) || names.iter().any(|other| other == name)).then_some(()).ok_or_else(missing)
     }
 
     fn load(disk: &dyn Disk, name: &str) -> Result<(Database, v1::Head), Fault> {
@@ -109,6 +117,7 @@ impl State {
     /// The database cannot be opened or is not of that index; this member must stop.
     pub fn install(&mut self, index: Index) -> Result<(), Fault> {
         let name = file_name(index);
+        Self::check_there(&*self.disk, index, &name)?;
         let (db, head) = Self::load(&*self.disk, &name)?;
         if head.applied_index != index.0 {
             return Err(Fault::new(format!("{name} holds the state at {}", head.applied_index)));

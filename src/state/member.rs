@@ -44,6 +44,12 @@ pub(super) fn change(apply: &mut Apply<'_>, change: &v1::MemberChange) -> Result
     Ok(())
 }
 
+/// Whether there is such a member, and it was not removed.
+pub(super) fn is_live(rows: &impl Read, id: NodeId) -> Result<bool, Fault> {
+    let member: Option<v1::Member> = super::table::find(rows, Table::Members, &key(id))?;
+    Ok(member.is_some_and(|member| member.role() != MemberRole::Removed))
+}
+
 /// All members that ever were, in the order of their ids.
 ///
 /// # Errors

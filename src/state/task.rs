@@ -24,9 +24,9 @@ use super::worker;
 use crate::error::{Fault, Reject};
 use crate::ids::{NodeId, TaskId, Token};
 use crate::limits::{
-    ASSIGN_TASKS_MAX, ATTEMPTS_KEPT, KILL_GRACE_MAX, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, TASK_LOSSES_MAX,
-    TASK_NAME_BYTES_MAX, TASK_RETRIES_MAX, TASK_SPEC_BYTES_MAX, TASK_TIMEOUT_MAX, TASKS_ENDED_KEPT, TASKS_LIVE_MAX,
-    TASKS_PAGE_MAX,
+    ASSIGN_TASKS_MAX, ATTEMPTS_KEPT, EXIT_MESSAGE_BYTES_MAX, KILL_GRACE_MAX, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN,
+    TASK_LOSSES_MAX, TASK_NAME_BYTES_MAX, TASK_RETRIES_MAX, TASK_SPEC_BYTES_MAX, TASK_TIMEOUT_MAX, TASKS_ENDED_KEPT,
+    TASKS_LIVE_MAX, TASKS_PAGE_MAX,
 };
 use crate::proto::v1::{self, Attempt, Exit, Task, TaskPhase, TaskSpec, exit::Reason};
 use crate::time::ClusterTime;
@@ -72,6 +72,9 @@ pub fn check_spec(spec: Option<&TaskSpec>) -> Result<(), Reject> {
             format!("at most {TASK_NAME_BYTES_MAX} letters, digits, or any of - _ . (and neither - nor . first)");
         return invalid("name", format!("{:?}; a name has {rule}", spec.name));
     }
+    if !spec.name.is_empty() && spec.name.bytes().all(|byte| byte.is_ascii_digit()) {
+        return invalid("name", format!("{:?}; a name of digits only would be taken for an id", spec.name));
+    }
     if given_name_number(&spec.name).is_some() {
         return invalid("name", format!("{:?}; names of this form are given by the cluster", spec.name));
     }
@@ -100,6 +103,20 @@ pub fn check_spec(spec: Option<&TaskSpec>) -> Result<(), Reject> {
         return invalid(field, format!("{value} ms; at most {} ms", max.as_millis()));
     }
     worker::check_features(&spec.features)
+}
+
+/// Checks what is said of an attempt's end.
+///
+/// # Errors
+/// It is out of bounds.
+pub fn check_exit(exit: Option<&Exit>) -> Result<(), Reject> {
+    match exit.map_or(0, |exit| exit.message.len()) {
+        len if len > EXIT_MESSAGE_BYTES_MAX => Err(Reject::Invalid {
+            field: "exit.message".into(),
+            why: format!("{len} bytes; at most {EXIT_MESSAGE_BYTES_MAX}"),
+        }),
+        _ => Ok(()),
+    }
 }
 
 fn given_name(id: TaskId) -> String {
@@ -151,7 +168,7 @@ pub fn list(rows: &impl Read, request: &v1::ListTasks) -> Result<v1::ListTasksRe
     Ok(reply)
 }
 
-/// The tasks that wait for a worker and whose pause is over, the oldest first, at most [`ASSIGN_TASKS_MAX`].
+/// The tasks that wait for a worker and whose pause is over, the oldest first.
 ///
 /// # Errors
 /// The database failed.
@@ -160,7 +177,7 @@ pub fn placeable(rows: &impl Read, now: ClusterTime) -> Result<Vec<Task>, Fault>
     rows.scan(Table::Pending, table::ALL, &mut |key, _| {
         let task = find(rows, TaskId(key_number(key)?))?.filter(|task| ClusterTime(task.not_before_ms) <= now);
         tasks.extend(task);
-        Ok(if tasks.len() < ASSIGN_TASKS_MAX { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        Ok(ControlFlow::Continue(()))
     })?;
     Ok(tasks)
 }
@@ -307,6 +324,9 @@ pub(super) fn report(
     apply: &mut Apply<'_>,
     report: &v1::ReportAttempt,
 ) -> Result<Result<v1::ReportAttemptReply, Reject>, Fault> {
+    if let Err(reject) = check_exit(report.exit.as_ref()) {
+        return Ok(Err(reject));
+    }
     let token = Token(report.token);
     let task = find(&apply.rows, TaskId(report.task))?;
     let Some(mut task) = task.filter(|task| current(task).is_some_and(|attempt| attempt.token == token.0)) else {

@@ -1,7 +1,7 @@
 //! The workers: what each has, what of it is reserved, and whether it may run anything.
 //!
 //! ```text
-//!   (registers) ──► online ◄──────► draining        by its own wish
+//!   (registers) ──► online ◄──────► draining        as an operator wants, or because it is going down
 //!                    │  ▲               │
 //!                    │  └─(registers)─┐ │
 //!                    └─────► offline ◄┴─┘           its lease has ended, or it left with nothing running
@@ -19,12 +19,15 @@ use crate::time::ClusterTime;
 
 use super::machine::Apply;
 use super::table::{self, Read, Table, number_key};
-use super::task;
+use super::{member, task};
 
 /// Whether a worker may go from one status to another. `None` is before it registered.
 pub fn is_legal(from: Option<WorkerStatus>, to: WorkerStatus) -> bool {
     use WorkerStatus::{Draining, Offline, Online};
-    matches!((from, to), (None | Some(Offline), Online) | (Some(Online | Draining), Online | Draining | Offline))
+    matches!(
+        (from, to),
+        (None | Some(Offline), Online | Draining) | (Some(Online | Draining), Online | Draining | Offline)
+    )
 }
 
 /// The workers that there ever were, in the order of their ids.
@@ -128,6 +131,9 @@ pub(super) fn register(
     if let Err(reject) = check_features(&request.features) {
         return Ok(Err(reject));
     }
+    if !member::is_live(&apply.rows, NodeId(request.worker))? {
+        return Ok(Err(Reject::NotFound(format!("member {}", request.worker))));
+    }
     let found = find(&apply.rows, NodeId(request.worker))?;
     let from = found.as_ref().map(Worker::status);
     let mut worker = found.unwrap_or_else(|| Worker { id: request.worker, ..Worker::default() });
@@ -137,7 +143,8 @@ pub(super) fn register(
     worker.capacity = request.capacity;
     worker.features = request.features.clone();
     let lease = lease(apply, &mut worker);
-    go(apply, &mut worker, from, WorkerStatus::Online)?;
+    let to = if worker.drain_wanted { WorkerStatus::Draining } else { WorkerStatus::Online };
+    go(apply, &mut worker, from, to)?;
     Ok(Ok(lease))
 }
 
@@ -168,6 +175,9 @@ pub(super) fn set_status(apply: &mut Apply<'_>, request: &v1::SetWorkerStatus) -
     }
     if to == WorkerStatus::Offline && !task::of_worker(&apply.rows, id)?.is_empty() {
         return Ok(Err(Reject::Conflict(format!("worker {id} still has tasks; drain it first"))));
+    }
+    if request.wish {
+        worker.drain_wanted = to == WorkerStatus::Draining;
     }
     go(apply, &mut worker, Some(from), to)?;
     Ok(Ok(()))

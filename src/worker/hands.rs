@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use crate::ids::Token;
 use crate::io::{Found, Launch, Launcher, LogPiece, Worker};
-use crate::limits::{OUTPUT_PIECE_BYTES, OUTPUTS_KEPT};
+use crate::limits::{EXIT_MESSAGE_BYTES_MAX, OUTPUT_PIECE_BYTES, OUTPUTS_KEPT};
 use crate::proto::v1::{Exit, exit::Reason};
 use crate::time::Monotonic;
 
@@ -48,14 +48,23 @@ impl Hands {
             let token = launch.token;
             let running = found.get(&token).map(|found| found.exit.is_none());
             match (running, stop, deadline) {
-                (Some(true), Some(reason), _) => note(token, "stop", self.launcher.stop(token, *reason)),
-                (Some(true), None, Some(deadline)) => note(token, "extend", self.launcher.extend(token, deadline)),
-                (None, None, Some(deadline)) if !self.not_started.contains_key(&token) => {
-                    if let Err(error) = self.launcher.launch(launch, deadline) {
-                        self.note_not_started(launch, Reason::NotStarted, error.to_string());
+                (Some(true), Some(reason), deadline) => {
+                    note(token, "stop", self.launcher.stop(token, *reason));
+                    // Its grace may be longer than what is left of the lease.
+                    if let Some(deadline) = deadline {
+                        note(token, "extend", self.launcher.extend(token, deadline));
                     }
                 }
-                (None, Some(reason), _) => self.note_not_started(launch, *reason, "it had not begun".into()),
+                (Some(true), None, Some(deadline)) => note(token, "extend", self.launcher.extend(token, deadline)),
+                (None, None, Some(deadline)) if !self.not_started.contains_key(&token) => {
+                    match self.launcher.launch(launch, deadline) {
+                        Ok(()) => {}
+                        // This node was frozen: whether the attempt is still its to start, the next round will show.
+                        Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                        Err(error) => self.note_not_started(token, Reason::NotStarted, &error.to_string()),
+                    }
+                }
+                (None, Some(reason), _) => self.note_not_started(token, *reason, "it had not begun"),
                 (None | Some(_), _, _) => {}
             }
         }
@@ -70,14 +79,16 @@ impl Hands {
         }
         let mut now = self.launcher.list()?;
         now.retain(|found| tokens.contains(&found.token));
+        for exit in now.iter_mut().filter_map(|found| found.exit.as_mut()) {
+            exit.message = cut(&exit.message);
+        }
         now.extend(self.not_started.values().cloned());
         Ok(now)
     }
 
-    fn note_not_started(&mut self, launch: &Launch, reason: Reason, message: String) {
-        let exit = Exit { reason: reason.into(), message, ..Exit::default() };
-        let found = Found { token: launch.token, task: launch.task, exit: Some(exit) };
-        self.not_started.insert(launch.token, found);
+    fn note_not_started(&mut self, token: Token, reason: Reason, message: &str) {
+        let exit = Exit { reason: reason.into(), message: cut(message), ..Exit::default() };
+        self.not_started.insert(token, Found { token, exit: Some(exit) });
     }
 
     fn read(&self, token: Token, offset: u64) -> io::Result<Option<LogPiece>> {
@@ -86,6 +97,12 @@ impl Hands {
             piece => piece.map(Some),
         }
     }
+}
+
+/// As much of a message as the log takes.
+fn cut(message: &str) -> String {
+    let end = (0..=EXIT_MESSAGE_BYTES_MAX.min(message.len())).rev().find(|end| message.is_char_boundary(*end));
+    message[..end.unwrap_or(0)].to_owned()
 }
 
 /// What fails here is tried again in the next round; an attempt that cannot be stopped ends at its deadline.

@@ -95,13 +95,16 @@ struct Shared {
     commands: Arc<dyn Commands>,
     hands: Outputs,
     lease: Mutex<Option<Lease>>,
+    /// When the attempts were last looked after, all of them.
+    looked: Mutex<Option<Monotonic>>,
     draining: AtomicBool,
 }
 
 /// A running worker. Dropping it ends its tasks; what it runs goes on until its deadline.
 pub struct Worker {
     shared: Arc<Shared>,
-    _tasks: Vec<TaskHandle>,
+    lease: TaskHandle,
+    _rounds: TaskHandle,
 }
 
 impl Worker {
@@ -115,27 +118,28 @@ impl Worker {
         commands: Arc<dyn Commands>,
         hands: Outputs,
     ) -> Self {
-        let (lease, draining) = (Mutex::default(), AtomicBool::default());
-        let shared = Arc::new(Shared { io, id, config, raft, reader, commands, hands, lease, draining });
+        let (lease, looked, draining) = (Mutex::default(), Mutex::default(), AtomicBool::default());
+        let shared = Arc::new(Shared { io, id, config, raft, reader, commands, hands, lease, looked, draining });
         let spawn = &shared.io.spawn;
-        let tasks = vec![
-            spawn.spawn("worker lease", Box::pin(keep_lease(shared.clone()))),
-            spawn.spawn("worker rounds", Box::pin(run_rounds(shared.clone()))),
-        ];
-        Self { shared, _tasks: tasks }
+        let lease = spawn.spawn("worker lease", Box::pin(keep_lease(shared.clone())));
+        let rounds = spawn.spawn("worker rounds", Box::pin(run_rounds(shared.clone())));
+        Self { shared, lease, _rounds: rounds }
     }
 
     /// Takes nothing new, ends what runs, and leaves; all of it within `patience`. What has not ended by then ends with
     /// the lease.
     pub async fn drain(self, patience: Duration) {
-        let shared = &self.shared;
+        let Self { shared, lease, _rounds } = self;
         let clock = &shared.io.clock;
+        // First, for it needs nobody else: what runs is asked to end.
+        shared.draining.store(true, Ordering::Relaxed);
         let empty = async {
             shared.set_status(WorkerStatus::Draining).await;
-            shared.draining.store(true, Ordering::Relaxed);
             while !task::of_worker(&shared.reader.view()?.1, shared.id)?.is_empty() {
                 clock.sleep(WORKER_PAUSE).await;
             }
+            // A renewal that crossed it would bring the worker back.
+            drop(lease);
             shared.set_status(WorkerStatus::Offline).await;
             Ok::<(), Fault>(())
         };
@@ -149,7 +153,7 @@ impl Worker {
 
 impl Shared {
     async fn set_status(&self, status: WorkerStatus) {
-        let set = SetWorkerStatus { worker: self.id.0, status: status.into() };
+        let set = SetWorkerStatus { worker: self.id.0, status: status.into(), wish: false };
         if let Err(refusal) = self.commands.execute(Kind::SetWorkerStatus(set), REQUEST_TIMEOUT).await {
             tracing::info!(?refusal, ?status, "the worker's status was not set");
         }
@@ -162,9 +166,21 @@ impl Shared {
     /// Registers, or renews the lease. Counted from before the request was sent: whatever the cluster counts from is
     /// later.
     async fn renew(&self) -> Result<(), Refusal> {
-        let sent = self.io.clock.now();
-        let worker = self.id.0;
+        let clock = &self.io.clock;
+        // Whoever has not caught up, or cannot look after its attempts, must not be given any.
+        if !matches!(clock.timeout(WORKER_RENEWAL, self.raft.read_barrier()).await, Ok(Ok(_))) {
+            return Err(Refusal::Failed("this member is not up to date".into()));
+        }
+        let looked = *self.looked.lock().expect("no code panics while it holds the time");
+        if looked.is_none_or(|at| clock.now().since(at) >= WORKER_LEASE / 2) {
+            return Err(Refusal::Failed("this worker's attempts cannot be looked after".into()));
+        }
         let before = *self.lease();
+        if before.is_none() && self.draining.load(Ordering::Relaxed) {
+            return Err(Refusal::Failed("this worker is leaving".into()));
+        }
+        let sent = clock.now();
+        let worker = self.id.0;
         let kind = match before {
             Some(Lease { epoch, .. }) => Kind::RenewWorker(RenewWorker { worker, epoch }),
             None => {
@@ -215,14 +231,16 @@ impl Shared {
         if self.hands.0.send(job).await.is_err() {
             return Ok(Vec::new());
         }
-        let found = found.await.unwrap_or_default();
-        let of_task = |found: Found| Some((tasks.iter().find(|task| task.id == found.task.0)?.clone(), found));
+        let Ok(found) = found.await else { return Ok(Vec::new()) };
+        *self.looked.lock().expect("no code panics while it holds the time") = Some(self.io.clock.now());
+        let has = |task: &&Task, token: Token| task::current(task).is_some_and(|attempt| attempt.token == token.0);
+        let of_task = |found: Found| Some((tasks.iter().find(|task| has(task, found.token))?.clone(), found));
         Ok(found.into_iter().filter_map(of_task).collect())
     }
 
     /// Tells the cluster of an attempt. True if it need not be told again.
-    async fn report(&self, found: Found) -> bool {
-        let report = ReportAttempt { task: found.task.0, token: found.token.0, exit: found.exit };
+    async fn report(&self, task: u64, found: Found) -> bool {
+        let report = ReportAttempt { task, token: found.token.0, exit: found.exit };
         // Briefly: meanwhile nothing is extended.
         match self.commands.execute(Kind::ReportAttempt(report), WORKER_RENEWAL).await {
             Ok(_) | Err(Refusal::Rejected(_)) => true,
@@ -295,9 +313,9 @@ async fn run_rounds(shared: Arc<Shared>) {
             (Some(_), told) => told != Some(&true),
             (None, told) => told.is_none() && task.phase() == TaskPhase::Assigned,
         });
-        let reports = news.map(|(_, found)| {
+        let reports = news.map(|(task, found)| {
             let (token, ended, shared) = (found.token, found.exit.is_some(), &shared);
-            async move { shared.report(found).await.then_some((token, ended)) }
+            async move { shared.report(task.id, found).await.then_some((token, ended)) }
         });
         told.extend(join_all(reports).await.into_iter().flatten());
         clock.sleep(WORKER_PAUSE).await;
