@@ -505,7 +505,10 @@ impl Run {
         let converged = || {
             let watched = self.watch.inner.lock().unwrap();
             let last = watched.agreement.last();
-            let at_end = |status: &Status| status.applied == last && status.last == last;
+            let voters =
+                watched.statuses.values().max_by_key(|status| status.applied).map(|status| status.voters.clone());
+            let same = |status: &Status| Some(sorted(&status.voters)) == voters.as_deref().map(sorted);
+            let at_end = |status: &Status| status.applied == last && status.last == last && same(status);
             let members = self.members.iter().filter(|member| !member.is_removed());
             members.filter_map(|member| watched.statuses.get(&member.id()?).map(at_end)).all(|there| there)
         };
@@ -521,10 +524,11 @@ impl Run {
         let (io, node) = self.world.machine().boot();
         let client = Client::new(io, &self.endpoints, CLIENT_TIMEOUT);
         let (watch, ledger, submissions) = (self.watch.clone(), self.world.ledger.clone(), self.submissions.clone());
+        let undisturbed = self.plan.faults.is_empty() && self.plan.weather == Weather::CALM;
         let gone: Vec<NodeId> = self.members.iter().filter(|m| m.is_removed()).filter_map(|m| m.id()).collect();
         let checks = node.spawn(async move {
             let tasks = tasks::all_ended(&client, TASKS_MAX).await?;
-            submissions.check(&tasks, &ledger, &watch.violations);
+            submissions.check(&tasks, undisturbed, &ledger, &watch.violations);
             tasks::check_output(&client, &tasks, &gone, &watch.violations).await;
             Ok::<(), String>(())
         });
@@ -639,6 +643,12 @@ fn restart(member: &Arc<Member>, plan: &Plan, founder: &Address, watch: &Arc<Wat
         }
     };
     spawn.spawn("node", Box::pin(life)).detach();
+}
+
+fn sorted(ids: &[NodeId]) -> Vec<NodeId> {
+    let mut ids = ids.to_vec();
+    ids.sort_unstable();
+    ids
 }
 
 fn draw_op(rng: &mut RngStream, value: u64, known: Option<u64>) -> Op {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use madsim::time::sleep;
+use madsim::time::{TimeHandle, sleep};
 
 use crate::client::{Client, ClientError};
 use crate::ids::{NodeId, TaskId};
@@ -90,8 +90,9 @@ pub async fn submit(client: Client, id: u64, count: u64, mut rng: RngStream, sub
 /// Every task there is, once none is live any more; what is live still if that takes too long.
 pub async fn all_ended(client: &Client, patience: Duration) -> Result<Vec<Task>, String> {
     let mut last = String::from("nobody answered");
-    let began = madsim::time::Instant::now();
-    while began.elapsed() < patience {
+    let time = TimeHandle::current();
+    let deadline = time.now_instant() + patience;
+    while time.now_instant() < deadline {
         match all(client).await {
             Ok(tasks) => match tasks.iter().find(|task| !task::is_ended(task)) {
                 None => return Ok(tasks),
@@ -121,8 +122,8 @@ fn mark(task: &Task) -> Option<u64> {
 
 impl Submissions {
     /// What was taken exists once and ended as its program ends; what was not taken does not exist; what is unknown
-    /// exists at most once.
-    pub fn check(&self, tasks: &[Task], ledger: &Ledger, violations: &Violations) {
+    /// exists at most once. Where nothing disturbed the run, no attempt was lost.
+    pub fn check(&self, tasks: &[Task], undisturbed: bool, ledger: &Ledger, violations: &Violations) {
         let submissions = self.0.lock().unwrap();
         let mut by_mark: BTreeMap<u64, Vec<&Task>> = BTreeMap::new();
         for task in tasks {
@@ -141,6 +142,9 @@ impl Submissions {
                 violations.add("each submission is one task", what);
             }
             for task in found {
+                if undisturbed && task.losses > 0 {
+                    violations.add("nothing is lost without a fault", format!("{task:?}"));
+                }
                 if let Some(why) = wrong_end(submission, task, ledger) {
                     violations.add("a task ends as its program does", format!("{why}: {task:?}"));
                 }

@@ -27,6 +27,8 @@ const DEFAULT_CPU: u64 = 100;
 const DEFAULT_MEMORY: u64 = 64 << 20;
 /// Pause between two looks at a task that goes on.
 const LOOK: Duration = Duration::from_millis(200);
+/// Looks after which a task that waits is spoken of.
+const WAITS_TOLD: u32 = 5;
 /// Exit statuses of `run` for a task without one of its own, as `timeout` and shells have them.
 const TIMED_OUT: i32 = 124;
 const NOT_STARTED: i32 = 127;
@@ -328,12 +330,14 @@ fn status_of(task: &Task) -> i32 {
 /// Prints what a task writes, attempt by attempt, until it has ended.
 async fn follow(client: &Client, id: TaskId) -> Result<Task, Failure> {
     let mut printed = BTreeSet::new();
-    let mut told = String::new();
+    let (mut told, mut waited) = (String::new(), 0);
     let mut offset = 0;
     loop {
         let reply = client.get_task(By::Id(id.0)).await?;
         let task = reply.found.ok_or_else(|| Failure::NotFound(format!("task {id} is not remembered any more")))?;
-        if !reply.waiting_for.is_empty() && reply.waiting_for != told {
+        // A short wait is nothing to speak of.
+        waited = if reply.waiting_for.is_empty() { 0 } else { waited + 1 };
+        if waited >= WAITS_TOLD && reply.waiting_for != told {
             eprintln!("task {} waits: {}", name(&task), reply.waiting_for);
             told = reply.waiting_for;
         }

@@ -87,8 +87,15 @@ pub(super) fn write_exit(dir: &Path, exit: &Exit) -> io::Result<()> {
 fn read_exit(dir: &Path) -> io::Result<Option<Exit>> {
     match fs::read(dir.join(EXIT)) {
         Ok(bytes) => {
-            let ExitFile { reason, code, signal, message } = serde_json::from_slice(&bytes)?;
-            Ok(Some(Exit { reason, code, signal, message }))
+            let parsed = serde_json::from_slice(&bytes);
+            Ok(Some(match parsed {
+                Ok(ExitFile { reason, code, signal, message }) => Exit { reason, code, signal, message },
+                // It was written as a whole when nothing ran any more: so much is certain.
+                Err(error) => {
+                    let message = format!("the record of its end is damaged: {error}");
+                    Exit { reason: Reason::Lost.into(), message, ..Exit::default() }
+                }
+            }))
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

@@ -148,6 +148,8 @@ fn bad_tasks_are_named() {
     says(1, &["command", "empty"], &["submit"]);
     says(1, &["name", "\"-x\""], &["submit", "--name=-x", "--", "true"]);
     says(1, &["name", "given by the cluster"], &["submit", "--name", "task-7", "--", "true"]);
+    says(1, &["name", "digits"], &["submit", "--name", "7", "--", "true"]);
+    says(2, &["--timeout", "above zero"], &["submit", "--timeout", "0s", "--", "true"]);
     says(1, &["retries", "at most"], &["submit", "--retries", "5000", "--", "true"]);
     says(1, &["features"], &["submit", "--feature", "a b", "--", "true"]);
     says(2, &["--memory", "64Mi"], &["submit", "--memory", "lots", "--", "true"]);
@@ -315,4 +317,73 @@ fn a_long_output_is_rotated() {
 fn walk(dir: &Path) -> Vec<std::path::PathBuf> {
     let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
+
+#[test]
+fn what_a_dead_shim_leaves_is_killed_before_the_next_attempt() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    let script = "setsid sleep 987 & sleep 986 & echo up; wait";
+    node.submit(&["--name", "orphan", "--env", "MARK=dead-shim", "--", "sh", "-c", script]);
+    until("it runs", || text(&node.task(&["logs", "orphan"]).stdout) == "up\n");
+    let first = format!("CAIRN_TASK_DIR={}", dir.path().join("dev/tasks/1").display());
+    until("its children run", || processes_with(&first).len() >= 3);
+    let shim = processes_with(&format!("shim\0{}\0", dir.path().join("dev/tasks/1").display()));
+    assert_eq!(shim.len(), 1);
+    assert!(Command::new("kill").args(["-KILL", &shim[0].to_string()]).status().unwrap().success());
+    until("another attempt runs", || {
+        node.task_status("orphan")["attempts"].as_array().is_some_and(|all| all.len() == 2)
+    });
+    assert_eq!(processes_with(&first), [] as [u32; 0], "the first attempt is not dead");
+    let status = node.task_status("orphan");
+    assert_eq!((&status["losses"], &status["attempts"][0]["exit"]["reason"]), (&Value::from(1), &Value::from("lost")));
+    assert!(node.task(&["stop", "orphan"]).status.success());
+    node.until_phase("orphan", "stopped");
+}
+
+#[test]
+fn an_attempt_cannot_hurt_its_node() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    // It forges what its shim would say, at a length that no log takes.
+    let script = "head -c 6000000 /dev/zero | tr '\\0' a > ../not-started; exit 127";
+    let output = node.run_task(&["--", "sh", "-c", script]);
+    assert_eq!(output.status.code(), Some(127));
+    assert!(output.stderr.len() < 10_000, "{} bytes of message", output.stderr.len());
+    // Its directory is damaged while nobody looks.
+    node.submit(&["--name", "damaged", "--", "sleep", "1000"]);
+    node.until_phase("damaged", "running");
+    let attempt = dir.path().join("dev/tasks/2");
+    let shim = processes_with(&format!("shim\0{}\0", attempt.display()));
+    node.kill();
+    assert!(Command::new("kill").args(["-KILL", &shim[0].to_string()]).status().unwrap().success());
+    fs::write(attempt.join("launch.json"), "").unwrap();
+    fs::write(attempt.join("exit.json"), "").unwrap();
+    let node = dev(dir.path());
+    assert_eq!(text(&node.run_task(&["--", "echo", "still here"]).stdout), "still here\n");
+    until("it is tried again", || node.task_status("damaged")["losses"] == 1);
+}
+
+#[test]
+fn tasks_that_fit_nowhere_do_not_hold_up_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    for _ in 0..260 {
+        node.submit(&["--feature", "gpu", "--", "true"]);
+    }
+    assert_eq!(text(&node.run_task(&["--", "echo", "mine"]).stdout), "mine\n");
+    let page = node.task(&["list", "-o", "json"]);
+    assert_eq!(serde_json::from_slice::<Vec<Value>>(&page.stdout).unwrap().len(), 260);
+}
+
+#[test]
+fn grace_is_given_even_beyond_the_lease() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    let script = "trap 'echo asked; sleep 12; echo done; exit 0' TERM; echo up; while :; do sleep 0.1; done";
+    node.submit(&["--name", "slow", "--kill-grace", "60s", "--", "sh", "-c", script]);
+    until("it runs", || text(&node.task(&["logs", "slow"]).stdout) == "up\n");
+    assert!(node.task(&["stop", "slow"]).status.success());
+    node.until_phase("slow", "stopped");
+    assert_eq!(text(&node.task(&["logs", "slow"]).stdout), "up\nasked\ndone\n");
 }
