@@ -64,12 +64,12 @@ pub const LOG_BYTES_KEPT: u64 = 64 * 1024 * 1024;
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
 /// Jobs the owner of snapshots may have outstanding.
 pub const SNAPSHOT_JOBS_MAX: usize = 64;
-/// How long a snapshot that is being sent may make no progress before Raft is told that it failed.
+/// How long the next chunk of a snapshot may take to come, or to be asked for.
 pub const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a snapshot that is sent to nobody is kept: the member it went to may be building the state still.
+/// How long a snapshot is kept of which nobody asks for a chunk: it spares making another.
 pub const SNAPSHOT_KEPT: Duration = Duration::from_secs(120);
-/// How long the member that a snapshot was announced to may take to ask for it, before it is announced again.
-pub const ANNOUNCE_PATIENCE: Duration = Duration::from_secs(1);
+/// How often a snapshot is announced to a member that has not said that it is installed.
+pub const ANNOUNCE_PERIOD: Duration = Duration::from_secs(1);
 /// Attempts in a row to go on with a snapshot's body that give nothing, before it is given up.
 pub const SNAPSHOT_ATTEMPTS_MAX: u32 = 5;
 /// Memory redb may use to cache each database, in bytes (its own default is 1 GiB).

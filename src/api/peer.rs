@@ -88,13 +88,13 @@ impl v1::peer_server::Peer for PeerService {
     type SnapshotStream = BoxStream<'static, Result<SnapshotChunk, Status>>;
 
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        let to = self.greet(request.metadata())?.from;
+        self.greet(request.metadata())?;
         let raft = self.0.raft.clone();
         let SnapshotRequest { index, term, first_chunk } = request.into_inner();
         let chunks = stream::try_unfold(first_chunk, move |number| {
             let raft = raft.clone();
             async move {
-                match raft.snapshot_chunk(to, (Index(index), Term(term)), number).await {
+                match raft.snapshot_chunk((Index(index), Term(term)), number).await {
                     Chunk::Data(chunk) => Ok(Some((chunk, number + 1))),
                     Chunk::End => Ok(None),
                     Chunk::Gone => Err(Status::not_found(format!("the snapshot at {index} is not kept here any more"))),

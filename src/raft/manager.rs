@@ -90,8 +90,8 @@ struct Shared {
     status: Mutex<Status>,
     changed: Notify,
     removed: AtomicBool,
-    /// When a chunk of a snapshot was last given to each member.
-    served: Mutex<BTreeMap<NodeId, Monotonic>>,
+    /// When a chunk of a snapshot was last given to anyone, and whether there are more after it.
+    served: Mutex<Option<(Monotonic, bool)>>,
 }
 
 impl RaftHandle {
@@ -175,12 +175,14 @@ impl RaftHandle {
     }
 
     /// A chunk of the snapshot at an index and term, for a member that is behind.
-    pub async fn snapshot_chunk(&self, to: NodeId, position: (Index, Term), number: u64) -> Chunk {
+    pub async fn snapshot_chunk(&self, position: (Index, Term), number: u64) -> Chunk {
         let chunk = snapshot::read(&self.snapshots, position, number).await;
-        if !matches!(chunk, Chunk::Data(_)) {
-            return chunk;
-        }
-        self.shared.served.lock().expect("no code panics while it holds the times").insert(to, self.clock.now());
+        let more = match &chunk {
+            Chunk::Data(_) => true,
+            Chunk::End => false,
+            Chunk::Gone => return chunk,
+        };
+        *self.shared.served.lock().expect("no code panics while it holds the time") = Some((self.clock.now(), more));
         chunk
     }
 
@@ -349,7 +351,7 @@ struct Manager {
     sending: BTreeMap<NodeId, Monotonic>,
     /// A snapshot is to be made as soon as its owner has room.
     take: bool,
-    /// When the snapshot that there is was made, or last being sent.
+    /// When the snapshot that there is was made.
     taken: Option<Monotonic>,
     /// The fetch under way: its number, the snapshot's index, and its task.
     fetching: Option<(u64, Index, TaskHandle)>,
@@ -582,28 +584,17 @@ impl Manager {
         }
         let in_flight: BTreeMap<NodeId, Index> = self.core.snapshots_in_flight().into_iter().collect();
         self.sending.retain(|id, _| in_flight.contains_key(id));
-        let served = {
-            let mut served = self.shared.served.lock().expect("no code panics while it holds the times");
-            served.retain(|id, at| in_flight.contains_key(id) || now.since(*at) <= limits::SNAPSHOT_PATIENCE);
-            served.clone()
-        };
         for id in in_flight.into_keys() {
-            let since = *self.sending.entry(id).or_insert(now);
-            let late = match served.get(&id).filter(|at| **at >= since) {
-                Some(at) => now.since(*at) > limits::SNAPSHOT_PATIENCE,
-                // The announcement may have been lost: to say it again costs nothing.
-                None => now.since(since) > limits::ANNOUNCE_PATIENCE,
-            };
-            if late {
+            // The announcement may have been lost, or the word that it is installed. To announce it again costs one message:
+            // who is fetching it goes on, who has it says so.
+            if now.since(*self.sending.entry(id).or_insert(now)) > limits::ANNOUNCE_PERIOD {
                 self.sending.remove(&id);
                 self.core.on_snapshot_failed(id);
             }
         }
-        if !self.sending.is_empty() {
-            // In use until now.
-            self.taken = self.taken.map(|_| now);
-        } else if self.taken.is_some_and(|used| now.since(used) > limits::SNAPSHOT_KEPT)
-            && self.snapshots.try_send(SnapshotJob::Forget).is_ok()
+        if self.taken.is_some_and(|taken| {
+            now.since(self.last_served().map_or(taken, |(at, _)| at.max(taken))) > limits::SNAPSHOT_KEPT
+        }) && self.snapshots.try_send(SnapshotJob::Forget).is_ok()
         {
             self.taken = None;
             self.core.forget_snapshot();
@@ -846,9 +837,14 @@ impl Manager {
         self.maybe_take();
     }
 
-    /// Has a snapshot made that is wanted, once the one before is sent to nobody: it is about to be removed.
+    fn last_served(&self) -> Option<(Monotonic, bool)> {
+        *self.shared.served.lock().expect("no code panics while it holds the time")
+    }
+
+    /// Has a snapshot made that is wanted, once nobody fetches the one before: it is about to be removed.
     fn maybe_take(&mut self) {
-        let in_use = self.taken.is_some() && !self.sending.is_empty();
+        let now = self.io.clock.now();
+        let in_use = self.last_served().is_some_and(|(at, more)| more && now.since(at) <= limits::SNAPSHOT_PATIENCE);
         if self.take && !in_use && self.snapshots.try_send(SnapshotJob::Take).is_ok() {
             (self.take, self.taken) = (false, None);
         }
