@@ -56,6 +56,10 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn reserve(&self, name: &str, bytes: u64) -> io::Result<()> {
+        self.open(name)?.set_len(bytes)
+    }
+
     fn free_bytes(&self) -> io::Result<u64> {
         Ok(u64::MAX)
     }

@@ -148,6 +148,12 @@ impl SimDisk {
         self.state.lock().unwrap().capacity = bytes;
     }
 
+    /// Limits the bytes of all files together so that this many are left.
+    pub fn set_free(&self, bytes: u64) {
+        let mut state = self.state.lock().unwrap();
+        state.capacity = state.used() + bytes;
+    }
+
     /// The power goes: what was not synced meets its fate, by draws of `rng`. The disk is off until the next boot.
     pub fn power_cut(&self, fate: PowerCut, rng: &mut RngStream) {
         let mut state = self.state.lock().unwrap();
@@ -275,6 +281,16 @@ impl Disk for Mounted {
     fn sync_dir(&self) -> io::Result<()> {
         self.with(|state| {
             state.named = state.files.keys().cloned().collect();
+            Ok(())
+        })
+    }
+
+    fn reserve(&self, name: &str, bytes: u64) -> io::Result<()> {
+        self.with(|state| {
+            state.admit_growth(name, bytes)?;
+            let file = state.files.entry(name.to_owned()).or_default();
+            file.live.set_len(bytes);
+            file.unsynced.push(Change::SetLen(bytes));
             Ok(())
         })
     }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::io::{Rng, RngStream};
-use crate::limits::{LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, SNAPSHOT_CHUNK_BYTES};
+use crate::limits::{FREE_SPACE_FLOOR, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, SNAPSHOT_CHUNK_BYTES};
 use crate::raft::tail::Retention;
 use crate::sim::disk::PowerCut;
 use crate::sim::network::Weather;
@@ -102,6 +102,15 @@ pub enum Fault {
         /// Which.
         node: Place,
     },
+    /// Its disk is all but full.
+    Full {
+        /// Which.
+        node: Place,
+        /// Bytes that are left.
+        left: u64,
+        /// For how long.
+        span: Duration,
+    },
     /// Power for all at once.
     Blackout {
         /// What becomes of unsynced writes, in thousandths.
@@ -119,7 +128,7 @@ impl Fault {
 }
 
 /// Kinds of faults; each seed has its own subset.
-const KINDS: usize = 9;
+const KINDS: usize = 10;
 
 impl Plan {
     /// The plan of a source of randomness.
@@ -201,6 +210,11 @@ fn fault(rng: &mut RngStream, enabled: &[u64], nodes: usize) -> Fault {
         6 => Fault::Transfer { to },
         7 if nodes >= 3 => Fault::Remove { node },
         7 => Fault::Transfer { to },
+        8 => Fault::Full {
+            node,
+            left: *rng.pick(&[1 << 20, FREE_SPACE_FLOOR / 3, FREE_SPACE_FLOOR - 1, 2 * FREE_SPACE_FLOOR]),
+            span,
+        },
         _ => Fault::Blackout { drop_permille, down },
     }
 }

@@ -407,6 +407,12 @@ impl Run {
                     sleep(span).await;
                     network.set_cut(from, to, false);
                 }
+                Fault::Full { node, left, span } => {
+                    let disk = &members[node].machine.disk;
+                    disk.set_free(left);
+                    sleep(span).await;
+                    disk.set_capacity(u64::MAX);
+                }
                 Fault::Transfer { to } => {
                     if let Some(id) = members[to].id() {
                         let done = operator.transfer_leader(Some(id)).await;

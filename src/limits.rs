@@ -72,6 +72,13 @@ pub const SNAPSHOT_KEPT: Duration = Duration::from_secs(120);
 pub const ANNOUNCE_PERIOD: Duration = Duration::from_secs(1);
 /// Attempts in a row to go on with a snapshot's body that give nothing, before it is given up.
 pub const SNAPSHOT_ATTEMPTS_MAX: u32 = 5;
+/// Free space below which nothing that grows is taken any more, where nothing else is configured.
+pub const FREE_SPACE_FLOOR: u64 = 256 * 1024 * 1024;
+/// Space set aside at the start, and given up when free space falls below half of the floor: what is under way, and
+/// compaction, can still be written.
+pub const BALLAST_BYTES: u64 = 64 * 1024 * 1024;
+/// How often free space is looked at.
+pub const SPACE_PERIOD: Duration = Duration::from_secs(1);
 /// Memory redb may use to cache each database, in bytes (its own default is 1 GiB).
 pub const DATABASE_CACHE_BYTES: usize = 32 * 1024 * 1024;
 

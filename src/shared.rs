@@ -43,6 +43,8 @@ pub struct SharedNodeState {
     /// The output of what ran here; `None` if nothing may be run here.
     pub outputs: Option<Outputs>,
     channels: Mutex<BTreeMap<Address, Channel>>,
+    /// Free bytes and the floor they are under, while they are.
+    short_of_space: Mutex<Option<(u64, u64)>>,
 }
 
 const _: () = {
@@ -59,7 +61,15 @@ impl SharedNodeState {
         reader: StateReader,
         outputs: Option<Outputs>,
     ) -> Arc<Self> {
-        Arc::new(Self { io, identity, raft, reader, outputs, channels: Mutex::default() })
+        Arc::new(Self {
+            io,
+            identity,
+            raft,
+            reader,
+            outputs,
+            channels: Mutex::default(),
+            short_of_space: Mutex::default(),
+        })
     }
 
     /// When a call that arrived now must be answered: what the caller asked for, within bounds.
@@ -91,6 +101,7 @@ impl SharedNodeState {
                 }
                 return self.forward(command, &hint.expect("checked above"), deadline).await;
             }
+            self.check_space(&command)?;
             match self.io.clock.deadline(deadline, self.raft.propose(bytes.clone())).await {
                 Ok(Ok(reply)) => {
                     return v1::Reply::decode(reply)
@@ -108,6 +119,31 @@ impl SharedNodeState {
                 }
                 Ok(Err(ProposeError::Unknown)) | Err(_) => return Err(unknown_outcome()),
             }
+        }
+    }
+
+    /// Notes that there is too little space, or enough again.
+    pub fn set_short_of_space(&self, short: Option<(u64, u64)>) {
+        *self.short_of_space.lock().expect("no code panics while it holds the mark") = short;
+    }
+
+    /// Refuses what grows while there is too little space here.
+    fn check_space(&self, command: &v1::Command) -> Result<(), Status> {
+        let grows = matches!(
+            command.kind,
+            Some(CommandKind::Put(_) | CommandKind::OpenSession(_) | CommandKind::SubmitTask(_))
+        );
+        match *self.short_of_space.lock().expect("no code panics while it holds the mark") {
+            Some((free, floor)) if grows => {
+                let (place, mib) = (self.io.disk.describe(), |bytes: u64| bytes >> 20);
+                let text = format!(
+                    "not done: {place} has {} MiB left, the floor is {} MiB; make room there, or lower --free-space-floor",
+                    mib(free),
+                    mib(floor)
+                );
+                Err(not_done(Code::ResourceExhausted, text))
+            }
+            _ => Ok(()),
         }
     }
 

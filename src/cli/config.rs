@@ -26,6 +26,8 @@ pub struct Config {
     pub election_timeout_ms: Option<u64>,
     /// Log entries kept for members that are behind.
     pub log_entries: Option<u64>,
+    /// Free space below which nothing that grows is taken.
+    pub free_space_floor: Option<String>,
     /// False: run no tasks here.
     pub worker: Option<bool>,
     /// Processors that tasks may reserve here.

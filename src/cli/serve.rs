@@ -11,7 +11,7 @@ use super::config::Config;
 use super::units::{bytes, cpu};
 use crate::error::{Context, Fault};
 use crate::ids::Address;
-use crate::limits::{ELECTION_TIMEOUT, LOG_ENTRIES_KEPT};
+use crate::limits::{ELECTION_TIMEOUT, FREE_SPACE_FLOOR, LOG_ENTRIES_KEPT};
 use crate::node::{Node, NodeBuilder, Origin};
 use crate::os;
 use crate::raft::tail::Retention;
@@ -61,6 +61,9 @@ pub struct Start {
     /// Log entries kept for members that are behind; one further behind is sent a snapshot [default: 20000]
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     log_entries: Option<u64>,
+    /// Free space below which nothing that grows is taken [default: 256Mi]
+    #[arg(long, value_parser = bytes)]
+    free_space_floor: Option<u64>,
     /// Run no tasks here
     #[arg(long, conflicts_with_all = ["cpu", "memory", "disk", "features"])]
     no_worker: bool,
@@ -92,6 +95,7 @@ impl Dev {
             election_timeout: ELECTION_TIMEOUT,
             retention: Retention::default(),
             worker: Some(WorkerConfig::default()),
+            floor: FREE_SPACE_FLOOR,
         };
         let listen = options.listen.clone();
         serve(&data_dir, options, |node| {
@@ -162,6 +166,7 @@ impl Start {
             amount(self.memory, config.memory.as_ref(), bytes, "memory")?,
             amount(self.disk, config.disk.as_ref(), bytes, "disk")?,
         ];
+        let floor = amount(self.free_space_floor, config.free_space_floor.as_ref(), bytes, "free_space_floor")?;
         let features = if self.features.is_empty() { config.features.unwrap_or_default() } else { self.features };
         let is_worker = !self.no_worker && config.worker != Some(false);
         let worker = is_worker.then_some(WorkerConfig { capacity, features });
@@ -172,6 +177,7 @@ impl Start {
         let options = Options {
             retention: Retention { entries: log_entries, ..Retention::default() },
             worker,
+            floor: floor.unwrap_or(FREE_SPACE_FLOOR),
             listen,
             advertise,
             origin,
@@ -195,6 +201,7 @@ struct Options {
     retention: Retention,
     /// `None`: it runs no tasks.
     worker: Option<WorkerConfig>,
+    floor: u64,
 }
 
 /// Runs a node until the first signal stops it in order; a second one ends the process at once.
@@ -218,6 +225,7 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
         .origin(options.origin)
         .election_timeout(options.election_timeout)
         .log_kept(options.retention)
+        .free_space_floor(options.floor)
         .worker(options.worker.unwrap_or_default());
     if let Some(advertise) = options.advertise {
         builder = builder.advertise(advertise);

@@ -35,6 +35,12 @@ pub trait Disk: Send + Sync + 'static {
     /// What the file system says, with the path.
     fn sync_dir(&self) -> io::Result<()>;
 
+    /// Makes a file of this many bytes for which the space is really taken.
+    ///
+    /// # Errors
+    /// What the file system says, with the path; then there is no such file.
+    fn reserve(&self, name: &str, bytes: u64) -> io::Result<()>;
+
     /// Bytes that can still be written.
     ///
     /// # Errors

@@ -10,6 +10,7 @@
 
 mod join;
 pub mod machine;
+mod space;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,6 +55,7 @@ pub struct NodeBuilder {
     retention: Retention,
     chunk_bytes: usize,
     worker: WorkerConfig,
+    free_space_floor: u64,
     observer: Arc<dyn Observer>,
 }
 
@@ -69,6 +71,7 @@ impl NodeBuilder {
             retention: Retention::default(),
             chunk_bytes: limits::SNAPSHOT_CHUNK_BYTES,
             worker: WorkerConfig::default(),
+            free_space_floor: limits::FREE_SPACE_FLOOR,
             observer: Arc::new(()),
         }
     }
@@ -106,6 +109,12 @@ impl NodeBuilder {
     /// What it offers as a worker, if its seams let it run anything.
     pub fn worker(mut self, config: WorkerConfig) -> Self {
         self.worker = config;
+        self
+    }
+
+    /// Bytes of free space below which it takes nothing that grows.
+    pub fn free_space_floor(mut self, bytes: u64) -> Self {
+        self.free_space_floor = bytes;
         self
     }
 
@@ -177,6 +186,7 @@ impl NodeBuilder {
             io.spawn.spawn("server", Box::pin(serve)),
             io.spawn.spawn("controllers", Box::pin(control(shared.clone()))),
             io.spawn.spawn("scheduler", Box::pin(schedule(shared.clone()))),
+            io.spawn.spawn("space", Box::pin(space::watch(shared.clone(), self.free_space_floor))),
             io.spawn.spawn("readiness", Box::pin(ready(shared.clone(), health.clone()))),
         ];
         let worker = outputs.map(|hands| {

@@ -83,6 +83,16 @@ impl Disk for DataDir {
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(at(&self.dir))
     }
 
+    fn reserve(&self, name: &str, bytes: u64) -> io::Result<()> {
+        let path = self.path(name);
+        let file = File::create(&path).map_err(at(&path))?;
+        let len = i64::try_from(bytes).map_err(io::Error::other)?;
+        nix::fcntl::posix_fallocate(&file, 0, len).map_err(io::Error::from).map_err(|error| {
+            let _ = fs::remove_file(&path);
+            at(&path)(error)
+        })
+    }
+
     fn free_bytes(&self) -> io::Result<u64> {
         let stat = nix::sys::statvfs::statvfs(&self.dir).map_err(io::Error::from).map_err(at(&self.dir))?;
         #[allow(clippy::unnecessary_cast)] // the fields are narrower on other targets
@@ -117,6 +127,10 @@ impl Disk for NoDisk {
     }
 
     fn sync_dir(&self) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn reserve(&self, _: &str, _: u64) -> io::Result<()> {
         Self::refuse()
     }
 

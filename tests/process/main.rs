@@ -351,6 +351,27 @@ fn corrupt_files_are_found_before_anything_is_served() {
 }
 
 #[test]
+fn without_space_nothing_that_grows_is_taken_and_all_else_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Running::member(dir.path(), "n", "127.0.0.1:0", &["--bootstrap"]);
+    assert!(node.kv(&["put", "a", "1"]).status.success());
+    assert_eq!(fs::metadata(dir.path().join("n/ballast")).unwrap().len(), 64 << 20);
+    let address = node.address.clone();
+    node.kill();
+    let node = Running::member(dir.path(), "n", &address, &["--free-space-floor", "1000Ti"]);
+    until("it notices", || {
+        let put = node.kv(&["put", "b", "2", "--command-timeout", "0.5"]);
+        put.status.code() == Some(3) && text(&put.stderr).contains("the floor is 1048576000 MiB")
+    });
+    assert_eq!(text(&node.kv(&["get", "a"]).stdout), "1\n");
+    assert!(!dir.path().join("n/ballast").exists(), "the ballast was kept");
+    assert_eq!(node.kv(&["get", "b"]).status.code(), Some(1), "a refused put was carried out");
+    node.kill();
+    let node = Running::member(dir.path(), "n", &address, &[]);
+    assert!(node.kv(&["put", "b", "2"]).status.success());
+}
+
+#[test]
 fn garbage_on_the_port_stops_nobody() {
     let dir = tempfile::tempdir().unwrap();
     let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
