@@ -290,7 +290,9 @@ impl Disk for Mounted {
             state.admit_growth(name, bytes)?;
             let file = state.files.entry(name.to_owned()).or_default();
             file.live.set_len(bytes);
-            file.unsynced.push(Change::SetLen(bytes));
+            file.durable = file.live.clone();
+            file.unsynced.clear();
+            state.named.insert(name.to_owned());
             Ok(())
         })
     }

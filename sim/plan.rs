@@ -194,7 +194,7 @@ fn fault(rng: &mut RngStream, enabled: &[u64], nodes: usize) -> Fault {
     let to = rng.range(0, nodes as u64) as usize;
     // Long ones outlast a worker's lease.
     let span = |rng: &mut RngStream| {
-        let (from, to) = if rng.chance(250) { (6_000, 25_000) } else { (1, 6_000) };
+        let (from, to) = if rng.chance(350) { (6_000, 25_000) } else { (1, 6_000) };
         Duration::from_millis(rng.range(from, to))
     };
     let (down, span) = (span(rng), span(rng));

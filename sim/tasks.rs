@@ -40,7 +40,7 @@ struct Submission {
 pub struct Submissions(Mutex<BTreeMap<u64, Submission>>);
 
 fn draw_spec(rng: &mut RngStream, mark: u64) -> TaskSpec {
-    let millis = *rng.pick(&[50, 500, 3_000, 15_000]);
+    let millis = *rng.pick(&[50, 500, 3_000, 15_000, 40_000]);
     let millis = rng.range(millis / 2, millis);
     let code = u64::from(rng.chance(300));
     let mut command = vec!["sim".to_string(), millis.to_string(), code.to_string()];

@@ -35,7 +35,7 @@ pub trait Disk: Send + Sync + 'static {
     /// What the file system says, with the path.
     fn sync_dir(&self) -> io::Result<()>;
 
-    /// Makes a file of this many bytes for which the space is really taken.
+    /// Makes a file of this many bytes for which the space is really taken, durably.
     ///
     /// # Errors
     /// What the file system says, with the path; then there is no such file.

@@ -141,6 +141,7 @@ impl NodeBuilder {
         let io = self.io;
         let listener = io.network.bind(&self.listen).await.context(|| "start the node".into())?;
         let address = self.advertise.unwrap_or_else(|| listener.address());
+        space::make_room(&*io.disk, self.free_space_floor);
         let mut log = Log::open(&*io.disk)?;
         let identity = match log.identity()? {
             Some(identity) => identity,

@@ -3,13 +3,13 @@
 //! ```text
 //!   free ≥ floor ──────────► everything is taken
 //!   free < floor ──────────► puts, new sessions and new tasks are refused
-//!   free < floor / 2 ──────► the ballast is given up, once: its space is for what is under way
+//!   free < floor / 2 ──────► the ballast is given up, at boot, too: its space is for what is under way
 //!   free ≥ floor + ballast ► taken again, and the ballast set aside again
 //! ```
 
 use std::sync::Arc;
 
-use crate::io::{Worker, own};
+use crate::io::{Disk, Worker, own};
 use crate::limits::{BALLAST_BYTES, SPACE_PERIOD};
 use crate::shared::SharedNodeState;
 
@@ -20,21 +20,25 @@ const BALLAST: &str = "ballast";
 enum Step {
     /// Nothing changes.
     Stay,
-    /// Nothing that grows is taken any more.
+    /// Nothing that grows is taken any more; with very little, the ballast goes.
     Refuse,
-    /// The same, and the ballast goes.
-    GiveUp,
     /// Everything is taken again.
     Accept,
 }
 
 fn step(free: u64, floor: u64, refusing: bool) -> Step {
     match free {
-        free if free < floor / 2 => Step::GiveUp,
-        free if free < floor && !refusing => Step::Refuse,
+        free if free < floor => Step::Refuse,
         free if refusing && free >= floor.saturating_add(BALLAST_BYTES) => Step::Accept,
         _ => Step::Stay,
     }
+}
+
+/// Gives up the ballast if there is too little space. True if there was one.
+pub(super) fn make_room(disk: &dyn Disk, floor: u64) -> bool {
+    let short = disk.free_bytes().is_ok_and(|free| free < floor / 2);
+    let have = || disk.list().is_ok_and(|names| names.iter().any(|name| name == BALLAST));
+    short && have() && disk.remove(BALLAST).is_ok()
 }
 
 /// Owns the ballast, and looks when told to.
@@ -68,15 +72,14 @@ impl Keeper {
                 self.shared.set_short_of_space(None);
                 tracing::info!(free, "there is space again");
             }
-            step => {
+            Step::Refuse => {
                 if !self.refusing {
                     let place = disk.describe();
                     tracing::error!(free, floor = self.floor, place, "too little space: what grows is refused");
                 }
                 self.refusing = true;
                 self.shared.set_short_of_space(Some((free, self.floor)));
-                let names = disk.list().unwrap_or_default();
-                if step == Step::GiveUp && names.iter().any(|name| name == BALLAST) && disk.remove(BALLAST).is_ok() {
+                if make_room(&*disk, self.floor) {
                     tracing::error!(free, "the space set aside is given up");
                 }
             }
@@ -113,9 +116,8 @@ mod tests {
         const FLOOR: u64 = 4 * BALLAST_BYTES;
         assert_eq!(step(FLOOR, FLOOR, false), Step::Stay);
         assert_eq!(step(FLOOR - 1, FLOOR, false), Step::Refuse);
-        assert_eq!(step(FLOOR - 1, FLOOR, true), Step::Stay);
+        assert_eq!(step(FLOOR - 1, FLOOR, true), Step::Refuse);
         assert_eq!(step(FLOOR, FLOOR, true), Step::Stay, "a little more is not enough");
-        assert_eq!(step(FLOOR / 2 - 1, FLOOR, true), Step::GiveUp);
         assert_eq!(step(FLOOR + BALLAST_BYTES, FLOOR, true), Step::Accept);
         assert_eq!(step(0, 0, false), Step::Stay, "no floor, no care");
     }

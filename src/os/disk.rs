@@ -87,10 +87,12 @@ impl Disk for DataDir {
         let path = self.path(name);
         let file = File::create(&path).map_err(at(&path))?;
         let len = i64::try_from(bytes).map_err(io::Error::other)?;
-        nix::fcntl::posix_fallocate(&file, 0, len).map_err(io::Error::from).map_err(|error| {
+        let taken = nix::fcntl::posix_fallocate(&file, 0, len).map_err(io::Error::from);
+        taken.and_then(|()| file.sync_all()).map_err(|error| {
             let _ = fs::remove_file(&path);
             at(&path)(error)
-        })
+        })?;
+        self.sync_dir()
     }
 
     fn free_bytes(&self) -> io::Result<u64> {
