@@ -25,10 +25,11 @@ use crate::state::task::{current, is_ended};
 /// What a task reserves where nothing is said.
 const DEFAULT_CPU: u64 = 100;
 const DEFAULT_MEMORY: u64 = 64 << 20;
-/// Pause between two looks at a task that goes on.
-const LOOK: Duration = Duration::from_millis(200);
+/// First pause between two looks at a task, doubled up to the longest while nothing happens.
+const LOOK_MIN: Duration = Duration::from_millis(10);
+const LOOK_MAX: Duration = Duration::from_millis(200);
 /// Looks after which a task that waits is spoken of.
-const WAITS_TOLD: u32 = 5;
+const WAITS_TOLD: u32 = 9;
 /// Exit statuses of `run` for a task without one of its own, as `timeout` and shells have them.
 const TIMED_OUT: i32 = 124;
 const NOT_STARTED: i32 = 127;
@@ -331,7 +332,7 @@ fn status_of(task: &Task) -> i32 {
 async fn follow(client: &Client, id: TaskId) -> Result<Task, Failure> {
     let mut printed = BTreeSet::new();
     let (mut told, mut waited) = (String::new(), 0);
-    let mut offset = 0;
+    let (mut offset, mut pause) = (0, LOOK_MIN);
     loop {
         let reply = client.get_task(By::Id(id.0)).await?;
         let task = reply.found.ok_or_else(|| Failure::NotFound(format!("task {id} is not remembered any more")))?;
@@ -348,7 +349,7 @@ async fn follow(client: &Client, id: TaskId) -> Result<Task, Failure> {
                 // It is over, or what there was cannot be had any more.
                 Ok(true) | Err(ClientError::Invalid(_)) => {
                     printed.insert(token);
-                    offset = 0;
+                    (offset, pause) = (0, LOOK_MIN);
                     continue;
                 }
                 // The stream broke: go on from where it was, or with the attempt that follows.
@@ -366,7 +367,8 @@ async fn follow(client: &Client, id: TaskId) -> Result<Task, Failure> {
         if is_ended(&task) && task.attempts.last().is_none_or(|attempt| printed.contains(&attempt.token)) {
             return Ok(task);
         }
-        client.pause(LOOK).await;
+        client.pause(pause).await;
+        pause = (pause * 2).min(LOOK_MAX);
     }
 }
 
