@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use cairn::error::ImportError;
 use cairn::ids::Index;
+use cairn::proto::v1::SnapshotPart;
 use cairn::state::machine::State;
 use cairn::state::snapshot::{Import, head_digest};
-use cairn::proto::v1::SnapshotPart;
 use cairn_fuzz::MemoryDisk;
 use libfuzzer_sys::fuzz_target;
 use prost::Message;
