@@ -388,3 +388,59 @@ proptest! {
         }
     }
 }
+
+/// What a leader decided holds only as long as what it assumed.
+#[test]
+fn a_decision_on_an_older_state_is_not_carried_out() {
+    let register = |features: &[&str]| {
+        let capacity = Some(Resources { cpu_milli: 1000, memory_bytes: 1 << 30, disk_bytes: 0 });
+        let features = features.iter().map(|name| (*name).to_string()).collect();
+        Kind::RegisterWorker(v1::RegisterWorker { worker: 1, capacity, features })
+    };
+    let submit = |features: &[&str]| {
+        let features = features.iter().map(|name| (*name).to_string()).collect();
+        let spec = TaskSpec { command: vec!["true".into()], retries: 2, features, ..TaskSpec::default() };
+        Kind::SubmitTask(v1::SubmitTask { spec: Some(spec) })
+    };
+    let plan = |driver: &Driver| {
+        let (head, view) = driver.view();
+        controller::assign(&head, &view).unwrap().unwrap().kind.unwrap()
+    };
+    let assigned = |driver: &mut Driver, plan: Kind| match driver.apply(plan).kind.unwrap() {
+        reply::Kind::AssignTasks(reply) => reply.assigned,
+        other => panic!("{other:?}"),
+    };
+
+    // The worker has lost a feature.
+    let mut driver = Driver::new();
+    driver.apply(register(&["gpu"]));
+    driver.apply(submit(&["gpu"]));
+    let decided = plan(&driver);
+    driver.apply(register(&[]));
+    assert_eq!(assigned(&mut driver, decided), 0);
+
+    // It was offline and came back: another epoch, though everything looks the same.
+    let mut driver = Driver::new();
+    driver.apply(register(&[]));
+    driver.apply(submit(&[]));
+    let decided = plan(&driver);
+    driver.time += 60_000;
+    driver.apply(Kind::ExpireWorkers(v1::ExpireWorkers { workers: vec![1] }));
+    driver.apply(register(&[]));
+    assert_eq!(assigned(&mut driver, decided), 0);
+
+    // The task was tried meanwhile.
+    let decided = plan(&driver);
+    assert_eq!(assigned(&mut driver, decided.clone()), 1);
+    let exit = Some(Exit { reason: v1::exit::Reason::Exited.into(), code: Some(1), ..Exit::default() });
+    driver.apply(Kind::ReportAttempt(v1::ReportAttempt { task: 1, token: 1, exit }));
+    driver.time += 2_000;
+    driver.apply(register(&[]));
+    assert_eq!(assigned(&mut driver, decided), 0);
+
+    // The lease that seemed over was renewed in time.
+    driver.time += 12_000;
+    driver.apply(register(&[]));
+    driver.apply(Kind::ExpireWorkers(v1::ExpireWorkers { workers: vec![1] }));
+    assert_eq!(driver.seen().workers[&1].status(), WorkerStatus::Online);
+}
