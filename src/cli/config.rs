@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::units::Amount;
 use crate::error::{Context, Fault};
 
 /// The keys of `cairn.toml`. An unknown key is an error, not a typo that nobody notices.
-#[derive(Debug, Default, Deserialize, PartialEq, Eq)]
+#[derive(Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// Where the node keeps its data.
@@ -27,15 +28,15 @@ pub struct Config {
     /// Log entries kept for members that are behind.
     pub log_entries: Option<u64>,
     /// Free space below which nothing that grows is taken.
-    pub free_space_floor: Option<String>,
+    pub free_space_floor: Option<Amount>,
     /// False: run no tasks here.
     pub worker: Option<bool>,
     /// Processors that tasks may reserve here.
-    pub cpu: Option<String>,
+    pub cpu: Option<Amount>,
     /// Memory that tasks may reserve here.
-    pub memory: Option<String>,
+    pub memory: Option<Amount>,
     /// Disk that tasks may reserve here.
-    pub disk: Option<String>,
+    pub disk: Option<Amount>,
     /// What tasks may ask for here by name.
     pub features: Option<Vec<String>>,
 }
@@ -59,5 +60,7 @@ mod tests {
         let error = Config::parse("cairn.toml", "listen = \"127.0.0.1:1\"\nlisten_adress = 1").unwrap_err().to_string();
         assert!(error.contains("listen_adress") && error.contains("cairn.toml"), "{error}");
         assert_eq!(Config::parse("x", "bootstrap = true").unwrap().bootstrap, Some(true));
+        let amounts = Config::parse("x", "cpu = 2\nmemory = '1Gi'").unwrap();
+        assert_eq!((amounts.cpu, amounts.memory), (Some(Amount::Whole(2)), Some(Amount::Text("1Gi".into()))));
     }
 }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::Failure;
 use super::config::Config;
-use super::units::{bytes, cpu};
+use super::units::{Amount, bytes, cpu};
 use crate::error::{Context, Fault};
 use crate::ids::Address;
 use crate::limits::{ELECTION_TIMEOUT, FREE_SPACE_FLOOR, LOG_ENTRIES_KEPT};
@@ -157,16 +157,13 @@ impl Start {
             Fault::new("no data directory; say where to keep data with --data-dir, or data_dir in the configuration")
         })?;
         let timeout = self.election_timeout_ms.or(config.election_timeout_ms).map(Duration::from_millis);
-        let amount = |own: Option<u64>, text: Option<&String>, parse: fn(&str) -> Result<u64, String>, key: &str| {
-            let configured = text.map(|text| parse(text)).transpose().context(|| format!("read {key}"))?;
-            Ok::<_, Fault>(own.or(configured))
-        };
         let capacity = [
-            amount(self.cpu, config.cpu.as_ref(), cpu, "cpu")?,
-            amount(self.memory, config.memory.as_ref(), bytes, "memory")?,
-            amount(self.disk, config.disk.as_ref(), bytes, "disk")?,
+            self.cpu.or(Amount::read("cpu", config.cpu.as_ref(), cpu)?),
+            self.memory.or(Amount::read("memory", config.memory.as_ref(), bytes)?),
+            self.disk.or(Amount::read("disk", config.disk.as_ref(), bytes)?),
         ];
-        let floor = amount(self.free_space_floor, config.free_space_floor.as_ref(), bytes, "free_space_floor")?;
+        let floor =
+            self.free_space_floor.or(Amount::read("free_space_floor", config.free_space_floor.as_ref(), bytes)?);
         let features = if self.features.is_empty() { config.features.unwrap_or_default() } else { self.features };
         let is_worker = !self.no_worker && config.worker != Some(false);
         let worker = is_worker.then_some(WorkerConfig { capacity, features });

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::output;
-use super::units::{bytes, bytes_text, cpu, span};
+use super::units::{Amount, bytes, bytes_text, cpu, span};
 use super::{Connection, Failure, Output};
 use crate::client::{Client, ClientError};
 use crate::error::{Context, Fault};
@@ -90,25 +90,6 @@ struct SpecFile {
     kill_grace: Option<Amount>,
 }
 
-/// An amount in a file: a text as on the command line, or a bare number.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Amount {
-    Whole(u64),
-    Fraction(f64),
-    Text(String),
-}
-
-impl Amount {
-    fn parse<T>(&self, parse: fn(&str) -> Result<T, String>) -> Result<T, String> {
-        match self {
-            Self::Whole(number) => parse(&number.to_string()),
-            Self::Fraction(number) => parse(&number.to_string()),
-            Self::Text(text) => parse(text),
-        }
-    }
-}
-
 fn variable(text: &str) -> Result<(String, String), String> {
     let (name, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is no variable: write NAME=VALUE"))?;
     Ok((name.to_owned(), value.to_owned()))
@@ -126,13 +107,6 @@ fn read_file(path: &Path) -> Result<SpecFile, Fault> {
 impl Spec {
     fn build(&self) -> Result<TaskSpec, Fault> {
         let file = self.file.as_deref().map(read_file).transpose()?.unwrap_or_default();
-        fn amount<T>(
-            key: &str,
-            text: Option<&Amount>,
-            parse: fn(&str) -> Result<T, String>,
-        ) -> Result<Option<T>, Fault> {
-            text.map(|text| text.parse(parse)).transpose().context(|| format!("read {key}"))
-        }
         let millis = |span: Option<Duration>| span.map_or(0, |span| span.as_millis() as u64);
         let command = if self.command.is_empty() { file.command } else { self.command.clone() };
         let own = self.env.iter().cloned();
@@ -142,14 +116,17 @@ impl Spec {
             command: with_absolute_program(command)?,
             env: env.into_iter().map(|(name, value)| EnvVar { name, value }).collect(),
             resources: Some(Resources {
-                cpu_milli: self.cpu.or(amount("cpu", file.cpu.as_ref(), cpu)?).unwrap_or(DEFAULT_CPU),
-                memory_bytes: self.memory.or(amount("memory", file.memory.as_ref(), bytes)?).unwrap_or(DEFAULT_MEMORY),
-                disk_bytes: self.disk.or(amount("disk", file.disk.as_ref(), bytes)?).unwrap_or(0),
+                cpu_milli: self.cpu.or(Amount::read("cpu", file.cpu.as_ref(), cpu)?).unwrap_or(DEFAULT_CPU),
+                memory_bytes: self
+                    .memory
+                    .or(Amount::read("memory", file.memory.as_ref(), bytes)?)
+                    .unwrap_or(DEFAULT_MEMORY),
+                disk_bytes: self.disk.or(Amount::read("disk", file.disk.as_ref(), bytes)?).unwrap_or(0),
             }),
             features: self.features.iter().chain(&file.features).cloned().collect(),
-            timeout_ms: millis(self.timeout.or(amount("timeout", file.timeout.as_ref(), span)?)),
+            timeout_ms: millis(self.timeout.or(Amount::read("timeout", file.timeout.as_ref(), span)?)),
             retries: self.retries.or(file.retries).unwrap_or(0),
-            kill_grace_ms: millis(self.kill_grace.or(amount("kill_grace", file.kill_grace.as_ref(), span)?)),
+            kill_grace_ms: millis(self.kill_grace.or(Amount::read("kill_grace", file.kill_grace.as_ref(), span)?)),
         })
     }
 }

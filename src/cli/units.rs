@@ -2,6 +2,37 @@
 
 use std::time::Duration;
 
+use serde::Deserialize;
+
+use crate::error::{Context, Fault};
+
+/// An amount in a file: a text as on the command line, or a bare number.
+#[derive(Debug, Deserialize, PartialEq)]
+#[serde(untagged)]
+pub enum Amount {
+    /// `2`
+    Whole(u64),
+    /// `0.5`
+    Fraction(f64),
+    /// `"500m"`
+    Text(String),
+}
+
+impl Amount {
+    /// What stands under `key`, if anything does.
+    ///
+    /// # Errors
+    /// It is no such amount.
+    pub fn read<T>(key: &str, amount: Option<&Self>, parse: fn(&str) -> Result<T, String>) -> Result<Option<T>, Fault> {
+        let text = |amount: &Self| match amount {
+            Self::Whole(number) => number.to_string(),
+            Self::Fraction(number) => number.to_string(),
+            Self::Text(text) => text.clone(),
+        };
+        amount.map(|amount| parse(&text(amount))).transpose().context(|| format!("read {key}"))
+    }
+}
+
 /// Processors: `2`, `0.5` or `500m`, in thousandths.
 pub fn cpu(text: &str) -> Result<u64, String> {
     let parsed = match text.strip_suffix('m') {

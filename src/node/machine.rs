@@ -12,7 +12,7 @@ use crate::proto::v1::{RaftSnapshot, SnapshotBody};
 use crate::raft::log::Log;
 use crate::raft::owner::Machine;
 use crate::raft::snapshot::Snapshots;
-use crate::state::machine::{State, StateReader};
+use crate::state::machine::{State, StateReader, head_digest};
 use crate::state::member;
 use crate::state::snapshot::{self, Import};
 use crate::time::ClusterTime;
@@ -80,7 +80,7 @@ impl Snapshots for StateSnapshots {
             index: head.applied_index,
             term: head.applied_term,
             conf_state: head.conf_state.clone(),
-            body: Some(SnapshotBody { digest: snapshot::head_digest(&head), chunks: 0 }),
+            body: Some(SnapshotBody { digest: head_digest(&head), chunks: 0 }),
         })
     }
 

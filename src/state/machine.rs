@@ -151,7 +151,7 @@ impl State {
 
     /// The digest of the whole state: equal on all members at the same applied index.
     pub fn digest(&self) -> u64 {
-        digest(&self.head)
+        head_digest(&self.head)
     }
 
     /// A way to read that any number of threads may use, also while entries are applied.
@@ -181,7 +181,7 @@ impl State {
                 apply.head.applied_index = entry.index.0;
                 apply.head.applied_term = entry.term.0;
                 apply.head.rows_digest = apply.rows.digest();
-                outcomes.push(Outcome { replies, digest: digest(&apply.head) });
+                outcomes.push(Outcome { replies, digest: head_digest(&apply.head) });
             }
             let mut table = txn.open_table(HEAD).context(what)?;
             table.insert((), &*apply.head.encode_to_vec()).context(what)?;
@@ -237,7 +237,8 @@ fn apply_one(apply: &mut Apply<'_>, body: &Body, bytes: &mut u64) -> Result<Vec<
     }
 }
 
-pub(super) fn digest(head: &v1::Head) -> u64 {
+/// The digest of the state with this head.
+pub fn head_digest(head: &v1::Head) -> u64 {
     xxh3_64(&head.encode_to_vec())
 }
 
@@ -272,6 +273,6 @@ impl StateReader {
     pub fn full_digest(&self) -> Result<u64, Fault> {
         let (mut head, rows) = self.view()?;
         head.rows_digest = full_digest(&rows)?;
-        Ok(digest(&head))
+        Ok(head_digest(&head))
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use prost::Message;
 use redb::{Database, Durability, ReadableDatabase};
 
-use super::machine::{HEAD, StateReader, digest, file_name, open_database};
+use super::machine::{HEAD, StateReader, file_name, head_digest, open_database};
 use super::table::{Read, Rows, TABLES, View, full_digest};
 use crate::error::{Context, Fault, ImportError};
 use crate::ids::Index;
@@ -45,11 +45,6 @@ pub fn export(
         each(&part.encode_to_vec())?;
     }
     Ok(head)
-}
-
-/// The digest of the state with this head.
-pub fn head_digest(head: &v1::Head) -> u64 {
-    digest(head)
 }
 
 /// A state under construction, in a file of its own.
@@ -131,9 +126,9 @@ impl Import {
         txn.open_table(HEAD).context(what)?.insert((), &*head.encode_to_vec()).context(what)?;
         txn.commit().context(what)?;
         head.rows_digest = full_digest(&View::new(self.db.begin_read().context(what)?))?;
-        if digest(&head) != expected {
+        if head_digest(&head) != expected {
             let text =
-                format!("the state at {} has the digest {:016x}, not {expected:016x}", self.index, digest(&head));
+                format!("the state at {} has the digest {:016x}, not {expected:016x}", self.index, head_digest(&head));
             return Err(ImportError::Invalid(text));
         }
         drop(self.db);
