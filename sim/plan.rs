@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::io::{Rng, RngStream};
+use crate::io::{Io, Rng, RngStream, Tokens};
 use crate::limits::{FREE_SPACE_FLOOR, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, SNAPSHOT_CHUNK_BYTES};
 use crate::raft::tail::Retention;
 use crate::sim::disk::PowerCut;
@@ -17,6 +17,8 @@ pub type Place = usize;
 pub struct Plan {
     /// Members.
     pub nodes: usize,
+    /// Whether calls need a token.
+    pub token: bool,
     /// Clients, each on a machine of its own, doing one thing at a time.
     pub clients: usize,
     /// Operations of each client.
@@ -131,6 +133,11 @@ impl Fault {
 const KINDS: usize = 10;
 
 impl Plan {
+    /// Gives seams what they need to call the cluster.
+    pub fn admit(&self, io: Io) -> Io {
+        if self.token { io.with_tokens(tokens("cluster")) } else { io }
+    }
+
     /// The plan of a source of randomness.
     pub fn draw(rng: &Rng) -> Self {
         let mut cluster = rng.stream("plan/cluster");
@@ -139,6 +146,7 @@ impl Plan {
         let mut load = rng.stream("plan/load");
         Self {
             nodes,
+            token: rng.stream("plan/token").chance(500),
             clients: load.range(1, 5) as usize,
             operations: load.range(15, 50),
             keys: load.range(1, 5),
@@ -155,6 +163,11 @@ impl Plan {
             faults: faults(&mut rng.stream("plan/faults"), nodes),
         }
     }
+}
+
+/// Tokens that begin with a word; where several are given, the first is sent.
+pub fn tokens(word: &str) -> Tokens {
+    format!("{word}-0123456789abcdef").parse().expect("a word and some digits")
 }
 
 fn weather(rng: &mut RngStream) -> Weather {
@@ -223,8 +236,9 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} nodes, {} clients with {} operations each on {} keys; one session: {}, idle {} in 1000; {} clients with {} tasks each",
+            "{} nodes, token: {}, {} clients with {} operations each on {} keys; one session: {}, idle {} in 1000; {} clients with {} tasks each",
             self.nodes,
+            self.token,
             self.clients,
             self.operations,
             self.keys,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
+use madsim::runtime::NodeHandle;
 use madsim::time::{Instant, TimeHandle, sleep};
 use prost::Message;
 use tokio::sync::oneshot;
@@ -15,7 +16,7 @@ use crate::client::{Client, ClientError};
 use crate::entry::{Entry, Outcome};
 use crate::error::Reject;
 use crate::ids::{Address, Incarnation, Index, NodeId, Revision, Term};
-use crate::io::RngStream;
+use crate::io::{Io, RngStream};
 use crate::limits::SESSION_TTL;
 use crate::node::machine::open_state;
 use crate::node::{NodeBuilder, Origin};
@@ -31,7 +32,7 @@ use crate::sim::oracle::election::Elections;
 use crate::sim::oracle::monotonic::Monotonic;
 use crate::sim::oracle::promise::Promises;
 use crate::sim::oracle::{Violation, Violations, exactly_once, linearizable};
-use crate::sim::plan::{Fault, Plan};
+use crate::sim::plan::{self, Fault, Plan};
 use crate::sim::tasks::{self, Submissions};
 use crate::sim::trace::Trace;
 use crate::sim::world::{self, Down, FailStop, Machine, Seed, World};
@@ -266,7 +267,7 @@ impl Run {
     fn new(world: Arc<World>, plan: Plan) -> Self {
         let members: Vec<Arc<Member>> = (0..plan.nodes).map(|_| Member::new(world.machine())).collect();
         let endpoints: Vec<Address> = members.iter().map(|member| member.machine.address()).collect();
-        let operator = Client::new(world.machine().boot().0, &endpoints, CLIENT_TIMEOUT);
+        let operator = Client::new(plan.admit(world.machine().boot().0), &endpoints, CLIENT_TIMEOUT);
         let watch =
             Arc::new(Watch { trace: world.trace.clone(), inner: Mutex::default(), violations: Violations::default() });
         let machines: BTreeMap<MachineId, Arc<Machine>> =
@@ -338,12 +339,18 @@ impl Run {
         restart(&self.members[place], &self.plan, &self.endpoints[0], &self.watch);
     }
 
+    /// The seams of a machine of its own that may call the cluster.
+    fn caller(&self) -> (Io, NodeHandle) {
+        let (io, node) = self.world.machine().boot();
+        (self.plan.admit(io), node)
+    }
+
     /// Runs the clients while the faults of the plan happen, and waits for both.
     async fn attack(&self) {
-        let one = Client::new(self.world.machine().boot().0, &self.endpoints, CLIENT_TIMEOUT);
+        let one = Client::new(self.caller().0, &self.endpoints, CLIENT_TIMEOUT);
         let submitters = (1..=self.plan.submitters as u64).map(|id| self.submitter(id));
-        let clients: Vec<_> =
-            (1..=self.plan.clients as u64).map(|id| self.client(id, &one)).chain(submitters).collect();
+        let clients = (1..=self.plan.clients as u64).map(|id| self.client(id, &one));
+        let clients: Vec<_> = clients.chain(submitters).chain(self.stranger()).collect();
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
         for (at, fault) in &self.plan.faults {
@@ -443,16 +450,44 @@ impl Run {
 
     /// A client on a machine of its own that submits tasks.
     fn submitter(&self, id: u64) -> madsim::task::JoinHandle<()> {
-        let (io, node) = self.world.machine().boot();
+        let (io, node) = self.caller();
         let client = Client::new(io, &self.endpoints, CLIENT_TIMEOUT);
         let rng = self.world.rng.stream(&format!("submitter {id}"));
         let (count, submissions, trace) = (self.plan.tasks, self.submissions.clone(), self.world.trace.clone());
         node.spawn(async move { tasks::submit(client, id, count, rng, &submissions, &trace).await })
     }
 
+    /// Who has no token, or a wrong one, tries everything that changes or tells something; all of it must be refused.
+    fn stranger(&self) -> Option<madsim::task::JoinHandle<()>> {
+        let wrong = self.world.rng.stream("stranger").chance(500).then(|| plan::tokens("strange"));
+        let (io, node) = self.world.machine().boot();
+        let io = match wrong {
+            Some(tokens) => io.with_tokens(tokens),
+            None => io,
+        };
+        let client = Client::new(io, &self.endpoints, CLIENT_TIMEOUT);
+        let watch = self.watch.clone();
+        self.plan.token.then(|| {
+            node.spawn(async move {
+                for _ in 0..3 {
+                    sleep(Duration::from_secs(3)).await;
+                    let put = client.put(b"strange", b"strange", None).await.map(|_| "put");
+                    let get = client.get(b"strange").await.map(|_| "get");
+                    let status = client.status().await.map(|_| "status");
+                    let remove = client.remove_member(NodeId(1)).await.map(|()| "remove");
+                    for done in [put, get, status, remove].into_iter().flatten() {
+                        watch
+                            .violations
+                            .add("no answer without the token", format!("a stranger's {done} was answered"));
+                    }
+                }
+            })
+        })
+    }
+
     /// A client on a machine of its own that does its share of the plan, under the session of `one` if they share it.
     fn client(&self, id: u64, one: &Client) -> madsim::task::JoinHandle<()> {
-        let (io, node) = self.world.machine().boot();
+        let (io, node) = self.caller();
         let client = match self.plan.one_session {
             true => one.clone(),
             false => Client::new(io, &self.endpoints, CLIENT_TIMEOUT),
@@ -488,7 +523,7 @@ impl Run {
         for place in 0..self.members.len() {
             self.boot(place);
         }
-        let (io, node) = self.world.machine().boot();
+        let (io, node) = self.caller();
         let client = Client::new(io, &self.endpoints, RECOVERY_MAX);
         let (history, keys, time) = (self.history.clone(), self.plan.keys, self.time.clone());
         let last = node.spawn(async move {
@@ -527,7 +562,7 @@ impl Run {
         if self.plan.submitters == 0 {
             return Ok(());
         }
-        let (io, node) = self.world.machine().boot();
+        let (io, node) = self.caller();
         let client = Client::new(io, &self.endpoints, CLIENT_TIMEOUT);
         let (watch, ledger, submissions) = (self.watch.clone(), self.world.ledger.clone(), self.submissions.clone());
         let undisturbed = self.plan.faults.is_empty() && self.plan.weather == Weather::CALM;
@@ -624,7 +659,7 @@ fn restart(member: &Arc<Member>, plan: &Plan, founder: &Address, watch: &Arc<Wat
     if machine.is_up() || member.is_removed() {
         return;
     }
-    let (io, _) = machine.boot();
+    let io = plan.admit(machine.boot().0);
     let address = machine.address();
     let origin = if address == *founder { Origin::Bootstrap } else { Origin::Join(vec![founder.clone()]) };
     let (stop, stopping) = oneshot::channel();

@@ -110,6 +110,11 @@ impl Address {
         Self { text: format!("{}:{port}", &self.text[..self.colon]), colon: self.colon }
     }
 
+    /// Whether it stands for all addresses of a machine: one can listen there, not connect.
+    pub fn is_unspecified(&self) -> bool {
+        self.host().parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_unspecified())
+    }
+
     /// Whether only this machine can reach the address.
     pub fn is_loopback(&self) -> bool {
         match self.host().parse::<std::net::IpAddr>() {

@@ -8,6 +8,10 @@ pub const KEY_BYTES_MAX: usize = 4 * 1024;
 pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
 /// Largest command that may be proposed, encoded, in bytes.
 pub const COMMAND_BYTES_MAX: usize = 2 * 1024 * 1024;
+/// Shortest token that opens a cluster, in characters.
+pub const TOKEN_CHARS_MIN: usize = 16;
+/// Longest token that opens a cluster, in characters.
+pub const TOKEN_CHARS_MAX: usize = 512;
 /// Most rows one scan returns.
 pub const SCAN_ROWS_MAX: usize = 1_000;
 

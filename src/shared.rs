@@ -164,6 +164,10 @@ impl SharedNodeState {
             // What the leader itself says of the outcome holds; a code alone may come from a broken connection.
             Ok(Err(status)) if status.metadata().contains_key(OUTCOME) => Err(status),
             Ok(Err(status)) if ChannelError::is_connect(&status) => Err(not_leader(None)),
+            Ok(Err(status)) if status.code() == Code::Unauthenticated => {
+                let text = format!("not done: the leader at {leader} does not know this member: {}", status.message());
+                Err(not_done(Code::Unavailable, text))
+            }
             Ok(Err(_)) | Err(_) => Err(unknown_outcome()),
         }
     }

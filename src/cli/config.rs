@@ -21,7 +21,15 @@ pub struct Config {
     pub join: Option<Vec<String>>,
     /// Found a new cluster if it is in none.
     pub bootstrap: Option<bool>,
-    /// Allow an address beyond this machine without encryption.
+    /// Certificates of the authority that members are trusted by.
+    pub tls_ca: Option<PathBuf>,
+    /// The certificate that this node shows.
+    pub tls_cert: Option<PathBuf>,
+    /// The key of that certificate.
+    pub tls_key: Option<PathBuf>,
+    /// The file with the cluster's token.
+    pub token_file: Option<PathBuf>,
+    /// Allow an address beyond this machine without encryption or without a token.
     pub insecure: Option<bool>,
     /// Shortest election timeout, in milliseconds.
     pub election_timeout_ms: Option<u64>,

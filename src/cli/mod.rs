@@ -11,6 +11,7 @@ macro_rules! say {
     }};
 }
 
+mod access;
 mod bench;
 mod config;
 mod kv;
@@ -112,6 +113,12 @@ enum Command {
         #[command(subcommand)]
         command: Cluster,
     },
+    /// Make what a cluster beyond this machine needs: an authority, the token, a node's certificate
+    #[command(
+        after_help = "Examples:\n  node credentials n1.example 10.0.0.1\n  node credentials n2.example 10.0.0.2\n\n\
+        What is in the directory already is used, so that all nodes share the authority and the token."
+    )]
+    Credentials(access::Credentials),
     /// Watch over one attempt at a task; nodes start it
     #[command(hide = true)]
     Shim {
@@ -156,6 +163,8 @@ struct Connection {
     /// How long to try, in seconds
     #[arg(long, global = true, default_value = "10", value_parser = seconds)]
     command_timeout: Duration,
+    #[command(flatten)]
+    access: access::Access,
     /// What to print
     #[arg(short = 'o', long = "output", global = true, default_value = "table")]
     output: Output,
@@ -178,7 +187,7 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 impl Connection {
     fn client(&self) -> Result<Client, Failure> {
-        Ok(Client::new(os::client_io()?, &self.endpoints, self.command_timeout))
+        Ok(Client::new(self.access.client_io()?, &self.endpoints, self.command_timeout))
     }
 }
 
@@ -246,6 +255,7 @@ pub fn main() -> i32 {
         match cli.command {
             Command::Dev(dev) => dev.run().await.map(|()| 0),
             Command::Start(start) => start.run().await.map(|()| 0),
+            Command::Credentials(credentials) => credentials.run().map(|()| 0),
             Command::Run { connection, spec } => task::run(&connection, &spec).await,
             Command::Task { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Worker { connection, command } => command.run(&connection).await.map(|()| 0),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Failure;
+use super::access::Access;
 use super::config::Config;
 use super::units::{Amount, bytes, cpu};
 use crate::error::{Context, Fault};
@@ -52,7 +53,15 @@ pub struct Start {
     /// Enter the cluster of the member at this address, if the data directory holds no member yet
     #[arg(long, env = "CAIRN_JOIN", value_delimiter = ',')]
     join: Vec<Address>,
-    /// Listen beyond this machine without encryption: anyone who reaches the port controls the cluster
+    #[command(flatten)]
+    access: Access,
+    /// The certificate that this node shows, in PEM
+    #[arg(long, env = "CAIRN_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// The key of that certificate, in PEM
+    #[arg(long, env = "CAIRN_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// Listen beyond this machine without encryption or without a token: anyone who reaches the port controls the cluster
     #[arg(long)]
     insecure: bool,
     /// Shortest time without a leader before an election, in milliseconds [default: 1000]
@@ -91,6 +100,8 @@ impl Dev {
             listen: self.listen,
             advertise: None,
             origin: Origin::Bootstrap,
+            access: Access::default(),
+            certificate: None,
             insecure: false,
             election_timeout: ELECTION_TIMEOUT,
             retention: Retention::default(),
@@ -171,7 +182,22 @@ impl Start {
         if log_entries == 0 {
             return Err(Fault::new("log_entries: 0; a log keeps one entry at least").into());
         }
+        let access = Access {
+            tls_ca: self.access.tls_ca.or(config.tls_ca),
+            token_file: self.access.token_file.or(config.token_file),
+        };
+        let certificate = match (self.tls_cert.or(config.tls_cert), self.tls_key.or(config.tls_key)) {
+            (Some(certificate), Some(key)) => Some((certificate, key)),
+            (None, None) => None,
+            _ => return Err(Fault::new("a certificate needs its key: give tls_cert and tls_key, or neither").into()),
+        };
+        if certificate.is_some() != access.tls_ca.is_some() {
+            let text = "members show certificates to each other: give tls_ca, tls_cert and tls_key, or none of them";
+            return Err(Fault::new(text).into());
+        }
         let options = Options {
+            access,
+            certificate,
             retention: Retention { entries: log_entries, ..Retention::default() },
             worker,
             floor: floor.unwrap_or(FREE_SPACE_FLOOR),
@@ -193,6 +219,9 @@ struct Options {
     listen: Address,
     advertise: Option<Address>,
     origin: Origin,
+    access: Access,
+    /// The certificate it shows, and its key.
+    certificate: Option<(PathBuf, PathBuf)>,
     insecure: bool,
     election_timeout: Duration,
     retention: Retention,
@@ -204,16 +233,9 @@ struct Options {
 /// Runs a node until the first signal stops it in order; a second one ends the process at once.
 async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) -> Result<(), Failure> {
     os::start_logging();
-    for address in [Some(&options.listen), options.advertise.as_ref()].into_iter().flatten() {
-        if !address.is_loopback() && !options.insecure {
-            return Err(Fault::new(format!(
-                "{address} can be reached from other machines, and connections are not encrypted: anyone there could \
-                 control this node. Use a loopback address, or say --insecure if the network is yours alone"
-            ))
-            .into());
-        }
-    }
-    let mut io = os::io(data_dir)?;
+    check_exposure(&options)?;
+    let certificate = options.certificate.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+    let mut io = options.access.node_io(data_dir, certificate)?;
     if options.worker.is_some() {
         io.launcher = Some(Arc::new(os::shims(data_dir)?));
     }
@@ -272,4 +294,30 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
     }
     eprintln!("stopped");
     Ok(())
+}
+
+/// Who can reach a node can have it run anything: beyond this machine that needs both a secret and a secret way.
+fn check_exposure(options: &Options) -> Result<(), Fault> {
+    let Options { listen, advertise, access, .. } = options;
+    if advertise.as_ref().unwrap_or(listen).is_unspecified() {
+        return Err(Fault::new(format!(
+            "{} stands for every address of this machine, and others must know one: say which with --advertise",
+            advertise.as_ref().unwrap_or(listen)
+        )));
+    }
+    let missing = match (&access.tls_ca, &access.token_file) {
+        (None, None) => "connections are not encrypted, and no token is asked for",
+        (None, Some(_)) => "connections are not encrypted",
+        (Some(_), None) => "no token is asked for",
+        (Some(_), Some(_)) => return Ok(()),
+    };
+    let exposed = [Some(listen), advertise.as_ref()].into_iter().flatten().find(|address| !address.is_loopback());
+    match exposed {
+        Some(address) if !options.insecure => Err(Fault::new(format!(
+            "{address} can be reached from other machines, and {missing}: anyone there could control this node. Make \
+             certificates and a token with `node credentials`, use a loopback address, or say --insecure if the network \
+             is yours alone"
+        ))),
+        _ => Ok(()),
+    }
 }

@@ -96,9 +96,12 @@ fn store(channel: Channel) -> StoreClient<Channel> {
 fn failure(status: Status) -> Failure {
     let text = status.message().to_owned();
     match status.code() {
-        Code::InvalidArgument | Code::Unimplemented | Code::OutOfRange | Code::NotFound | Code::FailedPrecondition => {
-            Failure::Final(ClientError::Invalid(text))
-        }
+        Code::InvalidArgument
+        | Code::Unimplemented
+        | Code::OutOfRange
+        | Code::NotFound
+        | Code::FailedPrecondition
+        | Code::Unauthenticated => Failure::Final(ClientError::Invalid(text)),
         _ if is_not_done(&status) => Failure::NotDone(text),
         _ => Failure::Unknown(text),
     }

@@ -3,6 +3,7 @@
 //!
 //! [`Io`] bundles them. The caller builds one per node and hands it down by constructor; there is no global.
 
+mod access;
 mod clock;
 mod disk;
 mod launcher;
@@ -12,6 +13,7 @@ mod spawn;
 
 use std::sync::Arc;
 
+pub use access::{TokenError, Tokens};
 pub use clock::{Clock, Elapsed};
 pub use disk::{Backend, Disk};
 pub use launcher::{Found, Launch, Launcher, LogPiece};
@@ -35,4 +37,11 @@ pub struct Io {
     pub spawn: Arc<dyn Spawn>,
     /// Randomness.
     pub rng: Rng,
+}
+
+impl Io {
+    /// The same, with a network on which calls carry these tokens and are answered only if they do.
+    pub fn with_tokens(self, tokens: Tokens) -> Self {
+        Self { network: access::guarded(self.network, tokens), ..self }
+    }
 }

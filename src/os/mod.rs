@@ -19,16 +19,16 @@ use crate::io::{Io, Rng};
 pub use clock::SystemClock;
 pub use disk::DataDir;
 pub use launcher::Shims;
-pub use network::Sockets;
+pub use network::{Sockets, Tls};
 pub use spawn::Tasks;
 
 /// The real world for one node whose data lies under `dir`, made if it does not exist. Call it within a tokio runtime.
 ///
 /// # Errors
 /// The directory cannot be made or written, or another process holds it.
-pub fn io(dir: &Path) -> Result<Io, Fault> {
+pub fn io(dir: &Path, tls: Option<Tls>) -> Result<Io, Fault> {
     let disk = DataDir::open(dir)?;
-    Ok(Io { disk: Arc::new(disk), ..client_io()? })
+    Ok(Io { disk: Arc::new(disk), ..client_io(tls)? })
 }
 
 /// The processes of a node whose data lies under `dir`. Only for the binary `node`: it is its own shim.
@@ -45,12 +45,12 @@ pub fn shims(dir: &Path) -> Result<Shims, Fault> {
 ///
 /// # Errors
 /// The operating system gives no randomness.
-pub fn client_io() -> Result<Io, Fault> {
+pub fn client_io(tls: Option<Tls>) -> Result<Io, Fault> {
     let mut seed = [0; 32];
     getrandom::fill(&mut seed).context(|| "read the operating system's randomness".into())?;
     Ok(Io {
         clock: Arc::new(SystemClock),
-        network: Arc::new(Sockets),
+        network: Arc::new(Sockets { tls }),
         disk: Arc::new(disk::NoDisk),
         launcher: None,
         spawn: Arc::new(Tasks::current()),
@@ -102,6 +102,27 @@ pub fn time_syncs(dir: &Path, count: usize) -> std::io::Result<Vec<std::time::Du
 /// What the file system says.
 pub fn read_text(path: &Path) -> std::io::Result<String> {
     std::fs::read_to_string(path)
+}
+
+/// Makes a directory and those above it, if they are not there.
+///
+/// # Errors
+/// What the file system says.
+pub fn make_dir(path: &Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(path)
+}
+
+/// Writes a file that must not be there yet; a secret one only its owner may read.
+///
+/// # Errors
+/// What the file system says; the file is there already.
+pub fn write_new(path: &Path, text: &str, secret: bool) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mode = if secret { 0o600 } else { 0o644 };
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()
 }
 
 /// Sends log lines to standard error: warnings, or what the variable `CAIRN_LOG` asks for (`info`, `cairn=debug`, …).

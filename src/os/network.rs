@@ -8,9 +8,10 @@ use futures_util::future::BoxFuture;
 use tokio::net::{TcpListener, lookup_host};
 use tonic::service::Routes;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Endpoint, Server};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 use tower::{ServiceExt, service_fn};
 
+use crate::error::{Context, Fault};
 use crate::ids::Address;
 use crate::io::{BoxError, Channel, ChannelError, Listener, Network};
 
@@ -21,8 +22,49 @@ const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Flow-control window of a connection; each stream's is a quarter of it. The default, 64 KiB, stalls batches.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
-/// Plain TCP.
-pub struct Sockets;
+/// How connections are encrypted.
+#[derive(Clone)]
+pub struct Tls {
+    trusted: ClientTlsConfig,
+    /// What a server shows; a client that never listens has none.
+    shown: Option<ServerTlsConfig>,
+}
+
+impl Tls {
+    /// Trusts whoever shows a certificate that one of these authorities has signed for the name it was called by.
+    ///
+    /// # Errors
+    /// The text holds no certificates in PEM.
+    pub fn trusting(authorities: &str) -> Result<Self, Fault> {
+        if !authorities.contains("-----BEGIN CERTIFICATE-----") {
+            return Err(Fault::new("there is no certificate in PEM"));
+        }
+        let trusted = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities));
+        let what = || "read the certificates".into();
+        Endpoint::from_static("https://localhost")
+            .tls_config(trusted.clone())
+            .map_err(|error| root(&error).to_string())
+            .context(what)?;
+        Ok(Self { trusted, shown: None })
+    }
+
+    /// The same, and shows a certificate to those who connect.
+    ///
+    /// # Errors
+    /// The texts hold no certificate and its key in PEM.
+    pub fn showing(self, certificate: &str, key: &str) -> Result<Self, Fault> {
+        let shown = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
+        let checked = Server::builder().tls_config(shown.clone()).map_err(|error| root(&error).to_string());
+        checked.context(|| "read the certificate and its key".into())?;
+        Ok(Self { shown: Some(shown), ..self })
+    }
+}
+
+/// TCP, encrypted or not.
+pub struct Sockets {
+    /// `None`: in plain text.
+    pub tls: Option<Tls>,
+}
 
 #[async_trait]
 impl Network for Sockets {
@@ -33,7 +75,8 @@ impl Network for Sockets {
             match TcpListener::bind(candidate).await {
                 Ok(socket) => {
                     let address = address.with_port(socket.local_addr()?.port());
-                    return Ok(Box::new(Socket { address, socket }));
+                    let tls = self.tls.as_ref().and_then(|tls| tls.shown.clone());
+                    return Ok(Box::new(Socket { address, socket, tls }));
                 }
                 Err(error) => last = explain(error),
             }
@@ -42,7 +85,12 @@ impl Network for Sockets {
     }
 
     fn connect(&self, address: &Address) -> Channel {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).map(|endpoint| {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).and_then(|endpoint| match &self.tls {
+            Some(tls) => endpoint.tls_config(tls.trusted.clone().domain_name(address.host())),
+            None => Ok(endpoint),
+        });
+        let endpoint = endpoint.map(|endpoint| {
             endpoint
                 .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
@@ -66,13 +114,26 @@ impl Network for Sockets {
     }
 }
 
-fn classify(error: tonic::transport::Error) -> ChannelError {
-    let mut cause: &(dyn std::error::Error + 'static) = &error;
+/// What lies at the bottom of an error of the transport, which itself says little.
+fn root(error: &tonic::transport::Error) -> &(dyn std::error::Error + 'static) {
+    let mut cause: &(dyn std::error::Error + 'static) = error;
     while let Some(source) = cause.source() {
         cause = source;
-        if cause.is::<tonic::ConnectError>() {
+    }
+    cause
+}
+
+fn classify(error: tonic::transport::Error) -> ChannelError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+    while let Some(error_below) = cause {
+        if error_below.is::<tonic::ConnectError>() {
             return ChannelError::Connect(error.into());
         }
+        cause = error_below.source();
+    }
+    // What an alert of TLS looks like to who expects frames.
+    if root(&error).to_string().contains("frame with invalid size") {
+        return ChannelError::Broken("the connection broke; if the member there speaks TLS, give --tls-ca".into());
     }
     ChannelError::Broken(error.into())
 }
@@ -80,6 +141,7 @@ fn classify(error: tonic::transport::Error) -> ChannelError {
 struct Socket {
     address: Address,
     socket: TcpListener,
+    tls: Option<ServerTlsConfig>,
 }
 
 #[async_trait]
@@ -89,7 +151,11 @@ impl Listener for Socket {
     }
 
     async fn serve(self: Box<Self>, routes: Routes, stop: BoxFuture<'static, ()>) -> Result<(), BoxError> {
-        Server::builder()
+        let server = match self.tls {
+            Some(tls) => Server::builder().tls_config(tls)?,
+            None => Server::builder(),
+        };
+        server
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .initial_connection_window_size(WINDOW_BYTES)

@@ -9,9 +9,9 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use raft::eraftpb::Message;
 use tokio::sync::mpsc;
-use tonic::Request;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
+use tonic::{Code, Request};
 
 use super::codec;
 use super::log::Identity;
@@ -189,7 +189,13 @@ async fn run_link(
                     if status.metadata().contains_key(REMOVED) {
                         let _ = news.try_send(News::Removed);
                     }
-                    tracing::debug!(to = %hello.to, %address, %status, "peer stream broke");
+                    match status.code() {
+                        // It answers, and will not have this member: someone must look at that.
+                        Code::Unauthenticated | Code::FailedPrecondition => {
+                            tracing::warn!(to = %hello.to, %address, why = status.message(), "a member refuses this one");
+                        }
+                        _ => tracing::debug!(to = %hello.to, %address, %status, "peer stream broke"),
+                    }
                 }
                 Either::Left((Ok(_), _)) => tracing::debug!(to = %hello.to, "peer closed the stream"),
                 Either::Right((Feed::QueueClosed, _)) => return,

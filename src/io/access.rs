@@ -1,0 +1,189 @@
+//! Who may call: every call carries the cluster's token, and a node answers nothing without it but health checks.
+//!
+//! It is a [`Network`] around a network, so members, joining nodes and clients carry the token by the same lines, over
+//! sockets as in simulation. The token proves that the caller belongs here; that nobody reads it on the way is
+//! the business of the transport below.
+
+use std::fmt;
+use std::future::{Ready, ready};
+use std::io;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use futures_util::future::{BoxFuture, Either};
+use http::header::HeaderValue;
+use subtle::ConstantTimeEq;
+use tonic::Status;
+use tonic::service::Routes;
+use tower::{Layer, Service, ServiceExt};
+
+use super::network::{BoxError, Channel, Listener, Network};
+use crate::ids::Address;
+use crate::limits::{TOKEN_CHARS_MAX, TOKEN_CHARS_MIN};
+
+/// The header that carries the token.
+const TOKEN: &str = "cairn-token";
+/// Probers know no tokens, and learn nothing but whether the node serves.
+const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
+
+/// The tokens of a cluster: the first is sent, any of them is taken. While members change over to a new one, each takes
+/// both.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Tokens(Vec<HeaderValue>);
+
+/// Why a text holds no tokens.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line} of the tokens: {why}")]
+pub struct TokenError {
+    line: usize,
+    why: String,
+}
+
+impl FromStr for Tokens {
+    type Err = TokenError;
+
+    /// Reads one token a line.
+    fn from_str(text: &str) -> Result<Self, TokenError> {
+        let mut tokens = Vec::new();
+        for (i, token) in text.lines().map(str::trim).enumerate().filter(|(_, token)| !token.is_empty()) {
+            let bad = |why| TokenError { line: i + 1, why };
+            if !(TOKEN_CHARS_MIN..=TOKEN_CHARS_MAX).contains(&token.len()) {
+                return Err(bad(format!(
+                    "{} characters; a token has from {TOKEN_CHARS_MIN} to {TOKEN_CHARS_MAX}",
+                    token.len()
+                )));
+            }
+            if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(bad("a token has only letters, digits and signs of ASCII".into()));
+            }
+            let mut value = HeaderValue::from_str(token).expect("checked to be plain ASCII");
+            value.set_sensitive(true);
+            tokens.push(value);
+        }
+        if tokens.is_empty() {
+            return Err(TokenError { line: 1, why: "there is none".into() });
+        }
+        Ok(Self(tokens))
+    }
+}
+
+impl fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} tokens", self.0.len())
+    }
+}
+
+impl Tokens {
+    /// Looks at all of them, so that the time it takes tells nothing.
+    fn take(&self, presented: &HeaderValue) -> bool {
+        let matches = self.0.iter().map(|token| token.as_bytes().ct_eq(presented.as_bytes()));
+        matches.fold(0.into(), |any: subtle::Choice, one| any | one).into()
+    }
+}
+
+/// A network on which calls carry the first of these tokens, and are answered only if they carry any of them.
+pub(super) fn guarded(network: Arc<dyn Network>, tokens: Tokens) -> Arc<dyn Network> {
+    Arc::new(Guarded { network, tokens })
+}
+
+struct Guarded {
+    network: Arc<dyn Network>,
+    tokens: Tokens,
+}
+
+#[async_trait]
+impl Network for Guarded {
+    async fn bind(&self, address: &Address) -> io::Result<Box<dyn Listener>> {
+        let inner = self.network.bind(address).await?;
+        Ok(Box::new(GuardedListener { inner, tokens: self.tokens.clone() }))
+    }
+
+    fn connect(&self, address: &Address) -> Channel {
+        let token = self.tokens.0[0].clone();
+        Channel::new(self.network.connect(address).map_request(move |mut request: http::Request<_>| {
+            request.headers_mut().insert(TOKEN, token.clone());
+            request
+        }))
+    }
+}
+
+struct GuardedListener {
+    inner: Box<dyn Listener>,
+    tokens: Tokens,
+}
+
+#[async_trait]
+impl Listener for GuardedListener {
+    fn address(&self) -> Address {
+        self.inner.address()
+    }
+
+    async fn serve(self: Box<Self>, routes: Routes, stop: BoxFuture<'static, ()>) -> Result<(), BoxError> {
+        let guarded = routes.into_axum_router().layer(GuardLayer(self.tokens));
+        self.inner.serve(Routes::from(guarded), stop).await
+    }
+}
+
+#[derive(Clone)]
+struct GuardLayer(Tokens);
+
+impl<S> Layer<S> for GuardLayer {
+    type Service = Guard<S>;
+
+    fn layer(&self, inner: S) -> Guard<S> {
+        Guard { inner, tokens: self.0.clone() }
+    }
+}
+
+#[derive(Clone)]
+struct Guard<S> {
+    inner: S,
+    tokens: Tokens,
+}
+
+impl<S, B, R> Service<http::Request<B>> for Guard<S>
+where
+    S: Service<http::Request<B>, Response = http::Response<R>>,
+    R: Default,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<S::Future, Ready<Result<S::Response, S::Error>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        let refusal = match request.headers().get(TOKEN) {
+            _ if request.uri().path().starts_with(OPEN_TO_ALL) => return Either::Left(self.inner.call(request)),
+            Some(presented) if self.tokens.take(presented) => return Either::Left(self.inner.call(request)),
+            Some(_) => "the token is not one of this cluster's",
+            None => {
+                "this cluster answers only to those who have its token; name the file that holds it with --token-file"
+            }
+        };
+        Either::Right(ready(Ok(Status::unauthenticated(refusal).into_http())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_read_line_by_line() {
+        let (one, other) = ("0123456789abcdef", "fedcba9876543210");
+        let tokens: Tokens = format!("{one}\n\n  {other}\n").parse().unwrap();
+        let takes = |text: &str| tokens.take(&HeaderValue::from_str(text).unwrap());
+        assert!(takes(one) && takes(other));
+        assert!(!takes("0123456789abcdeg") && !takes("") && !takes(&format!("{one}0")));
+        assert_eq!(format!("{tokens:?}"), "2 tokens", "tokens must not be printed");
+        let why = |text: &str| text.parse::<Tokens>().unwrap_err().to_string();
+        assert!(why("").contains("there is none"));
+        assert!(why(&format!("{one}\nshort")).contains("line 2 of the tokens: 5 characters"));
+        assert!(why("0123456789abcdé0").contains("ASCII"));
+    }
+}
