@@ -76,7 +76,7 @@ impl NodeBuilder {
         }
     }
 
-    /// The address that others reach it at, where it is not the one it listens on.
+    /// The address that others reach it at, where it is not the one it listens on; port 0 is the one it listens on.
     pub fn advertise(mut self, address: Address) -> Self {
         self.advertise = Some(address);
         self
@@ -140,7 +140,12 @@ impl NodeBuilder {
         }
         let io = self.io;
         let listener = io.network.bind(&self.listen).await.context(|| "start the node".into())?;
-        let address = self.advertise.unwrap_or_else(|| listener.address());
+        let bound = listener.address();
+        let address = match self.advertise {
+            Some(advertised) if advertised.port() == 0 => advertised.with_port(bound.port()),
+            Some(advertised) => advertised,
+            None => bound.clone(),
+        };
         space::make_room(&*io.disk, self.free_space_floor);
         let mut log = Log::open(&*io.disk)?;
         let identity = match log.identity()? {
@@ -170,7 +175,6 @@ impl NodeBuilder {
         let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone());
         let health = Health::default();
         let routes = api::routes(&shared, &health);
-        let bound = listener.address();
         let (stop_serving, stopped) = oneshot::channel::<()>();
         let (serving_ended, ended) = oneshot::channel();
         let serve = async move {

@@ -299,11 +299,12 @@ fn bad_input_is_named() {
     fails(2, &["unrecognized subcommand", "frobnicate"], &["frobnicate"]);
     fails(2, &["localhost", "host:port"], &["dev", "--listen", "localhost"]);
     fails(1, &["--bootstrap", "--join"], &["start", "--data-dir", &path("empty"), "--listen", "127.0.0.1:0"]);
-    fails(
-        1,
-        &["0.0.0.0:0", "--insecure"],
-        &["start", "--data-dir", &path("x"), "--listen", "0.0.0.0:0", "--bootstrap"],
-    );
+    let exposed = |words: &[&str], listen: &str| {
+        fails(1, words, &["start", "--data-dir", &path("x"), "--listen", listen, "--bootstrap"]);
+    };
+    exposed(&["0.0.0.0:0", "--advertise"], "0.0.0.0:0");
+    exposed(&["10.0.0.1:1", "not encrypted", "no token", "--insecure"], "10.0.0.1:1");
+    assert!(!dir.path().join("x").exists(), "a refused start left something behind");
     fails(
         1,
         &["election timeout", "10ms", "500ms"],
@@ -369,6 +370,68 @@ fn without_space_nothing_that_grows_is_taken_and_all_else_goes_on() {
     node.kill();
     let node = Running::member(dir.path(), "n", &address, &[]);
     assert!(node.kv(&["put", "b", "2"]).status.success());
+}
+
+#[test]
+fn a_cluster_with_certificates_and_a_token_answers_nobody_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let made = path("credentials");
+    assert!(run(&["credentials", "--dir", &made, "localhost", "127.0.0.1"]).status.success());
+    fails(1, &["localhost.pem is there already"], &["credentials", "--dir", &made, "localhost"]);
+    let mode = fs::metadata(path("credentials/ca.key")).unwrap().permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
+    let (ca, token) = (path("credentials/ca.pem"), path("credentials/token"));
+    let (certificate, key) = (path("credentials/localhost.pem"), path("credentials/localhost.key"));
+    let (tls, admitted) = (["--tls-ca", ca.as_str()], ["--token-file", token.as_str()]);
+    let shown = [&tls[..], &admitted, &["--tls-cert", &certificate, "--tls-key", &key]].concat();
+    // Beyond this machine, and without --insecure.
+    let first = Running::member(
+        dir.path(),
+        "n1",
+        "0.0.0.0:0",
+        &[&shown[..], &["--advertise", "localhost:0", "--bootstrap"]].concat(),
+    );
+    let port = first.address.split(':').nth(1).unwrap();
+    let at = format!("localhost:{port}");
+    let second = Running::member(dir.path(), "n2", "127.0.0.1:0", &[&shown[..], &["--join", &at]].concat());
+    let kv = |more: &[&str], args: &[&str]| run(&[&["kv", "--command-timeout", "2"], more, args].concat());
+    let here = ["--endpoints", at.as_str()];
+    let put = kv(&[&here[..], &tls, &admitted].concat(), &["put", "a", "b"]);
+    assert!(put.status.success(), "{}", text(&put.stderr));
+    let there = ["--endpoints", second.address.as_str()];
+    assert_eq!(text(&kv(&[&there[..], &tls, &admitted].concat(), &["get", "a"]).stdout), "b\n");
+    let refused = |code: i32, words: &[&str], more: &[&str]| {
+        fails(code, words, &[&["kv", "--command-timeout", "2", "get", "a"], more].concat());
+    };
+    refused(1, &["--token-file"], &[&here[..], &tls].concat());
+    let wrong = path("wrong");
+    fs::write(&wrong, "0123456789abcdef\n").unwrap();
+    refused(1, &["not one of this cluster's"], &[&here[..], &tls, &["--token-file", &wrong]].concat());
+    refused(4, &["--tls-ca"], &[&here[..], &admitted].concat());
+    assert!(run(&["credentials", "--dir", &path("other"), "localhost"]).status.success());
+    let strange = path("other/ca.pem");
+    refused(3, &["invalid peer certificate"], &[&here[..], &admitted, &["--tls-ca", &strange]].concat());
+    let unnamed = format!("127.0.0.2:{port}");
+    refused(3, &["not valid for name"], &[&["--endpoints", unnamed.as_str()], &tls[..], &admitted].concat());
+
+    // What a node is started with is looked at before anything else.
+    let start = |words: &[&str], more: &[&str]| {
+        fails(
+            1,
+            words,
+            &[&["start", "--data-dir", &path("n3"), "--listen", "127.0.0.1:0", "--join", &at], more].concat(),
+        );
+    };
+    start(&["not one of this cluster's"], &[&shown[..2], &shown[4..], &["--token-file", &wrong]].concat());
+    let other_key = path("other/localhost.key");
+    start(
+        &["localhost.key", "not be consistent"],
+        &[&tls[..], &["--tls-cert", &certificate, "--tls-key", &other_key]].concat(),
+    );
+    start(&["tls_ca, tls_cert and tls_key"], &tls);
+    fs::write(&wrong, "short\n").unwrap();
+    start(&["wrong", "line 1", "5 characters"], &["--token-file", &wrong]);
 }
 
 #[test]
