@@ -113,6 +113,13 @@ pub enum Fault {
         /// For how long.
         span: Duration,
     },
+    /// It is killed and started again at another address.
+    Move {
+        /// Which.
+        node: Place,
+        /// How long it stays off.
+        down: Duration,
+    },
     /// Power for all at once.
     Blackout {
         /// What becomes of unsynced writes, in thousandths.
@@ -130,7 +137,7 @@ impl Fault {
 }
 
 /// Kinds of faults; each seed has its own subset.
-const KINDS: usize = 10;
+const KINDS: usize = 11;
 
 impl Plan {
     /// Gives seams what they need to call the cluster.
@@ -165,6 +172,9 @@ impl Plan {
     }
 }
 
+/// How often each of the members moves at most.
+pub const MOVES_MAX: u16 = 3;
+
 /// Tokens that begin with a word; where several are given, the first is sent.
 pub fn tokens(word: &str) -> Tokens {
     format!("{word}-0123456789abcdef").parse().expect("a word and some digits")
@@ -198,7 +208,15 @@ fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)> {
     faults.sort_by_key(|(at, _)| *at);
     // One removal at most: who stays must still survive a failure.
     let mut removed = false;
-    faults.retain(|(_, fault)| !matches!(fault, Fault::Remove { .. }) || !std::mem::replace(&mut removed, true));
+    let mut moves = vec![0; nodes];
+    faults.retain(|(_, fault)| match fault {
+        Fault::Remove { .. } => !std::mem::replace(&mut removed, true),
+        Fault::Move { node, .. } => {
+            moves[*node] += 1;
+            moves[*node] <= MOVES_MAX
+        }
+        _ => true,
+    });
     faults
 }
 
@@ -228,6 +246,7 @@ fn fault(rng: &mut RngStream, enabled: &[u64], nodes: usize) -> Fault {
             left: *rng.pick(&[1 << 20, FREE_SPACE_FLOOR / 3, FREE_SPACE_FLOOR - 1, 2 * FREE_SPACE_FLOOR]),
             span,
         },
+        9 => Fault::Move { node, down },
         _ => Fault::Blackout { drop_permille, down },
     }
 }

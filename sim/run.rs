@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ use crate::sim::oracle::election::Elections;
 use crate::sim::oracle::monotonic::Monotonic;
 use crate::sim::oracle::promise::Promises;
 use crate::sim::oracle::{Violation, Violations, exactly_once, linearizable};
-use crate::sim::plan::{self, Fault, Plan};
+use crate::sim::plan::{self, Fault, MOVES_MAX, Plan};
 use crate::sim::tasks::{self, Submissions};
 use crate::sim::trace::Trace;
 use crate::sim::world::{self, Down, FailStop, Machine, Seed, World};
@@ -233,13 +233,26 @@ struct Member {
     stop: Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>,
     /// Its id in the cluster, once it has one.
     id: Mutex<Option<NodeId>>,
+    /// How often it has moved to another address.
+    moves: AtomicU16,
     /// Its node said that it was removed, and ended.
     removed: AtomicBool,
 }
 
 impl Member {
     fn new(machine: Arc<Machine>) -> Arc<Self> {
-        Arc::new(Self { machine, stop: Mutex::default(), id: Mutex::default(), removed: AtomicBool::default() })
+        let (stop, id, moves, removed) = Default::default();
+        Arc::new(Self { machine, stop, id, moves, removed })
+    }
+
+    /// Where it is now.
+    fn address(&self) -> Address {
+        self.machine.address(self.moves.load(Ordering::Relaxed))
+    }
+
+    /// Wherever it may ever be.
+    fn addresses(&self) -> impl Iterator<Item = Address> {
+        (0..=MOVES_MAX).map(|moves| self.machine.address(moves))
     }
 
     fn is_removed(&self) -> bool {
@@ -266,7 +279,13 @@ struct Run {
 impl Run {
     fn new(world: Arc<World>, plan: Plan) -> Self {
         let members: Vec<Arc<Member>> = (0..plan.nodes).map(|_| Member::new(world.machine())).collect();
-        let endpoints: Vec<Address> = members.iter().map(|member| member.machine.address()).collect();
+        let moving = |place: usize| {
+            plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Move { node, .. } if *node == place))
+        };
+        let endpoints = members.iter().enumerate();
+        let endpoints: Vec<Address> = endpoints
+            .flat_map(|(place, member)| member.addresses().take(if moving(place) { usize::MAX } else { 1 }))
+            .collect();
         let operator = Client::new(plan.admit(world.machine().boot().0), &endpoints, CLIENT_TIMEOUT);
         let watch =
             Arc::new(Watch { trace: world.trace.clone(), inner: Mutex::default(), violations: Violations::default() });
@@ -336,7 +355,7 @@ impl Run {
     }
 
     fn boot(&self, place: usize) {
-        restart(&self.members[place], &self.plan, &self.endpoints[0], &self.watch);
+        restart(&self.members[place], place, &self.plan, &self.endpoints, &self.watch);
     }
 
     /// The seams of a machine of its own that may call the cluster.
@@ -369,11 +388,10 @@ impl Run {
     fn inflict(&self, fault: Fault) -> impl Future<Output = ()> + Send + 'static + use<> {
         let (members, plan) = (self.members.clone(), self.plan.clone());
         let (network, operator) = (self.world.network.clone(), self.operator.clone());
-        let (watch, trace) = (self.watch.clone(), self.world.trace.clone());
+        let (watch, trace, endpoints) = (self.watch.clone(), self.world.trace.clone(), self.endpoints.clone());
         async move {
             trace.event(format_args!("fault {fault:?}"));
-            let founder = members[0].machine.address();
-            let restart = |place: usize| restart(&members[place], &plan, &founder, &watch);
+            let restart = |place: usize| restart(&members[place], place, &plan, &endpoints, &watch);
             match fault {
                 Fault::Kill { node, down } => {
                     members[node].machine.down(Down::Kill);
@@ -382,6 +400,12 @@ impl Run {
                 }
                 Fault::Power { node, drop_permille, tear_permille, down } => {
                     members[node].machine.down(Down::Power(Fault::power_cut(drop_permille, tear_permille)));
+                    sleep(down).await;
+                    restart(node);
+                }
+                Fault::Move { node, down } => {
+                    members[node].machine.down(Down::Kill);
+                    members[node].moves.fetch_add(1, Ordering::Relaxed);
                     sleep(down).await;
                     restart(node);
                 }
@@ -542,6 +566,7 @@ impl Run {
             return Err(Verdict::Liveness(format!("a healed cluster did not serve within {RECOVERY_MAX:?}")));
         }
         self.finish_removals().await?;
+        self.finish_moves().await?;
         self.finish_tasks().await?;
         let converged = || {
             let watched = self.watch.inner.lock().unwrap();
@@ -593,6 +618,27 @@ impl Run {
             self.within("a removed member says so", || member.is_removed()).await?;
         }
         Ok(())
+    }
+
+    /// Every member is known where it is.
+    async fn finish_moves(&self) -> Result<(), Verdict> {
+        let began = self.time.now_instant();
+        loop {
+            let known = self.operator.status().await.map(|status| status.members).unwrap_or_default();
+            let is_known = |member: &Arc<Member>| {
+                let (id, address) = (member.id().map_or(0, |id| id.0), member.address());
+                let rows = known.iter().filter_map(|row| row.member.as_ref());
+                rows.filter(|row| row.id == id).any(|row| row.address == address.as_str())
+            };
+            match self.members.iter().find(|member| !member.is_removed() && !is_known(member)) {
+                None => return Ok(()),
+                Some(lost) if self.time.now_instant() - began > RECOVERY_MAX => {
+                    let text = format!("nobody knows that machine {} is at {} now", lost.machine.id, lost.address());
+                    return Err(Verdict::Liveness(text));
+                }
+                Some(_) => sleep(Duration::from_millis(100)).await,
+            }
+        }
     }
 
     /// Checks what was found while the run went on.
@@ -654,14 +700,14 @@ impl Run {
 }
 
 /// Boots a member's machine and its node, unless it runs or was removed.
-fn restart(member: &Arc<Member>, plan: &Plan, founder: &Address, watch: &Arc<Watch>) {
+fn restart(member: &Arc<Member>, place: usize, plan: &Plan, endpoints: &[Address], watch: &Arc<Watch>) {
     let (machine, watch) = (&member.machine, watch.clone());
     if machine.is_up() || member.is_removed() {
         return;
     }
     let io = plan.admit(machine.boot().0);
-    let address = machine.address();
-    let origin = if address == *founder { Origin::Bootstrap } else { Origin::Join(vec![founder.clone()]) };
+    let address = member.address();
+    let origin = if place == 0 && member.id().is_none() { Origin::Bootstrap } else { Origin::Join(endpoints.to_vec()) };
     let (stop, stopping) = oneshot::channel();
     let (ended, stopped) = oneshot::channel();
     *member.stop.lock().unwrap() = Some((stop, stopped));

@@ -159,9 +159,9 @@ struct Boot {
 }
 
 impl Machine {
-    /// The address on which its node listens.
-    pub fn address(&self) -> Address {
-        format!("machine-{}:7400", self.id).parse().expect("a plain host name and port")
+    /// The address on which its node listens after it has moved so often.
+    pub fn address(&self, moves: u16) -> Address {
+        format!("machine-{}:{}", self.id, 7400 + moves).parse().expect("a plain host name and port")
     }
 
     /// Whether it is on.

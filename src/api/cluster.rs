@@ -7,8 +7,8 @@ use tonic::{Code, Request, Response, Status};
 use crate::ids::{Address, Index, NodeId};
 use crate::limits::MEMBERS_MAX;
 use crate::proto::v1::{
-    self, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, RemoveReply, RemoveRequest, StatusReply,
-    StatusRequest, TransferLeaderReply, TransferLeaderRequest,
+    self, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, MoveReply, MoveRequest, RemoveReply, RemoveRequest,
+    StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
 };
 use crate::raft::manager::ProposeError;
 use crate::shared::{SharedNodeState, internal, not_done, not_leader};
@@ -64,10 +64,7 @@ impl ClusterService {
         if live.len() >= MEMBERS_MAX {
             return Err(Status::resource_exhausted(format!("a cluster has at most {MEMBERS_MAX} members")));
         }
-        if let Some(same) = live.iter().find(|member| member.address == request.address) {
-            let text = format!("member {} has the address {} already", same.id, request.address);
-            return Err(Status::already_exists(text));
-        }
+        check_free(&live, &request.address)?;
         let id = head.members_added + 1;
         let learner = Member {
             id,
@@ -75,13 +72,8 @@ impl ClusterService {
             address: request.address.clone(),
             role: MemberRole::Learner.into(),
         };
-        let change = v1::MemberChange { members: vec![learner] };
-        match self.0.io.clock.deadline(deadline, self.0.raft.change_members(change, Index(head.applied_index))).await {
-            Ok(Ok(_)) => Ok(JoinReply { cluster_id, id, members: live }),
-            Ok(Err(ProposeError::NotLeader(_))) => Err(Status::unavailable("not done: this member does not lead")),
-            Ok(Err(error)) => Err(Status::unavailable(format!("{error}; ask again"))),
-            Err(_) => Err(Status::unavailable("the change is not committed yet; ask again")),
-        }
+        self.change(learner, Index(head.applied_index), deadline).await?;
+        Ok(JoinReply { cluster_id, id, members: live })
     }
 }
 
@@ -91,6 +83,34 @@ impl ClusterService {
         let leader = self.0.raft.status().leader;
         let address = leader.map(|id| self.0.address_of(id)).transpose()?.flatten();
         Ok(not_leader(address.as_ref()))
+    }
+
+    async fn move_here(&self, request: &MoveRequest, deadline: Monotonic) -> Result<MoveReply, Status> {
+        self.0.read_barrier(deadline).await?;
+        let (head, rows) = self.0.reader.view().map_err(internal)?;
+        let mut members = member::all(&rows).map_err(internal)?;
+        members.retain(|member| member.role() != MemberRole::Removed);
+        let Some(at) = members.iter().position(|member| member.id == request.id && member.uuid == request.uuid) else {
+            return Err(Status::not_found(format!("there is no member {} with this uuid", request.id)));
+        };
+        let mut member = members.swap_remove(at);
+        if member.address == request.address {
+            return Ok(MoveReply {});
+        }
+        check_free(&members, &request.address)?;
+        member.address.clone_from(&request.address);
+        self.change(member, Index(head.applied_index), deadline).await.map(|()| MoveReply {})
+    }
+
+    /// Has the members changed, as decided on the state at `based_on`.
+    async fn change(&self, member: Member, based_on: Index, deadline: Monotonic) -> Result<(), Status> {
+        let change = v1::MemberChange { members: vec![member] };
+        match self.0.io.clock.deadline(deadline, self.0.raft.change_members(change, based_on)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(ProposeError::NotLeader(_))) => Err(Status::unavailable("not done: this member does not lead")),
+            Ok(Err(error)) => Err(Status::unavailable(format!("{error}; ask again"))),
+            Err(_) => Err(Status::unavailable("the change is not committed yet; ask again")),
+        }
     }
 
     async fn remove_here(&self, id: NodeId, deadline: Monotonic) -> Result<RemoveReply, Status> {
@@ -123,12 +143,18 @@ impl ClusterService {
             ));
         }
         member.set_role(MemberRole::Removed);
-        let change = v1::MemberChange { members: vec![member] };
-        match self.0.io.clock.deadline(deadline, self.0.raft.change_members(change, Index(head.applied_index))).await {
-            Ok(Ok(_)) => Ok(RemoveReply {}),
-            Ok(Err(error)) => Err(Status::unavailable(format!("{error}; ask again"))),
-            Err(_) => Err(Status::unavailable("the change is not committed yet; ask again")),
-        }
+        self.change(member, Index(head.applied_index), deadline).await.map(|()| RemoveReply {})
+    }
+}
+
+fn check_address(address: &str) -> Result<(), Status> {
+    address.parse::<Address>().map(|_| ()).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn check_free(others: &[Member], address: &str) -> Result<(), Status> {
+    match others.iter().find(|member| member.address == address) {
+        Some(same) => Err(Status::already_exists(format!("member {} has the address {address} already", same.id))),
+        None => Ok(()),
     }
 }
 
@@ -144,13 +170,21 @@ impl v1::cluster_server::Cluster for ClusterService {
         if request.uuid.len() != 16 {
             return Err(Status::invalid_argument(format!("uuid: {} bytes, not 16", request.uuid.len())));
         }
-        if let Err(error) = request.address.parse::<Address>() {
-            return Err(Status::invalid_argument(error.to_string()));
-        }
+        check_address(&request.address)?;
         if self.0.leads() {
             return self.join_here(&request, deadline).await.map(Response::new);
         }
         Err(self.not_leader()?)
+    }
+
+    async fn r#move(&self, request: Request<MoveRequest>) -> Result<Response<MoveReply>, Status> {
+        let deadline = self.0.deadline(&request);
+        let request = request.into_inner();
+        check_address(&request.address)?;
+        if !self.0.leads() {
+            return Err(self.not_leader()?);
+        }
+        self.move_here(&request, deadline).await.map(Response::new)
     }
 
     async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<RemoveReply>, Status> {

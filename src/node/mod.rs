@@ -29,6 +29,7 @@ use crate::proto::v1::{JoinReply, Member, MemberRole};
 use crate::raft::core::{Status, genesis};
 use crate::raft::log::{Identity, Log};
 use crate::raft::manager::{self, Observer, Setup};
+use crate::raft::owner::Machine;
 use crate::raft::tail::Retention;
 use crate::shared::SharedNodeState;
 use crate::state::member;
@@ -41,7 +42,8 @@ pub enum Origin {
     Existing,
     /// Found a new cluster with this node as its only member.
     Bootstrap,
-    /// Ask the members at these addresses to be taken in.
+    /// Ask the members at these addresses to be taken in. A member asks there for the others if it finds none of them
+    /// after it has moved.
     Join(Vec<Address>),
 }
 
@@ -148,16 +150,29 @@ impl NodeBuilder {
         };
         space::make_room(&*io.disk, self.free_space_floor);
         let mut log = Log::open(&*io.disk)?;
+        let mut rng = io.rng.stream("identity");
+        let uuid = log.uuid(|| {
+            let mut uuid = [0; 16];
+            rng.fill(&mut uuid);
+            uuid
+        })?;
         let identity = match log.identity()? {
             Some(identity) => identity,
-            None => establish(&io, &mut log, &self.origin, &address).await?,
+            None => establish(&io, &mut log, &self.origin, &uuid, &address).await?,
         };
         let machine = machine::open_state(&io.disk, &log)?;
+        if let Some(before) = machine.peers()?.get(&identity.id).filter(|before| **before != address) {
+            join::check_moved(&io, identity, before, &address).await?;
+        }
+        let seeds = match self.origin {
+            Origin::Join(seeds) => seeds,
+            Origin::Existing | Origin::Bootstrap => Vec::new(),
+        };
         let reader = machine.reader();
         let setup = Setup {
             io: io.clone(),
             identity,
-            address,
+            address: address.clone(),
             election_ticks: (timeout.as_millis() / limits::TICK.as_millis()) as usize,
             retention: self.retention,
             log,
@@ -191,6 +206,7 @@ impl NodeBuilder {
             io.spawn.spawn("server", Box::pin(serve)),
             io.spawn.spawn("controllers", Box::pin(control(shared.clone()))),
             io.spawn.spawn("scheduler", Box::pin(schedule(shared.clone()))),
+            io.spawn.spawn("address", Box::pin(join::announce(shared.clone(), uuid, address, seeds))),
             io.spawn.spawn("space", Box::pin(space::watch(shared.clone(), self.free_space_floor))),
             io.spawn.spawn("readiness", Box::pin(ready(shared.clone(), health.clone()))),
         ];
@@ -203,13 +219,13 @@ impl NodeBuilder {
     }
 }
 
-async fn establish(io: &Io, log: &mut Log, origin: &Origin, address: &Address) -> Result<Identity, Fault> {
-    let mut rng = io.rng.stream("identity");
-    let uuid = log.uuid(|| {
-        let mut uuid = [0; 16];
-        rng.fill(&mut uuid);
-        uuid
-    })?;
+async fn establish(
+    io: &Io,
+    log: &mut Log,
+    origin: &Origin,
+    uuid: &[u8; 16],
+    address: &Address,
+) -> Result<Identity, Fault> {
     match origin {
         Origin::Existing => {
             return Err(Fault::new(format!(
@@ -225,11 +241,15 @@ async fn establish(io: &Io, log: &mut Log, origin: &Origin, address: &Address) -
                 address: address.to_string(),
                 role: MemberRole::Voter.into(),
             };
-            let founded = JoinReply { cluster_id: rng.bits() | 1, id: founder.id, members: vec![founder.clone()] };
+            let founded = JoinReply {
+                cluster_id: io.rng.stream("cluster").bits() | 1,
+                id: founder.id,
+                members: vec![founder.clone()],
+            };
             log.establish(&founded, &[genesis(&founder)])?;
         }
         Origin::Join(seeds) => {
-            let joined = join::join(io, seeds, &uuid, address).await?;
+            let joined = join::join(io, seeds, uuid, address).await?;
             log.establish(&joined, &[])?;
         }
     }

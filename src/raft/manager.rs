@@ -22,7 +22,7 @@ use super::log::{Identity, Log};
 use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine, Now};
 use super::snapshot::{self, Chunk, SnapshotJob, SnapshotOwner, Snapshots};
 use super::tail::Retention;
-use super::transport::{News, Transport};
+use super::transport::{Life, News, Transport};
 use crate::entry::{Body, Entry, Outcome};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
@@ -256,7 +256,8 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     let (frames_sender, frames) = mpsc::channel(limits::INBOX_FRAMES_MAX);
     let (news_sender, news) = mpsc::channel(limits::MEMBERS_MAX);
     let (staged_sender, staged) = mpsc::channel(1);
-    let mut transport = Transport::new(io.clone(), identity, incarnation, address, news_sender);
+    let life = Life { incarnation, nonce: io.rng.stream("life").bits() };
+    let mut transport = Transport::new(io.clone(), identity, life, address, news_sender);
     first_peers.into_iter().for_each(|(id, address)| transport.introduce(id, address));
     transport.set_peers(&machine.peers()?);
     let cluster_time = machine.cluster_time();
@@ -461,6 +462,7 @@ impl Manager {
         match news {
             News::Unreachable(member) => self.core.on_unreachable(member),
             News::Removed => self.note_removed(),
+            News::Superseded(why) => self.io.spawn.fail_stop(Fault::new(why)),
         }
     }
 

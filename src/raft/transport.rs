@@ -28,6 +28,17 @@ const FROM: &str = "cairn-from";
 const TO: &str = "cairn-to";
 const ADDRESS: &str = "cairn-address";
 const INCARNATION: &str = "cairn-incarnation";
+const NONCE: &str = "cairn-nonce";
+
+/// One life of a member, from start to end. Later ones count higher; of two with the same count but another nonce, one
+/// runs from a copy of the other's data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Life {
+    /// How often the member has started.
+    pub incarnation: Incarnation,
+    /// Drawn at the start.
+    pub nonce: u64,
+}
 
 /// Who speaks to whom: the metadata of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,7 +48,7 @@ pub struct Hello {
     /// The sender.
     pub from: NodeId,
     /// Its life.
-    pub incarnation: Incarnation,
+    pub life: Life,
     /// Whom it takes the receiver for.
     pub to: NodeId,
     /// Where the sender is.
@@ -48,7 +59,8 @@ impl Hello {
     pub(super) fn write(&self, metadata: &mut MetadataMap) {
         metadata.insert(CLUSTER, self.cluster.0.into());
         metadata.insert(FROM, self.from.0.into());
-        metadata.insert(INCARNATION, self.incarnation.0.into());
+        metadata.insert(INCARNATION, self.life.incarnation.0.into());
+        metadata.insert(NONCE, self.life.nonce.into());
         metadata.insert(TO, self.to.0.into());
         metadata.insert(ADDRESS, self.address.as_str().parse().expect("an address is plain text"));
     }
@@ -65,7 +77,7 @@ impl Hello {
         Ok(Self {
             cluster: ClusterId(number(CLUSTER)?),
             from: NodeId(number(FROM)?),
-            incarnation: Incarnation(number(INCARNATION)?),
+            life: Life { incarnation: Incarnation(number(INCARNATION)?), nonce: number(NONCE)? },
             to: NodeId(number(TO)?),
             address: metadata.get(ADDRESS).and_then(|value| value.to_str().ok()?.parse().ok()).ok_or(ADDRESS)?,
         })
@@ -76,86 +88,102 @@ impl Hello {
 pub struct Transport {
     io: Io,
     identity: Identity,
-    incarnation: Incarnation,
+    life: Life,
     /// Where this member itself is.
     address: Address,
-    links: BTreeMap<NodeId, Link>,
+    /// Where the state says that the members are.
+    known: BTreeMap<NodeId, Address>,
+    /// Where members say that they are, as long as the state does not say the same.
     introduced: BTreeMap<NodeId, Address>,
+    links: BTreeMap<NodeId, Link>,
     news: mpsc::Sender<News>,
 }
 
 /// What a transport has to tell.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
     /// A member could not be reached; messages to it may be lost.
     Unreachable(NodeId),
     /// A member says that this one was removed from the cluster.
     Removed,
+    /// A member says that this one also runs elsewhere, in these words.
+    Superseded(String),
 }
 
 /// The metadata of a refusal that tells the caller that it was removed.
 pub const REMOVED: &str = "cairn-removed";
+/// The metadata of a refusal that tells the caller that another process speaks as the same member.
+pub const SUPERSEDED: &str = "cairn-superseded";
 
 struct Link {
-    address: Address,
+    /// Tried in turn: where it says that it is, then where the state has it.
+    addresses: Vec<Address>,
     queue: mpsc::Sender<Message>,
     _task: TaskHandle,
 }
 
 impl Transport {
     /// A transport without peers. What becomes of its streams is told to `news`.
-    pub fn new(
-        io: Io,
-        identity: Identity,
-        incarnation: Incarnation,
-        address: Address,
-        news: mpsc::Sender<News>,
-    ) -> Self {
-        Self { io, identity, incarnation, address, links: BTreeMap::new(), introduced: BTreeMap::new(), news }
+    pub fn new(io: Io, identity: Identity, life: Life, address: Address, news: mpsc::Sender<News>) -> Self {
+        let (known, introduced, links) = Default::default();
+        Self { io, identity, life, address, known, introduced, links, news }
     }
 
     /// The members as the state has them: opens streams to new ones, closes those to ones that left or moved. Those it
     /// does not have stay if they were introduced.
     pub fn set_peers(&mut self, peers: &BTreeMap<NodeId, Address>) {
-        self.introduced.retain(|id, _| !peers.contains_key(id));
-        let introduced = &self.introduced;
-        self.links.retain(|id, link| peers.get(id).or(introduced.get(id)) == Some(&link.address));
-        for (id, address) in peers {
-            self.link(*id, address);
-        }
+        self.introduced.retain(|id, address| peers.get(id).map_or(!self.known.contains_key(id), |at| at != address));
+        self.known.clone_from(peers);
+        self.relink();
     }
 
-    /// A member that the state may not have yet.
+    /// Notes where a member says that it is: the state may not have it yet, or have it elsewhere.
     pub fn introduce(&mut self, id: NodeId, address: Address) {
-        if !self.links.contains_key(&id) && self.introduced.len() < MEMBERS_MAX {
-            self.link(id, &address);
+        let room = self.introduced.len() < MEMBERS_MAX;
+        if id == self.identity.id {
+            return;
+        }
+        if self.known.get(&id) == Some(&address) {
+            self.introduced.remove(&id);
+        } else if room || self.introduced.contains_key(&id) {
             self.introduced.insert(id, address);
         }
+        self.relink();
     }
 
-    fn link(&mut self, id: NodeId, address: &Address) {
-        if id != self.identity.id && !self.links.contains_key(&id) {
-            let link = self.open(id, address.clone());
-            self.links.insert(id, link);
+    /// Opens the streams that are missing and closes those that lead elsewhere.
+    fn relink(&mut self) {
+        let mut wanted: BTreeMap<NodeId, Vec<Address>> = BTreeMap::new();
+        for (id, address) in self.introduced.iter().chain(&self.known) {
+            if *id != self.identity.id {
+                wanted.entry(*id).or_default().push(address.clone());
+            }
+        }
+        self.links.retain(|id, link| wanted.get(id).is_some_and(|addresses| *addresses == link.addresses));
+        for (id, addresses) in wanted {
+            if !self.links.contains_key(&id) {
+                let link = self.open(id, addresses);
+                self.links.insert(id, link);
+            }
         }
     }
 
     /// What this member says of itself to another.
     pub fn hello(&self, to: NodeId) -> Hello {
         let Identity { cluster, id: from } = self.identity;
-        Hello { cluster, from, incarnation: self.incarnation, to, address: self.address.clone() }
+        Hello { cluster, from, life: self.life, to, address: self.address.clone() }
     }
 
     /// Where a member is.
     pub fn address_of(&self, id: NodeId) -> Option<&Address> {
-        self.links.get(&id).map(|link| &link.address)
+        self.links.get(&id).and_then(|link| link.addresses.first())
     }
 
-    fn open(&self, to: NodeId, address: Address) -> Link {
+    fn open(&self, to: NodeId, addresses: Vec<Address>) -> Link {
         let (sender, queue) = mpsc::channel(PEER_QUEUE_MAX);
         let hello = self.hello(to);
-        let task = run_link(self.io.clone(), hello, address.clone(), queue, self.news.clone());
-        Link { address, queue: sender, _task: self.io.spawn.spawn("peer stream", Box::pin(task)) }
+        let task = run_link(self.io.clone(), hello, addresses.clone(), queue, self.news.clone());
+        Link { addresses, queue: sender, _task: self.io.spawn.spawn("peer stream", Box::pin(task)) }
     }
 
     /// Queues a message; false if it was dropped, because the peer is unknown or its queue is full.
@@ -168,19 +196,19 @@ impl Transport {
 async fn run_link(
     io: Io,
     hello: Hello,
-    address: Address,
+    addresses: Vec<Address>,
     mut queue: mpsc::Receiver<Message>,
     news: mpsc::Sender<News>,
 ) {
     let mut jitter = io.rng.stream(&format!("reconnect to {}", hello.to));
     let mut pause = RECONNECT_PAUSE_MIN;
-    loop {
+    for address in addresses.iter().cycle() {
         let opened = io.clock.now();
         // Frames wait here only while the connection takes them slower than they come.
         let (frames, outgoing) = mpsc::channel(1);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         hello.write(request.metadata_mut());
-        let mut client = PeerClient::new(io.network.connect(&address));
+        let mut client = PeerClient::new(io.network.connect(address));
         {
             let call = std::pin::pin!(client.raft(request));
             let feed = std::pin::pin!(feed(&mut queue, frames));
@@ -188,6 +216,9 @@ async fn run_link(
                 Either::Left((Err(status), _)) => {
                     if status.metadata().contains_key(REMOVED) {
                         let _ = news.try_send(News::Removed);
+                    }
+                    if status.metadata().contains_key(SUPERSEDED) {
+                        let _ = news.try_send(News::Superseded(status.message().into()));
                     }
                     match status.code() {
                         // It answers, and will not have this member: someone must look at that.

@@ -6,6 +6,8 @@
 //!                           ▼
 //!                        removed        for ever: an id is never given again
 //! ```
+//!
+//! Until it is removed, a member may come to be reached at another address.
 
 use std::ops::{Bound, ControlFlow};
 
@@ -24,7 +26,10 @@ fn key(id: NodeId) -> [u8; 8] {
 /// Whether a member may go from one role to another. `None` is before it joined.
 pub fn is_legal(from: Option<MemberRole>, to: MemberRole) -> bool {
     use MemberRole::{Learner, Removed, Voter};
-    matches!((from, to), (None, Learner | Voter) | (Some(Learner), Voter | Removed) | (Some(Voter), Voter | Removed))
+    matches!(
+        (from, to),
+        (None, Learner | Voter) | (Some(Learner), Learner | Voter | Removed) | (Some(Voter), Voter | Removed)
+    )
 }
 
 /// Carries out a configuration entry. What may not happen was refused before it was proposed, and only one change is
