@@ -11,8 +11,9 @@ use crate::ids::{Index, NodeId, Term};
 use crate::limits::{MEMBERS_MAX, RECONNECT_PAUSE_MAX};
 use crate::proto::v1::{self, MemberRole, RaftFrame, RaftFrameReply, SnapshotChunk, SnapshotRequest};
 use crate::raft::codec;
+use crate::raft::log::Life;
 use crate::raft::snapshot::Chunk;
-use crate::raft::transport::{Hello, Life, REMOVED, SUPERSEDED};
+use crate::raft::transport::{Hello, REMOVED, SUPERSEDED};
 use crate::shared::{SharedNodeState, internal};
 use crate::state::member;
 
@@ -54,23 +55,24 @@ impl PeerService {
         self.check_life(hello)
     }
 
-    /// Two processes with copies of one data directory would vote twice: of each member the latest life counts, and of
-    /// two that began from the same copy the one that was heard first.
+    /// Two processes with copies of one data directory would vote twice: the one that was heard first counts, and the
+    /// lives that follow on it.
     fn check_life(&self, hello: &Hello) -> Result<(), Status> {
         let mut lives = self.lives.lock().expect("no code panics while it holds the lives");
         if lives.len() >= MEMBERS_MAX && !lives.contains_key(&hello.from) {
             lives.clear();
         }
-        let latest = lives.entry(hello.from).or_insert(hello.life);
-        if hello.life.incarnation > latest.incarnation {
-            *latest = hello.life;
+        let latest = lives.entry(hello.from).or_insert_with(|| hello.life.clone());
+        if hello.life.follows(latest) {
+            *latest = hello.life.clone();
         }
         if *latest == hello.life {
             return Ok(());
         }
         let mut status = Status::failed_precondition(format!(
-            "member {id} also runs elsewhere, from a copy of its data (member {me} has heard it in its start {}, and now in \
-             {}). Only one of them may go on: keep the data of that one, and let the other join with an empty data directory",
+            "member {id} runs, or has run since, on another copy of its data: member {me} has heard its start {}, and this \
+             start {} did not come after it. Go on with the data of that one only; to add a member, join with an empty data \
+             directory",
             latest.incarnation.0,
             hello.life.incarnation.0,
             id = hello.from,

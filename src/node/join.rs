@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tonic::{Code, Request, Status};
 
 use crate::api::ClusterService;
@@ -20,6 +21,9 @@ use crate::shared::{LEADER_HINT, SharedNodeState};
 
 /// How long a node goes on asking before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a member waits for those it was told to join, when it is one already.
+const SEEDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Asks the members at `seeds`, and whomever they name as leader, until one answers. The same `uuid` gets the same
 /// answer, so asking again after a lost one does no harm.
@@ -82,6 +86,29 @@ pub async fn check_moved(io: &Io, identity: Identity, before: &Address, now: &Ad
         identity.id,
         io.disk.describe()
     )))
+}
+
+/// Makes sure that whoever answers at `seeds` is of this member's cluster: else one of the two was mistaken for another.
+///
+/// # Errors
+/// Somebody is of another.
+pub async fn check_cluster(io: &Io, identity: Identity, seeds: &[Address]) -> Result<(), Fault> {
+    let answers = join_all(seeds.iter().map(|seed| io.clock.timeout(SEEDS_TIMEOUT, who(io, seed)))).await;
+    for (seed, answer) in seeds.iter().zip(answers) {
+        if let Ok(Some((cluster, _))) = answer
+            && cluster != identity.cluster
+        {
+            return Err(Fault::new(format!(
+                "{} holds member {} of cluster {}, and {seed} is of cluster {}: choose the right one with --data-dir, or join \
+                 with an empty one",
+                io.disk.describe(),
+                identity.id,
+                identity.cluster.hex(),
+                cluster.hex()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Who answers at an address.

@@ -29,7 +29,6 @@ use crate::proto::v1::{JoinReply, Member, MemberRole};
 use crate::raft::core::{Status, genesis};
 use crate::raft::log::{Identity, Log};
 use crate::raft::manager::{self, Observer, Setup};
-use crate::raft::owner::Machine;
 use crate::raft::tail::Retention;
 use crate::shared::SharedNodeState;
 use crate::state::member;
@@ -157,12 +156,21 @@ impl NodeBuilder {
             uuid
         })?;
         let identity = match log.identity()? {
-            Some(identity) => identity,
+            Some(identity) => {
+                if let Origin::Join(seeds) = &self.origin {
+                    join::check_cluster(&io, identity, seeds).await?;
+                }
+                identity
+            }
             None => establish(&io, &mut log, &self.origin, &uuid, &address).await?,
         };
         let machine = machine::open_state(&io.disk, &log)?;
-        if let Some(before) = machine.peers()?.get(&identity.id).filter(|before| **before != address) {
-            join::check_moved(&io, identity, before, &address).await?;
+        let before = log.address()?;
+        if before.as_ref() != Some(&address) {
+            if let Some(before) = before {
+                join::check_moved(&io, identity, &before, &address).await?;
+            }
+            log.set_address(&address)?;
         }
         let seeds = match self.origin {
             Origin::Join(seeds) => seeds,

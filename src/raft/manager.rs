@@ -22,7 +22,7 @@ use super::log::{Identity, Log};
 use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine, Now};
 use super::snapshot::{self, Chunk, SnapshotJob, SnapshotOwner, Snapshots};
 use super::tail::Retention;
-use super::transport::{Life, News, Transport};
+use super::transport::{News, Transport};
 use crate::entry::{Body, Entry, Outcome};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
@@ -244,8 +244,9 @@ pub struct Setup<M, S> {
 pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle, Incarnation, TaskHandle), Fault> {
     let Setup { io, identity, address, election_ticks, retention, mut log, machine, snapshots, observer } = setup;
     let first_peers = log.first_peers()?;
-    let recovered = log.recover()?;
-    let incarnation = recovered.incarnation;
+    let recovered = log.recover(io.rng.stream("life").bits())?;
+    let life = recovered.life.clone();
+    let incarnation = life.incarnation;
     let conf_state = codec::conf_state(machine.conf_state()).context(|| "read the membership of the state".into())?;
     let (applied, _) = machine.applied();
     let config = CoreConfig { id: identity.id, election_ticks, retention };
@@ -256,7 +257,6 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     let (frames_sender, frames) = mpsc::channel(limits::INBOX_FRAMES_MAX);
     let (news_sender, news) = mpsc::channel(limits::MEMBERS_MAX);
     let (staged_sender, staged) = mpsc::channel(1);
-    let life = Life { incarnation, nonce: io.rng.stream("life").bits() };
     let mut transport = Transport::new(io.clone(), identity, life, address, news_sender);
     first_peers.into_iter().for_each(|(id, address)| transport.introduce(id, address));
     transport.set_peers(&machine.peers()?);

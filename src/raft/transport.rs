@@ -14,7 +14,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request};
 
 use super::codec;
-use super::log::Identity;
+use super::log::{Identity, Life};
 use crate::ids::{Address, ClusterId, Incarnation, NodeId};
 use crate::io::{Io, TaskHandle};
 use crate::limits::{
@@ -28,17 +28,8 @@ const FROM: &str = "cairn-from";
 const TO: &str = "cairn-to";
 const ADDRESS: &str = "cairn-address";
 const INCARNATION: &str = "cairn-incarnation";
-const NONCE: &str = "cairn-nonce";
-
-/// One life of a member, from start to end. Later ones count higher; of two with the same count but another nonce, one
-/// runs from a copy of the other's data.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Life {
-    /// How often the member has started.
-    pub incarnation: Incarnation,
-    /// Drawn at the start.
-    pub nonce: u64,
-}
+/// The life's nonce, and those of the lives before.
+const NONCES: &str = "cairn-nonces";
 
 /// Who speaks to whom: the metadata of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,7 +51,9 @@ impl Hello {
         metadata.insert(CLUSTER, self.cluster.0.into());
         metadata.insert(FROM, self.from.0.into());
         metadata.insert(INCARNATION, self.life.incarnation.0.into());
-        metadata.insert(NONCE, self.life.nonce.into());
+        let nonces = [self.life.nonce].into_iter().chain(self.life.before.iter().copied());
+        let nonces: Vec<String> = nonces.map(|nonce| format!("{nonce:x}")).collect();
+        metadata.insert(NONCES, nonces.join(",").parse().expect("digits and commas"));
         metadata.insert(TO, self.to.0.into());
         metadata.insert(ADDRESS, self.address.as_str().parse().expect("an address is plain text"));
     }
@@ -74,10 +67,14 @@ impl Hello {
             let value = metadata.get(name).and_then(|value| value.to_str().ok());
             value.and_then(|value| value.parse().ok()).ok_or(name)
         };
+        let nonces = metadata.get(NONCES).and_then(|value| value.to_str().ok()).ok_or(NONCES)?;
+        let nonces: Result<Vec<u64>, _> = nonces.split(',').map(|nonce| u64::from_str_radix(nonce, 16)).collect();
+        let mut nonces = nonces.map_err(|_| NONCES)?.into_iter();
+        let nonce = nonces.next().ok_or(NONCES)?;
         Ok(Self {
             cluster: ClusterId(number(CLUSTER)?),
             from: NodeId(number(FROM)?),
-            life: Life { incarnation: Incarnation(number(INCARNATION)?), nonce: number(NONCE)? },
+            life: Life { incarnation: Incarnation(number(INCARNATION)?), nonce, before: nonces.collect() },
             to: NodeId(number(TO)?),
             address: metadata.get(ADDRESS).and_then(|value| value.to_str().ok()?.parse().ok()).ok_or(ADDRESS)?,
         })
@@ -171,7 +168,7 @@ impl Transport {
     /// What this member says of itself to another.
     pub fn hello(&self, to: NodeId) -> Hello {
         let Identity { cluster, id: from } = self.identity;
-        Hello { cluster, from, life: self.life, to, address: self.address.clone() }
+        Hello { cluster, from, life: self.life.clone(), to, address: self.address.clone() }
     }
 
     /// Where a member is.

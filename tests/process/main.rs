@@ -59,9 +59,15 @@ struct Running {
 impl Running {
     /// Starts a node and waits until it says that it is ready.
     fn start(args: &[&str]) -> Self {
-        let mut child = node().args(args).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut command = node();
+        command.args(args);
+        Self::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = lines.next().unwrap_or_else(|| panic!("{args:?} ended without being ready")).unwrap();
+        let line = lines.next().unwrap_or_else(|| panic!("{command:?} ended without being ready")).unwrap();
         let after = line.split(" ready on ").nth(1).unwrap_or_else(|| panic!("not a ready line: {line}"));
         let address = after.split([';', ' ']).next().unwrap().to_owned();
         Self { child, address }
@@ -313,6 +319,11 @@ fn bad_input_is_named() {
     fs::write(path("cairn.toml"), "data_dirr = \"x\"\n").unwrap();
     fails(1, &["cairn.toml", "data_dirr"], &["start", "--config", &path("cairn.toml")]);
     fails(1, &["no-such.toml"], &["start", "--config", &path("no-such.toml")]);
+    fs::create_dir(path("no-tasks")).unwrap();
+    fs::write(path("no-tasks/tasks"), "in the way").unwrap();
+    let blocked = ["start", "--data-dir", &path("no-tasks"), "--listen", "127.0.0.1:0", "--bootstrap"];
+    fails(1, &["make the directory for tasks", "no-tasks/tasks"], &blocked);
+    assert!(!dir.path().join("no-tasks/log.redb").exists(), "a member was founded all the same");
     fs::write(path("file"), "not a directory").unwrap();
     fails(1, &["data directory", "file"], &["start", "--data-dir", &path("file"), "--bootstrap"]);
     fails(
@@ -349,6 +360,76 @@ fn corrupt_files_are_found_before_anything_is_served() {
     fs::write(&log, &sound).unwrap();
     let node = Running::start(&args);
     assert_eq!(text(&node.kv(&["get", "k"]).stdout), "find-me-in-the-log\n");
+}
+
+#[test]
+fn a_copy_of_a_data_directory_does_not_become_a_second_member() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path());
+    let address = nodes[2].address.clone();
+    nodes.remove(2).kill();
+    let copied = Command::new("cp").args(["-r", "n3", "copy"]).current_dir(dir.path()).status().unwrap();
+    assert!(copied.success());
+    let original = Running::member(dir.path(), "n3", &address, &[]);
+    let copy = dir.path().join("copy");
+    let start = ["start", "--data-dir", copy.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    // Whoever runs where the member was before is asked.
+    fails(1, &["member 3 runs at", &address, "copy"], &start);
+
+    // Where nobody can be asked, the others know better; and it does not help to try again.
+    original.signal("-STOP");
+    for _ in 0..2 {
+        fails(70, &["member 3 runs, or has run since, on another copy of its data"], &start);
+    }
+    original.signal("-CONT");
+    assert!(original.kv(&["put", "still", "here"]).status.success());
+
+    // The data themselves may go to another place.
+    original.kill();
+    fs::rename(dir.path().join("n3"), dir.path().join("moved")).unwrap();
+    let moved = Running::member(dir.path(), "moved", "127.0.0.1:0", &[]);
+    let known = |node: &Running| {
+        let members = node.status()["members"].as_array().cloned().unwrap_or_default();
+        members.into_iter().any(|member| member["id"] == 3 && member["address"] == moved.address.as_str())
+    };
+    until("it is known where the member is now", || nodes.iter().all(known));
+    assert_eq!(text(&moved.kv(&["get", "still"]).stdout), "here\n");
+}
+
+#[test]
+fn a_member_of_another_cluster_is_not_mistaken() {
+    let dir = tempfile::tempdir().unwrap();
+    let one = Running::member(dir.path(), "one", "127.0.0.1:0", &["--bootstrap"]);
+    let other = Running::member(dir.path(), "other", "127.0.0.1:0", &["--bootstrap"]);
+    other.kill();
+    let data = dir.path().join("other");
+    let start = ["start", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--join", &one.address];
+    fails(1, &["other", "holds member 1 of cluster", &one.address], &start);
+}
+
+#[test]
+fn a_node_whose_files_cannot_grow_stops_and_loses_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("n");
+    // Half a kilobyte each; the first refused byte is an error of the write, as on a full disk.
+    let limited = format!("trap '' XFSZ; ulimit -f 8000; exec {} \"$@\"", env!("CARGO_BIN_EXE_node"));
+    let args = ["start", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0", "--bootstrap"];
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &limited, "node"]).args(args);
+    let mut node = Running::spawn(shell);
+    let value = "x".repeat(100_000);
+    let mut acknowledged = 0;
+    while node.kv(&["put", &format!("k{acknowledged}"), &value, "--command-timeout", "2"]).status.success() {
+        acknowledged += 1;
+    }
+    assert_eq!(node.child.wait().unwrap().code(), Some(70));
+    assert!(acknowledged > 0);
+    let node = Running::start(&args);
+    for key in 0..acknowledged {
+        let found = node.kv(&["get", &format!("k{key}")]);
+        assert_eq!(found.stdout.len(), value.len() + 1, "k{key} of {acknowledged} was acknowledged and is lost");
+    }
+    assert!(node.kv(&["put", "more", "room"]).status.success());
 }
 
 #[test]
