@@ -14,7 +14,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     name = "sim",
-    after_help = "Examples:\n  sim run --seed 7\n  sim run --seed 7 --print\n  sim sweep --from 1000 --count 200\n  sim meta --from 0 --count 10"
+    after_help = "With CAIRN_LOG=debug the nodes' own log goes to standard error.\n\nExamples:\n  sim run --seed 7\n  sim run --seed 7 --print\n  sim sweep --from 1000 --count 200\n  sim meta --from 0 --count 10"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -56,6 +56,9 @@ enum Command {
 }
 
 fn main() {
+    if std::env::var_os("CAIRN_LOG").is_some() {
+        cairn::os::start_logging(); // what all nodes of all machines say, as it comes
+    }
     std::panic::set_hook(Box::new(|_| {})); // panics of simulated nodes are findings, reported with their seed
     let code = match Cli::parse().command {
         Command::Run { seed, print } => {

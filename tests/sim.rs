@@ -24,15 +24,18 @@ fn passes(report: &Report) {
 }
 
 #[test]
-fn a_seed_is_one_run_in_this_process_and_in_a_fresh_one() {
+fn a_seed_is_one_run_in_this_process_and_in_a_fresh_one_that_logs() {
     for seed in [3, 11, 42] {
         let first = run_seed(Seed(seed), false);
         assert!(first.trace.1 > 100, "seed {seed} did nothing: {first}");
         // After other seeds, on a thread that ran them:
         run_seed(Seed(seed + 1), false);
         assert_eq!(run_seed(Seed(seed), false).trace, first.trace, "seed {seed} ran differently the second time");
-        let fresh =
-            Command::new(env!("CARGO_BIN_EXE_sim")).args(["run", "--seed", &seed.to_string()]).output().unwrap();
+        // Printing and logging everything must change nothing.
+        let mut fresh = Command::new(env!("CARGO_BIN_EXE_sim"));
+        fresh.args(["run", "--print", "--seed", &seed.to_string()]).env("CAIRN_LOG", "trace");
+        let fresh = fresh.output().unwrap();
+        assert!(fresh.stderr.len() > 100_000, "seed {seed} logged next to nothing");
         let text = String::from_utf8(fresh.stdout).unwrap();
         let expected = format!("trace {:016x} of {} events", first.trace.0, first.trace.1);
         assert!(text.contains(&expected), "a fresh process gave another trace than {expected}: {text}");
