@@ -41,6 +41,8 @@ pub struct Weather {
     pub delay_max: Duration,
     /// Messages, in thousandths, that take up to ten times the longest usual delay.
     pub slow_permille: u64,
+    /// Ordinary calls and answers, in thousandths, that are held up for up to [`STALL_MAX`].
+    pub stall_permille: u64,
     /// Raft messages that are lost, in thousandths.
     pub lose_permille: u64,
     /// Raft messages that arrive twice, in thousandths.
@@ -55,6 +57,7 @@ impl Weather {
         delay_min: Duration::from_millis(1),
         delay_max: Duration::from_millis(2),
         slow_permille: 0,
+        stall_permille: 0,
         lose_permille: 0,
         repeat_permille: 0,
         replay_per_100k: 0,
@@ -63,6 +66,8 @@ impl Weather {
 
 /// Frames under way in one direction of one call, above which the sender waits.
 const PIPE_FRAMES_MAX: usize = 256;
+/// How long a call or an answer is held up at most: callers' patience is in this range.
+pub const STALL_MAX: Duration = Duration::from_millis(2_500);
 /// How long an attempt to connect waits for an answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The path whose messages may be lost, repeated and reordered one by one.
@@ -194,6 +199,15 @@ impl SimNetwork {
         delay
     }
 
+    /// By how much a call or an answer is held up beyond its delay.
+    fn stall(&self, from: MachineId, to: MachineId, path: &str) -> Duration {
+        let permille = self.state.lock().unwrap().weather.stall_permille;
+        if from == to || path == RAFT_STREAM || permille == 0 || self.draw(from, to, 1000) >= permille {
+            return Duration::ZERO;
+        }
+        Duration::from_micros(self.draw(from, to, STALL_MAX.as_micros() as u64))
+    }
+
     /// Waits while the link is cut. False if the connection did not survive it.
     async fn wait_mended(&self, from: MachineId, to: MachineId) -> bool {
         if !self.is_cut(from, to) {
@@ -306,7 +320,7 @@ async fn call(
     let server_network = network.clone();
     target.spawn(async move {
         let network = server_network;
-        network.time.sleep(network.delay(from, to)).await;
+        network.time.sleep(network.delay(from, to) + network.stall(from, to, &path)).await;
         let request = http::Request::from_parts(parts, Body::new(pipe));
         let Ok(response) = routes.call(request).await;
         let (parts, body) = response.into_parts();
@@ -315,7 +329,7 @@ async fn call(
         if !network.wait_mended(to, from).await {
             return;
         }
-        let at = network.time.now_instant() + network.delay(to, from);
+        let at = network.time.now_instant() + network.delay(to, from) + network.stall(to, from, &path);
         if answer.send((at, parts, pipe)).is_ok() {
             self::pump(sender, body, false).await;
         }

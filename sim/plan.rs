@@ -190,6 +190,7 @@ fn weather(rng: &mut RngStream) -> Weather {
         delay_min,
         delay_max: delay_min + Duration::from_millis(rng.range(1, 40)),
         slow_permille: maybe(rng, 50),
+        stall_permille: if rng.chance(250) { rng.range(0, 500) } else { 0 },
         lose_permille: maybe(rng, 200),
         repeat_permille: maybe(rng, 200),
         replay_per_100k: maybe(rng, 1000),
