@@ -6,9 +6,10 @@
 //! | floor | modules |
 //! |---|---|
 //! | 0 words | [`ids`], [`time`], [`limits`], [`error`] |
-//! | 1 seams | [`io`], [`proto`] |
+//! | 1 seams | [`io`], [`proto`], [`metrics`] |
 //! | 2 replicated | [`state`], [`raft`] |
-//! | 3 decide | [`controller`] |
+//! | 3 decide | [`scheduler`], [`controller`] |
+//! | 4 act | [`worker`] |
 //! | 5 shared | [`shared`], [`client`] |
 //! | 6 face | [`api`] |
 //! | 7 node | [`node`] |
@@ -21,6 +22,7 @@ pub mod limits;
 pub mod time;
 
 pub mod io;
+pub mod metrics;
 pub mod proto;
 
 pub mod raft;

@@ -13,6 +13,7 @@ use crate::error::Fault;
 use crate::ids::{Address, Index, NodeId, TaskId};
 use crate::io::{Channel, ChannelError, Io};
 use crate::limits::{MESSAGE_BYTES_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
+use crate::metrics::Metrics;
 use crate::proto::v1::store_client::StoreClient;
 use crate::proto::v1::{self, TaskPhase, command::Kind as CommandKind, reply};
 use crate::raft::core::Role;
@@ -42,6 +43,8 @@ pub struct SharedNodeState {
     pub reader: StateReader,
     /// The output of what ran here; `None` if nothing may be run here.
     pub outputs: Option<Outputs>,
+    /// What this member counts.
+    pub metrics: Arc<Metrics>,
     channels: Mutex<BTreeMap<Address, Channel>>,
     /// Free bytes and the floor they are under, while they are.
     short_of_space: Mutex<Option<(u64, u64)>>,
@@ -60,6 +63,7 @@ impl SharedNodeState {
         raft: RaftHandle,
         reader: StateReader,
         outputs: Option<Outputs>,
+        metrics: Arc<Metrics>,
     ) -> Arc<Self> {
         Arc::new(Self {
             io,
@@ -67,6 +71,7 @@ impl SharedNodeState {
             raft,
             reader,
             outputs,
+            metrics,
             channels: Mutex::default(),
             short_of_space: Mutex::default(),
         })
@@ -102,8 +107,10 @@ impl SharedNodeState {
                 return self.forward(command, &hint.expect("checked above"), deadline).await;
             }
             self.check_space(&command)?;
+            let began = self.io.clock.now();
             match self.io.clock.deadline(deadline, self.raft.propose(bytes.clone())).await {
                 Ok(Ok(reply)) => {
+                    self.metrics.commands.observe(self.io.clock.now().since(began));
                     return v1::Reply::decode(reply)
                         .map_err(|error| Status::internal(format!("decode a reply: {error}")));
                 }
@@ -112,6 +119,7 @@ impl SharedNodeState {
                     self.io.clock.sleep(TICK / 10).await;
                 }
                 Ok(Err(error @ ProposeError::Busy)) => {
+                    self.metrics.commands_refused.inc();
                     return Err(not_done(Code::ResourceExhausted, error.to_string()));
                 }
                 Ok(Err(error @ ProposeError::TooLarge(_))) => {
@@ -135,6 +143,7 @@ impl SharedNodeState {
         );
         match *self.short_of_space.lock().expect("no code panics while it holds the mark") {
             Some((free, floor)) if grows => {
+                self.metrics.commands_refused.inc();
                 let (place, mib) = (self.io.disk.describe(), |bytes: u64| bytes >> 20);
                 let text = format!(
                     "not done: {place} has {} MiB left, the floor is {} MiB; make room there, or lower --free-space-floor",
@@ -204,8 +213,12 @@ impl SharedNodeState {
     /// # Errors
     /// `UNAVAILABLE`: no majority confirmed before the deadline.
     pub async fn read_barrier(&self, deadline: Monotonic) -> Result<Index, Status> {
+        let began = self.io.clock.now();
         match self.io.clock.deadline(deadline, self.raft.read_barrier()).await {
-            Ok(Ok(index)) => Ok(index),
+            Ok(Ok(index)) => {
+                self.metrics.reads.observe(self.io.clock.now().since(began));
+                Ok(index)
+            }
             Ok(Err(error)) => Err(Status::resource_exhausted(error.to_string())),
             Err(_) => Err(Status::unavailable(
                 "no majority of the members confirmed the read in time; for this member's own view ask for a \

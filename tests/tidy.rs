@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 /// Floors, lowest first; ARCHITECTURE.md says what each holds.
 const FLOORS: &[(usize, &[&str])] = &[
     (0, &["ids", "time", "limits", "error", "entry"]),
-    (1, &["io", "proto"]),
+    (1, &["io", "proto", "metrics"]),
     (2, &["state", "raft"]),
     (3, &["scheduler", "controller"]),
     (4, &["worker", "vm"]),

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod health;
+mod metrics;
 mod peer;
 mod store;
 mod tasks;
@@ -25,10 +26,11 @@ pub use health::{Health, HealthService};
 pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {
     let peer = PeerServer::new(peer::PeerService::new(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let store = StoreServer::new(store::StoreService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    Routes::new(HealthServer::new(health.service()))
+    let services = Routes::new(HealthServer::new(health.service()))
         .add_service(peer)
         .add_service(store)
         .add_service(ClusterServer::new(ClusterService(node.clone())))
         .add_service(TasksServer::new(tasks::TasksService(node.clone())))
-        .prepare()
+        .prepare();
+    Routes::from(services.into_axum_router().merge(metrics::route(node.clone())))
 }

@@ -2,7 +2,7 @@
 //!
 //! It is a [`Network`] around a network, so members, joining nodes and clients carry the token by the same lines, over
 //! sockets as in simulation. The token proves that the caller belongs here; that nobody reads it on the way is
-//! the business of the transport below.
+//! the business of the transport below. It is a bearer token, as RFC 6750 has it, so that other programs can send it, too.
 
 use std::fmt;
 use std::future::{Ready, ready};
@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use futures_util::future::{BoxFuture, Either};
-use http::header::HeaderValue;
+use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
 use subtle::ConstantTimeEq;
 use tonic::Status;
 use tonic::service::Routes;
@@ -23,8 +23,8 @@ use super::network::{BoxError, Channel, Listener, Network};
 use crate::ids::Address;
 use crate::limits::{TOKEN_CHARS_MAX, TOKEN_CHARS_MIN};
 
-/// The header that carries the token.
-const TOKEN: &str = "cairn-token";
+/// What stands before the token in the header `authorization`.
+const BEARER: &str = "Bearer ";
 /// Probers know no tokens, and learn nothing but whether the node serves.
 const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
 
@@ -58,7 +58,7 @@ impl FromStr for Tokens {
             if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
                 return Err(bad("a token has only letters, digits and signs of ASCII".into()));
             }
-            let mut value = HeaderValue::from_str(token).expect("checked to be plain ASCII");
+            let mut value = HeaderValue::from_str(&format!("{BEARER}{token}")).expect("checked to be plain ASCII");
             value.set_sensitive(true);
             tokens.push(value);
         }
@@ -103,7 +103,7 @@ impl Network for Guarded {
     fn connect(&self, address: &Address) -> Channel {
         let token = self.tokens.0[0].clone();
         Channel::new(self.network.connect(address).map_request(move |mut request: http::Request<_>| {
-            request.headers_mut().insert(TOKEN, token.clone());
+            request.headers_mut().insert(AUTHORIZATION, token.clone());
             request
         }))
     }
@@ -157,7 +157,7 @@ where
     }
 
     fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let refusal = match request.headers().get(TOKEN) {
+        let refusal = match request.headers().get(AUTHORIZATION) {
             _ if request.uri().path().starts_with(OPEN_TO_ALL) => return Either::Left(self.inner.call(request)),
             Some(presented) if self.tokens.take(presented) => return Either::Left(self.inner.call(request)),
             Some(_) => "the token is not one of this cluster's",
@@ -165,7 +165,16 @@ where
                 "this cluster answers only to those who have its token; name the file that holds it with --token-file"
             }
         };
-        Either::Right(ready(Ok(Status::unauthenticated(refusal).into_http())))
+        let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+        let response = if request.headers().get(CONTENT_TYPE).is_some_and(grpc) {
+            Status::unauthenticated(refusal).into_http()
+        } else {
+            let mut plain = http::Response::new(R::default());
+            *plain.status_mut() = http::StatusCode::UNAUTHORIZED;
+            plain.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            plain
+        };
+        Either::Right(ready(Ok(response)))
     }
 }
 
@@ -177,7 +186,7 @@ mod tests {
     fn tokens_are_read_line_by_line() {
         let (one, other) = ("0123456789abcdef", "fedcba9876543210");
         let tokens: Tokens = format!("{one}\n\n  {other}\n").parse().unwrap();
-        let takes = |text: &str| tokens.take(&HeaderValue::from_str(text).unwrap());
+        let takes = |text: &str| tokens.take(&HeaderValue::from_str(&format!("{BEARER}{text}")).unwrap());
         assert!(takes(one) && takes(other));
         assert!(!takes("0123456789abcdeg") && !takes("") && !takes(&format!("{one}0")));
         assert_eq!(format!("{tokens:?}"), "2 tokens", "tokens must not be printed");

@@ -25,6 +25,7 @@ use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index};
 use crate::io::{Io, TaskHandle};
 use crate::limits;
+use crate::metrics::Metrics;
 use crate::proto::v1::{JoinReply, Member, MemberRole};
 use crate::raft::core::{Status, genesis};
 use crate::raft::log::{Identity, Log};
@@ -177,6 +178,7 @@ impl NodeBuilder {
             Origin::Existing | Origin::Bootstrap => Vec::new(),
         };
         let reader = machine.reader();
+        let metrics = Metrics::new();
         let setup = Setup {
             io: io.clone(),
             identity,
@@ -192,10 +194,11 @@ impl NodeBuilder {
             },
             machine,
             observer: self.observer,
+            metrics: metrics.clone(),
         };
         let (raft, incarnation, manager) = manager::start(setup)?;
         let outputs = worker::outputs(&io);
-        let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone());
+        let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics);
         let health = Health::default();
         let routes = api::routes(&shared, &health);
         let (stop_serving, stopped) = oneshot::channel::<()>();

@@ -64,6 +64,7 @@ impl Keeper {
     fn look(&mut self) {
         let disk = self.shared.io.disk.clone();
         let Ok(free) = disk.free_bytes() else { return };
+        self.shared.metrics.free_bytes.set(i64::try_from(free).unwrap_or(i64::MAX));
         match step(free, self.floor, self.refusing) {
             Step::Stay if self.refusing => {}
             Step::Stay => self.set_aside(free),

@@ -156,6 +156,7 @@ impl Listener for Socket {
             None => Server::builder(),
         };
         server
+            .accept_http1(true) // for `curl` and Prometheus
             .http2_keepalive_interval(Some(KEEPALIVE))
             .http2_keepalive_timeout(Some(KEEPALIVE))
             .initial_connection_window_size(WINDOW_BYTES)

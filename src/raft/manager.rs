@@ -28,6 +28,7 @@ use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
 use crate::io::{Clock, Io, TaskHandle, own};
 use crate::limits;
+use crate::metrics::Metrics;
 use crate::proto::v1;
 use crate::time::{ClusterTime, Monotonic};
 
@@ -235,6 +236,8 @@ pub struct Setup<M, S> {
     pub snapshots: S,
     /// Is told what happens.
     pub observer: Arc<dyn Observer>,
+    /// Counts what happens.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Recovers the log and starts the manager and its owners. The member runs until the task is dropped.
@@ -242,7 +245,8 @@ pub struct Setup<M, S> {
 /// # Errors
 /// Log or state are corrupt or contradict each other.
 pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle, Incarnation, TaskHandle), Fault> {
-    let Setup { io, identity, address, election_ticks, retention, mut log, machine, snapshots, observer } = setup;
+    let Setup { io, identity, address, election_ticks, retention, mut log, machine, snapshots, observer, metrics } =
+        setup;
     let first_peers = log.first_peers()?;
     let recovered = log.recover(io.rng.stream("life").bits())?;
     let life = recovered.life.clone();
@@ -261,7 +265,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     first_peers.into_iter().for_each(|(id, address)| transport.introduce(id, address));
     transport.set_peers(&machine.peers()?);
     let cluster_time = machine.cluster_time();
-    let log_owner = LogOwner::new(log, done_sender.clone(), io.spawn.clone());
+    let log_owner = LogOwner::new(log, done_sender.clone(), &io, metrics.clone());
     let snapshot_owner = SnapshotOwner::new(snapshots, &io, done_sender.clone())?;
     let apply_owner = ApplyOwner::new(machine, done_sender, io.spawn.clone());
     let snapshots = own(&*io.spawn, "snapshot", snapshot_owner, limits::SNAPSHOT_JOBS_MAX);
@@ -290,6 +294,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         core,
         transport,
         observer,
+        metrics,
         proposals: Vec::new(),
         waiters: BTreeMap::new(),
         anchor: None,
@@ -340,6 +345,7 @@ struct Manager {
     core: Core,
     transport: Transport,
     observer: Arc<dyn Observer>,
+    metrics: Arc<Metrics>,
     log: mpsc::Sender<LogJob>,
     apply: mpsc::Sender<ApplyJob>,
     /// Jobs given to the owners and not reported back.
@@ -491,12 +497,14 @@ impl Manager {
                 self.checkpointed = self.stopping.as_ref().is_some_and(|stopping| stopping.checkpointing);
             }
             Done::Taken(snapshot) => {
+                self.metrics.snapshots_taken.inc();
                 self.core.on_taken(&snapshot)?;
                 self.taken = Some(self.io.clock.now());
             }
             Done::Installed { applied, digest, now } => {
                 self.applying -= 1;
                 tracing::info!(index = %applied.0, "went over to a snapshot");
+                self.metrics.snapshots_installed.inc();
                 self.note(now);
                 // What became of proposals below it, this member cannot tell.
                 self.waiters = self.waiters.split_off(&applied.0.next());
@@ -812,8 +820,14 @@ impl Manager {
                     self.sending.insert(to, self.io.clock.now());
                 }
                 true => {}
-                false if announces => self.core.on_snapshot_failed(to),
-                false => self.core.on_unreachable(to),
+                false => {
+                    self.metrics.messages_dropped.inc();
+                    if announces {
+                        self.core.on_snapshot_failed(to);
+                    } else {
+                        self.core.on_unreachable(to);
+                    }
+                }
             }
         }
         if let Some(write) = effects.write {
@@ -877,6 +891,19 @@ impl Manager {
         self.observer.on_status(self.life, &status);
         if (status.role, status.leader, status.term) != (self.status.role, self.status.leader, self.status.term) {
             tracing::info!(role = status.role.name(), term = %status.term, leader = ?status.leader.map(|id| id.0), "role");
+        }
+        let metrics = &self.metrics;
+        if status.leader.is_some() && status.leader != self.status.leader {
+            metrics.leader_changes.inc();
+        }
+        metrics.leads.set((status.role == Role::Leader).into());
+        for (level, value) in [
+            (&metrics.term, status.term.0),
+            (&metrics.commit_index, status.commit.0),
+            (&metrics.applied_index, status.applied.0),
+            (&metrics.first_index, status.first.0),
+        ] {
+            level.set(value as i64);
         }
         self.status = status.clone();
         *self.shared.status.lock().expect("no code panics while it holds the status") = status;

@@ -12,7 +12,8 @@ use super::tail::Fetch;
 use crate::entry::{Body, Entry, Outcome};
 use crate::error::Fault;
 use crate::ids::{Address, Index, NodeId, Term};
-use crate::io::{Spawn, Worker};
+use crate::io::{Clock, Io, Spawn, Worker};
+use crate::metrics::Metrics;
 use crate::proto::v1::RaftSnapshot;
 use crate::time::ClusterTime;
 
@@ -89,6 +90,8 @@ pub(super) struct LogOwner {
     log: Option<Log>,
     done: mpsc::Sender<Done>,
     spawn: Arc<dyn Spawn>,
+    clock: Arc<dyn Clock>,
+    metrics: Arc<Metrics>,
 }
 
 /// Reports finished work. There is room: the channel holds as many reports as there may be jobs.
@@ -99,8 +102,8 @@ pub(super) fn report(sender: &mpsc::Sender<Done>, done: Done) {
 }
 
 impl LogOwner {
-    pub(super) fn new(log: Log, done: mpsc::Sender<Done>, spawn: Arc<dyn Spawn>) -> Self {
-        Self { log: Some(log), done, spawn }
+    pub(super) fn new(log: Log, done: mpsc::Sender<Done>, io: &Io, metrics: Arc<Metrics>) -> Self {
+        Self { log: Some(log), done, spawn: io.spawn.clone(), clock: io.clock.clone(), metrics }
     }
 
     fn run_all(&mut self, log: &mut Log, jobs: &mut Vec<LogJob>) -> Result<(), Fault> {
@@ -112,12 +115,19 @@ impl LogOwner {
                 LogJob::Fetch(fetch) => fetches.push(fetch),
             }
         }
-        log.write(&changes)?;
+        if !changes.is_empty() {
+            let began = self.clock.now();
+            log.write(&changes)?;
+            self.metrics.log_writes.observe(self.clock.now().since(began));
+        }
         for change in changes {
             report(
                 &self.done,
                 match change {
-                    Change::Write(write) => Done::Persisted(write.number),
+                    Change::Write(write) => {
+                        self.metrics.log_entries.inc_by(write.entries.len() as u64);
+                        Done::Persisted(write.number)
+                    }
                     Change::Compact(..) => Done::Compacted,
                 },
             );

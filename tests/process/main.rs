@@ -515,6 +515,40 @@ fn a_cluster_with_certificates_and_a_token_answers_nobody_else() {
     start(&["wrong", "line 1", "5 characters"], &["--token-file", &wrong]);
 }
 
+/// What a plain HTTP/1.1 client gets.
+fn http_get(address: &str, path: &str, headers: &str) -> String {
+    let mut socket = TcpStream::connect(address).unwrap();
+    write!(socket, "GET {path} HTTP/1.1\r\nHost: cairn\r\nConnection: close\r\n{headers}\r\n").unwrap();
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+#[test]
+fn metrics_count_what_happens_and_need_the_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    fs::write(&token, "0123456789abcdef\n").unwrap();
+    let admitted = ["--token-file", token.to_str().unwrap()];
+    let node = Running::member(dir.path(), "n", "127.0.0.1:0", &[&admitted[..], &["--bootstrap"]].concat());
+    let bearer = "Authorization: Bearer 0123456789abcdef\r\n";
+    let value = |name: &str| {
+        let text = http_get(&node.address, "/metrics", bearer);
+        let line = text.lines().find(|line| line.starts_with(&format!("{name} "))).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("{name} is not in {text}")).rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    let before = value("cairn_command_seconds_count");
+    for i in 0..5 {
+        assert!(node.kv(&[&admitted[..], &["put", "k", &i.to_string()]].concat()).status.success());
+    }
+    // Each of them opens a session and puts.
+    assert!(value("cairn_command_seconds_count") >= before + 10.0);
+    assert!(value("cairn_log_write_seconds_sum") > 0.0);
+    assert_eq!((value("cairn_raft_leads"), value("cairn_tasks_pending")), (1.0, 0.0));
+    let refused = http_get(&node.address, "/metrics", "");
+    assert!(refused.starts_with("HTTP/1.1 401") && !refused.contains("cairn_raft"), "{refused}");
+}
+
 #[test]
 fn garbage_on_the_port_stops_nobody() {
     let dir = tempfile::tempdir().unwrap();
