@@ -31,6 +31,8 @@ pub struct Plan {
     pub submitters: usize,
     /// Tasks of each.
     pub tasks: u64,
+    /// How many of them, in thousandths, ignore the signal to end; where it is most of them, most are long, too.
+    pub stubborn_permille: u64,
     /// Keys they share.
     pub keys: u64,
     /// How much of the log the members keep for those behind: less than what happens, so that snapshots are needed.
@@ -159,6 +161,7 @@ impl Plan {
             keys: load.range(1, 5),
             submitters: load.range(0, 3) as usize,
             tasks: load.range(2, 12),
+            stubborn_permille: *load.pick(&[200, 200, 900]),
             one_session: load.chance(300),
             idle_permille: if load.chance(200) { 30 } else { 0 },
             retention: Retention {
@@ -190,7 +193,7 @@ fn weather(rng: &mut RngStream) -> Weather {
         delay_min,
         delay_max: delay_min + Duration::from_millis(rng.range(1, 40)),
         slow_permille: maybe(rng, 50),
-        stall_permille: if rng.chance(250) { rng.range(0, 500) } else { 0 },
+        stall_permille: if rng.chance(300) { rng.range(0, 800) } else { 0 },
         lose_permille: maybe(rng, 200),
         repeat_permille: maybe(rng, 200),
         replay_per_100k: maybe(rng, 1000),
@@ -256,7 +259,7 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} nodes, token: {}, {} clients with {} operations each on {} keys; one session: {}, idle {} in 1000; {} clients with {} tasks each",
+            "{} nodes, token: {}, {} clients with {} operations each on {} keys; one session: {}, idle {} in 1000; {} clients with {} tasks each, stubborn {} in 1000",
             self.nodes,
             self.token,
             self.clients,
@@ -265,7 +268,8 @@ impl fmt::Display for Plan {
             self.one_session,
             self.idle_permille,
             self.submitters,
-            self.tasks
+            self.tasks,
+            self.stubborn_permille
         )?;
         writeln!(f, "{:?}, snapshots in chunks of {} bytes", self.retention, self.chunk_bytes)?;
         writeln!(f, "{:?}", self.weather)?;

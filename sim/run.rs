@@ -477,8 +477,9 @@ impl Run {
         let (io, node) = self.caller();
         let client = Client::new(io, &self.endpoints, CLIENT_TIMEOUT);
         let rng = self.world.rng.stream(&format!("submitter {id}"));
-        let (count, submissions, trace) = (self.plan.tasks, self.submissions.clone(), self.world.trace.clone());
-        node.spawn(async move { tasks::submit(client, id, count, rng, &submissions, &trace).await })
+        let what = (self.plan.tasks, self.plan.stubborn_permille);
+        let (submissions, trace) = (self.submissions.clone(), self.world.trace.clone());
+        node.spawn(async move { tasks::submit(client, id, what, rng, &submissions, &trace).await })
     }
 
     /// Who has no token, or a wrong one, tries everything that changes or tells something; all of it must be refused.

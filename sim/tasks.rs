@@ -39,12 +39,14 @@ struct Submission {
 #[derive(Default)]
 pub struct Submissions(Mutex<BTreeMap<u64, Submission>>);
 
-fn draw_spec(rng: &mut RngStream, mark: u64) -> TaskSpec {
-    let millis = *rng.pick(&[50, 500, 3_000, 15_000, 40_000]);
+fn draw_spec(rng: &mut RngStream, mark: u64, stubborn_permille: u64) -> TaskSpec {
+    // What does not let itself be ended counts only if it would run for long.
+    let lengths: &[u64] = if stubborn_permille > 500 { &[3_000, 40_000] } else { &[50, 500, 3_000, 15_000, 40_000] };
+    let millis = *rng.pick(lengths);
     let millis = rng.range(millis / 2, millis);
     let code = u64::from(rng.chance(300));
     let mut command = vec!["sim".to_string(), millis.to_string(), code.to_string()];
-    if rng.chance(200) {
+    if rng.chance(stubborn_permille) {
         command.push("stubborn".into());
     }
     if rng.chance(30) {
@@ -66,11 +68,18 @@ fn draw_spec(rng: &mut RngStream, mark: u64) -> TaskSpec {
 }
 
 /// Submits tasks, and wants some of them stopped.
-pub async fn submit(client: Client, id: u64, count: u64, mut rng: RngStream, submissions: &Submissions, trace: &Trace) {
+pub async fn submit(
+    client: Client,
+    id: u64,
+    (count, stubborn_permille): (u64, u64),
+    mut rng: RngStream,
+    submissions: &Submissions,
+    trace: &Trace,
+) {
     for number in 0..count {
         sleep(Duration::from_millis(rng.range(1, 4_000))).await;
         let mark = id << 32 | number;
-        let spec = draw_spec(&mut rng, mark);
+        let spec = draw_spec(&mut rng, mark, stubborn_permille);
         let heard = match client.submit_task(spec.clone()).await {
             Ok(reply) => Heard::Taken(TaskId(reply.id)),
             Err(ClientError::Unavailable(_)) => Heard::NotDone,
