@@ -68,6 +68,8 @@ impl Weather {
 const PIPE_FRAMES_MAX: usize = 256;
 /// How long a call or an answer is held up at most: callers' patience is in this range.
 pub const STALL_MAX: Duration = Duration::from_millis(2_500);
+/// How long after the end of a connection its last frames may arrive.
+const LINGER: Duration = Duration::from_millis(500);
 /// How long an attempt to connect waits for an answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The path whose messages may be lost, repeated and reordered one by one.
@@ -513,6 +515,9 @@ impl http_body::Body for Pipe {
             match this.queue.poll_recv(cx) {
                 Poll::Ready(Some(parcel)) => this.under_way.push(parcel),
                 Poll::Ready(None) => {
+                    // What is left of a connection arrives within a moment or not at all.
+                    let last = this.time.now_instant() + LINGER;
+                    this.under_way.retain(|parcel| parcel.at <= last);
                     open = false;
                     break;
                 }

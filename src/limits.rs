@@ -35,8 +35,6 @@ pub const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
 
 /// Largest gRPC message that any service takes, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Earlier lives that a member names when it speaks to another: by them its next life is told from one on a copy.
-pub const LIVES_KEPT: usize = 32;
 /// Most Raft messages in one frame of a peer stream.
 pub const FRAME_MESSAGES_MAX: usize = 64;
 /// Raft messages that wait for one peer's stream; more are dropped and reported as unreachable.

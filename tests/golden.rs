@@ -17,7 +17,7 @@ use cairn::io::Rng;
 use cairn::proto::v1::{self, command::Kind};
 use cairn::raft::codec;
 use cairn::raft::core::{Core, CoreConfig, genesis};
-use cairn::raft::log::{Life, Recovered, Write as LogWrite};
+use cairn::raft::log::{Recovered, Write as LogWrite};
 use cairn::raft::tail::Retention;
 use cairn::scheduler;
 use cairn::sim::disk::SimDisk;
@@ -355,7 +355,7 @@ impl Runner for CoreRunner {
                 (hard_state.term, hard_state.commit) = (1, 1);
                 let founder = v1::Member { id: 1, ..v1::Member::default() };
                 let recovered = Recovered {
-                    life: Life { incarnation: Incarnation(1), nonce: 0, before: Vec::new() },
+                    incarnation: Incarnation(1),
                     hard_state,
                     compacted: (Index(0), Term(0)),
                     entries: vec![genesis(&founder)],

@@ -287,7 +287,7 @@ proptest! {
                 disk.power_cut(fate, &mut Rng::from_seed([byte; 32]).stream("crash"));
                 drop(log);
                 log = Log::open(&*disk.boot()).unwrap();
-                let found = log.recover(7).unwrap();
+                let found = log.recover().unwrap();
                 let kept: Vec<(u64, u8)> = found.entries.iter().map(|entry| (entry.term, entry.data[0])).collect();
                 prop_assert_eq!(&kept, &model);
                 prop_assert_eq!(found.compacted, (Index(compacted.0), Term(compacted.1)));
@@ -305,7 +305,7 @@ fn a_restart_is_counted_before_anything_is_said() {
     let disk = SimDisk::new("disk".into());
     for life in 1..5 {
         let mut log = Log::open(&*disk.boot()).unwrap();
-        assert_eq!(log.recover(7).unwrap().life.incarnation.0, life);
+        assert_eq!(log.recover().unwrap().incarnation.0, life);
         disk.power_cut(LOSE_ALL, &mut Rng::from_seed([0; 32]).stream("crash"));
     }
 }

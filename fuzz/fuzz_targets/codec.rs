@@ -8,7 +8,7 @@ use cairn::io::Rng;
 use cairn::proto::v1::{self, RaftFrame};
 use cairn::raft::codec;
 use cairn::raft::core::{Core, CoreConfig};
-use cairn::raft::log::{Life, Recovered};
+use cairn::raft::log::Recovered;
 use cairn::raft::tail::Retention;
 use cairn::time::ClusterTime;
 use libfuzzer_sys::fuzz_target;
@@ -27,7 +27,7 @@ fn core() -> Core {
         entry
     };
     let recovered = Recovered {
-        life: Life { incarnation: cairn::ids::Incarnation(1), nonce: 0, before: Vec::new() },
+        incarnation: cairn::ids::Incarnation(1),
         hard_state,
         compacted: (Index(4), Term(1)),
         entries: (5..=10).map(entry).collect(),

@@ -7,8 +7,8 @@ use tonic::{Code, Request, Response, Status};
 use crate::ids::{Address, Index, NodeId};
 use crate::limits::MEMBERS_MAX;
 use crate::proto::v1::{
-    self, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, MoveReply, MoveRequest, RemoveReply, RemoveRequest,
-    StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
+    self, HeardReply, HeardRequest, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, MoveReply, MoveRequest,
+    RemoveReply, RemoveRequest, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
 };
 use crate::raft::manager::ProposeError;
 use crate::shared::{SharedNodeState, internal, not_done, not_leader};
@@ -64,7 +64,10 @@ impl ClusterService {
         if live.len() >= MEMBERS_MAX {
             return Err(Status::resource_exhausted(format!("a cluster has at most {MEMBERS_MAX} members")));
         }
-        check_free(&live, &request.address)?;
+        if let Some(same) = live.iter().find(|member| member.address == request.address) {
+            let text = format!("member {} has the address {} already", same.id, request.address);
+            return Err(Status::already_exists(text));
+        }
         let id = head.members_added + 1;
         let learner = Member {
             id,
@@ -90,14 +93,14 @@ impl ClusterService {
         let (head, rows) = self.0.reader.view().map_err(internal)?;
         let mut members = member::all(&rows).map_err(internal)?;
         members.retain(|member| member.role() != MemberRole::Removed);
-        let Some(at) = members.iter().position(|member| member.id == request.id && member.uuid == request.uuid) else {
+        let Some(mut member) = members.into_iter().find(|row| row.id == request.id && row.uuid == request.uuid) else {
             return Err(Status::not_found(format!("there is no member {} with this uuid", request.id)));
         };
-        let mut member = members.swap_remove(at);
         if member.address == request.address {
             return Ok(MoveReply {});
         }
-        check_free(&members, &request.address)?;
+        // Even if another has it: that one is there no more, and will say where it is, or else two were told the same
+        // address, which both see.
         member.address.clone_from(&request.address);
         self.change(member, Index(head.applied_index), deadline).await.map(|()| MoveReply {})
     }
@@ -151,13 +154,6 @@ fn check_address(address: &str) -> Result<(), Status> {
     address.parse::<Address>().map(|_| ()).map_err(|error| Status::invalid_argument(error.to_string()))
 }
 
-fn check_free(others: &[Member], address: &str) -> Result<(), Status> {
-    match others.iter().find(|member| member.address == address) {
-        Some(same) => Err(Status::already_exists(format!("member {} has the address {address} already", same.id))),
-        None => Ok(()),
-    }
-}
-
 #[tonic::async_trait]
 impl v1::cluster_server::Cluster for ClusterService {
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
@@ -175,6 +171,12 @@ impl v1::cluster_server::Cluster for ClusterService {
             return self.join_here(&request, deadline).await.map(Response::new);
         }
         Err(self.not_leader()?)
+    }
+
+    async fn heard(&self, request: Request<HeardRequest>) -> Result<Response<HeardReply>, Status> {
+        let heard = self.0.raft.heard(NodeId(request.into_inner().id));
+        let (frames, address) = heard.map_or((0, String::new()), |(frames, address)| (frames, address.to_string()));
+        Ok(Response::new(HeardReply { cluster_id: self.0.identity.cluster.0, frames, address }))
     }
 
     async fn r#move(&self, request: Request<MoveRequest>) -> Result<Response<MoveReply>, Status> {

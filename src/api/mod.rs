@@ -24,7 +24,7 @@ pub use health::{Health, HealthService};
 
 /// All services of a running node.
 pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {
-    let peer = PeerServer::new(peer::PeerService::new(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let peer = PeerServer::new(peer::PeerService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let store = StoreServer::new(store::StoreService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let services = Routes::new(HealthServer::new(health.service()))
         .add_service(peer)

@@ -1,6 +1,6 @@
 //! What a node asks of its cluster about itself: to be taken in, and to be known where it is.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +15,17 @@ use crate::io::Io;
 use crate::limits::{CONTROL_PERIOD, RECONNECT_PAUSE_MAX, REQUEST_TIMEOUT};
 use crate::proto::v1::cluster_client::ClusterClient;
 use crate::proto::v1::cluster_server::Cluster;
-use crate::proto::v1::{JoinReply, JoinRequest, MoveRequest, StatusRequest};
+use crate::proto::v1::{HeardReply, HeardRequest, JoinReply, JoinRequest, MoveRequest, StatusRequest};
 use crate::raft::log::Identity;
 use crate::shared::{LEADER_HINT, SharedNodeState};
 
 /// How long a node goes on asking before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a member waits for those it was told to join, when it is one already.
-const SEEDS_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a member that starts waits for each of the others, all at once.
+const OTHERS_TIMEOUT: Duration = Duration::from_millis(500);
+/// Pauses between the questions whether the others hear this member: followers answer a leader several times in each.
+const HEARD_PAUSES: [Duration; 3] = [Duration::from_millis(350), Duration::from_secs(1), Duration::from_secs(1)];
 
 /// Asks the members at `seeds`, and whomever they name as leader, until one answers. The same `uuid` gets the same
 /// answer, so asking again after a lost one does no harm.
@@ -72,31 +74,22 @@ pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address
     Err(Fault::new(format!("no member took this node in within {PATIENCE:?}; the last answer: {last}")))
 }
 
-/// Makes sure that nobody answers as this member where it was before: that would be a process with a copy of its data.
+/// Makes sure that this member does not run already, from another copy of its data: those at `others` would hear it. And that
+/// whoever it was told to join is of its cluster: else one was mistaken for another.
 ///
 /// # Errors
-/// Somebody does.
-pub async fn check_moved(io: &Io, identity: Identity, before: &Address, now: &Address) -> Result<(), Fault> {
-    if who(io, before).await != Some((identity.cluster, identity.id)) {
-        return Ok(());
-    }
-    Err(Fault::new(format!(
-        "member {} runs at {before} already, and {} is a copy of its data. To move the member to {now}, stop it there first; \
-         to add another, start with an empty data directory and --join",
-        identity.id,
-        io.disk.describe()
-    )))
-}
-
-/// Makes sure that whoever answers at `seeds` is of this member's cluster: else one of the two was mistaken for another.
-///
-/// # Errors
-/// Somebody is of another.
-pub async fn check_cluster(io: &Io, identity: Identity, seeds: &[Address]) -> Result<(), Fault> {
-    let answers = join_all(seeds.iter().map(|seed| io.clock.timeout(SEEDS_TIMEOUT, who(io, seed)))).await;
-    for (seed, answer) in seeds.iter().zip(answers) {
-        if let Ok(Some((cluster, _))) = answer
-            && cluster != identity.cluster
+/// It runs elsewhere, or one of the `seeds` is of another cluster.
+pub async fn check_alone(
+    io: &Io,
+    identity: Identity,
+    mut others: BTreeSet<Address>,
+    seeds: &[Address],
+) -> Result<(), Fault> {
+    others.extend(seeds.iter().cloned());
+    let mut before = heard(io, identity, &others).await;
+    for seed in seeds {
+        if let Some(HeardReply { cluster_id, .. }) = before.get(seed)
+            && *cluster_id != identity.cluster.0
         {
             return Err(Fault::new(format!(
                 "{} holds member {} of cluster {}, and {seed} is of cluster {}: choose the right one with --data-dir, or join \
@@ -104,17 +97,54 @@ pub async fn check_cluster(io: &Io, identity: Identity, seeds: &[Address]) -> Re
                 io.disk.describe(),
                 identity.id,
                 identity.cluster.hex(),
-                cluster.hex()
+                ClusterId(*cluster_id).hex()
             )));
+        }
+    }
+    // Where others were once, strangers may be now.
+    before.retain(|_, reply| reply.cluster_id == identity.cluster.0);
+    // What was under way when this member went down may still arrive; what goes on and on comes from somebody.
+    for pause in HEARD_PAUSES {
+        io.clock.sleep(pause).await;
+        let now = heard(io, identity, &others).await;
+        let goes_on = |(other, reply): (&Address, &HeardReply)| {
+            let more = before.get(other).is_some_and(|before| reply.frames > before.frames);
+            more.then(|| (other.clone(), reply.address.clone()))
+        };
+        match now.iter().find_map(goes_on) {
+            None => return Ok(()),
+            Some((other, at)) if pause == HEARD_PAUSES[HEARD_PAUSES.len() - 1] => {
+                return Err(Fault::new(format!(
+                    "member {} runs at {at} already, where the member at {other} hears it; {} is a copy of its data. To move \
+                     the member, stop it there first; to add another, start with an empty data directory and --join",
+                    identity.id,
+                    io.disk.describe()
+                )));
+            }
+            Some(_) => before = now,
         }
     }
     Ok(())
 }
 
+/// What those who answer have heard of this member.
+async fn heard(io: &Io, identity: Identity, others: &BTreeSet<Address>) -> BTreeMap<Address, HeardReply> {
+    let ask = |other: &Address| {
+        let mut client = ClusterClient::new(io.network.connect(other));
+        async move { io.clock.timeout(OTHERS_TIMEOUT, client.heard(HeardRequest { id: identity.id.0 })).await }
+    };
+    let answers = join_all(others.iter().map(ask)).await;
+    let answered = |(other, answer): (&Address, _)| match answer {
+        Ok(Ok(reply)) => Some((other.clone(), tonic::Response::into_inner(reply))),
+        _ => None,
+    };
+    others.iter().zip(answers).filter_map(answered).collect()
+}
+
 /// Who answers at an address.
 async fn who(io: &Io, address: &Address) -> Option<(ClusterId, NodeId)> {
     let mut client = ClusterClient::new(io.network.connect(address));
-    let reply = io.clock.timeout(REQUEST_TIMEOUT, client.status(StatusRequest {})).await;
+    let reply = io.clock.timeout(OTHERS_TIMEOUT, client.status(StatusRequest {})).await;
     let status = reply.ok()?.ok()?.into_inner();
     Some((ClusterId(status.cluster_id), NodeId(status.id)))
 }
@@ -141,7 +171,7 @@ pub async fn announce(shared: Arc<SharedNodeState>, uuid: [u8; 16], address: Add
             // A state that does not have this member yet says nothing about where the cluster has it.
             Ok(_) => {
                 if let Err(status) = move_to(&shared, &request, &seeds).await {
-                    tracing::info!(why = status.message(), "the cluster does not know yet where this member is");
+                    tracing::warn!(why = status.message(), "the cluster does not know yet where this member is");
                     discover(&shared, &seeds).await;
                 }
             }

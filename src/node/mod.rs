@@ -12,6 +12,7 @@ mod join;
 pub mod machine;
 mod space;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +31,7 @@ use crate::proto::v1::{JoinReply, Member, MemberRole};
 use crate::raft::core::{Status, genesis};
 use crate::raft::log::{Identity, Log};
 use crate::raft::manager::{self, Observer, Setup};
+use crate::raft::owner::Machine;
 use crate::raft::tail::Retention;
 use crate::shared::SharedNodeState;
 use crate::state::member;
@@ -156,27 +158,24 @@ impl NodeBuilder {
             rng.fill(&mut uuid);
             uuid
         })?;
-        let identity = match log.identity()? {
-            Some(identity) => {
-                if let Origin::Join(seeds) = &self.origin {
-                    join::check_cluster(&io, identity, seeds).await?;
-                }
-                identity
-            }
+        let found = log.identity()?;
+        let was_member = found.is_some();
+        let identity = match found {
+            Some(identity) => identity,
             None => establish(&io, &mut log, &self.origin, &uuid, &address).await?,
         };
         let machine = machine::open_state(&io.disk, &log)?;
-        let before = log.address()?;
-        if before.as_ref() != Some(&address) {
-            if let Some(before) = before {
-                join::check_moved(&io, identity, &before, &address).await?;
-            }
-            log.set_address(&address)?;
-        }
         let seeds = match self.origin {
             Origin::Join(seeds) => seeds,
             Origin::Existing | Origin::Bootstrap => Vec::new(),
         };
+        if was_member {
+            let mut others: BTreeSet<Address> = log.first_peers()?.into_values().collect();
+            others.extend(machine.peers()?.into_iter().filter(|(id, _)| *id != identity.id).map(|(_, at)| at));
+            others.remove(&address);
+            let seeds: Vec<Address> = seeds.iter().filter(|seed| **seed != address).cloned().collect();
+            join::check_alone(&io, identity, others, &seeds).await?;
+        }
         let reader = machine.reader();
         let metrics = Metrics::new();
         let setup = Setup {
@@ -197,6 +196,9 @@ impl NodeBuilder {
             metrics: metrics.clone(),
         };
         let (raft, incarnation, manager) = manager::start(setup)?;
+        if member::is_removed(&reader.view()?.1, identity.id)? {
+            raft.note_removed();
+        }
         let outputs = worker::outputs(&io);
         let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics);
         let health = Health::default();

@@ -586,7 +586,10 @@ impl Core {
         let promise = (hard_state.term, hard_state.vote) != (before.term, before.vote);
         self.raw.mut_store().append(&entries);
         self.raw.mut_store().set_hard_state(hard_state.clone());
-        if promise || !entries.is_empty() || position.is_some() {
+        // Whoever knows of a configuration only from memory could not count votes in it after a crash.
+        let reconfigured =
+            ready.committed_entries().iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        if promise || !entries.is_empty() || position.is_some() || reconfigured {
             self.unpersisted.push_back(Unpersisted { number, promise });
             effects.write = Some(Write { number, snapshot: position, entries, hard_state });
         }

@@ -14,7 +14,7 @@ use super::codec;
 use crate::error::{Context, Fault};
 use crate::ids::{Address, ClusterId, Incarnation, Index, NodeId, Term};
 use crate::io::Disk;
-use crate::limits::{DATABASE_CACHE_BYTES, LIVES_KEPT};
+use crate::limits::DATABASE_CACHE_BYTES;
 use crate::proto::v1;
 
 /// The file that holds the log.
@@ -28,8 +28,6 @@ const HARD_STATE: &str = "hard state";
 const COMPACTED: &str = "compacted";
 const INSTALLED: &str = "installed";
 const INCARNATION: &str = "incarnation";
-const NONCES: &str = "nonces";
-const ADDRESS: &str = "address";
 const UUID: &str = "uuid";
 
 /// Who this member is. Written once.
@@ -39,25 +37,6 @@ pub struct Identity {
     pub cluster: ClusterId,
     /// Its own id there.
     pub id: NodeId,
-}
-
-/// One life of a member, from start to end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Life {
-    /// How often the member has started, this time included.
-    pub incarnation: Incarnation,
-    /// Drawn at the start: by it two processes with copies of the same data are told apart.
-    pub nonce: u64,
-    /// The nonces of the lives before, the latest first; at most [`LIVES_KEPT`].
-    pub before: Vec<u64>,
-}
-
-impl Life {
-    /// Whether this life came after `other` on the same data.
-    pub fn follows(&self, other: &Self) -> bool {
-        let ago = self.incarnation.0.saturating_sub(other.incarnation.0);
-        ago > 0 && (self.before.contains(&other.nonce) || ago > LIVES_KEPT as u64)
-    }
 }
 
 /// What raft-rs wants to be durable.
@@ -86,8 +65,8 @@ pub enum Change {
 /// What a boot found in the log.
 #[derive(Debug)]
 pub struct Recovered {
-    /// The life that begins.
-    pub life: Life,
+    /// How often the member has started, this time included.
+    pub incarnation: Incarnation,
     /// The hard state of the last durable write.
     pub hard_state: HardState,
     /// The last index that the log no longer holds, and its term.
@@ -206,34 +185,12 @@ impl Log {
         txn.commit().context(what)
     }
 
-    /// The address under which the member last started.
-    ///
-    /// # Errors
-    /// The database failed or is corrupt.
-    pub fn address(&self) -> Result<Option<Address>, Fault> {
-        let what = || format!("read the address from {}", self.place);
-        let txn = self.db.begin_write().context(what)?;
-        let row = get(&txn, ADDRESS)?;
-        row.map(|bytes| String::from_utf8(bytes).context(what)?.parse().context(what)).transpose()
-    }
-
-    /// Notes the address under which the member starts.
-    ///
-    /// # Errors
-    /// The database failed.
-    pub fn set_address(&mut self, address: &Address) -> Result<(), Fault> {
-        let what = || format!("write the address to {}", self.place);
-        let txn = self.db.begin_write().context(what)?;
-        put(&txn, ADDRESS, address.as_str().as_bytes())?;
-        txn.commit().context(what)
-    }
-
-    /// Begins a life with the given nonce, and reads and checks the whole log.
+    /// Counts this start, and reads and checks the whole log.
     ///
     /// # Errors
     /// The database failed, or a record is corrupt: this member must not go on without it, for it may have been
     /// promised to others.
-    pub fn recover(&mut self, nonce: u64) -> Result<Recovered, Fault> {
+    pub fn recover(&mut self) -> Result<Recovered, Fault> {
         let what = || format!("recover the log from {}", self.place);
         let txn = self.db.begin_write().context(what)?;
         let incarnation = match get(&txn, INCARNATION)? {
@@ -241,12 +198,6 @@ impl Log {
             None => 1,
         };
         put(&txn, INCARNATION, &incarnation.to_le_bytes())?;
-        let mut nonces = get(&txn, NONCES)?.unwrap_or_default();
-        let before = nonces.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("chunks of 8")));
-        let life = Life { incarnation: Incarnation(incarnation), nonce, before: before.collect() };
-        nonces.splice(..0, nonce.to_le_bytes());
-        nonces.truncate(LIVES_KEPT * 8);
-        put(&txn, NONCES, &nonces)?;
         let hard_state = get(&txn, HARD_STATE)?.map(|bytes| hard_state(&bytes)).transpose()?.unwrap_or_default();
         let compacted = compacted(&txn)?;
         let mut entries = Vec::new();
@@ -275,7 +226,7 @@ impl Log {
             }
         }
         txn.commit().context(what)?;
-        Ok(Recovered { life, hard_state, compacted, entries })
+        Ok(Recovered { incarnation: Incarnation(incarnation), hard_state, compacted, entries })
     }
 
     /// Makes changes durable, in order, in one transaction with one sync.
@@ -415,24 +366,4 @@ fn compacted(txn: &WriteTransaction) -> Result<(Index, Term), Fault> {
     let row = get(txn, COMPACTED)?;
     let [index, term] = row.map_or(Ok([0, 0]), |bytes| words(COMPACTED, &bytes))?;
     Ok((Index(index), Term(term)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn life(incarnation: u64, nonce: u64, before: &[u64]) -> Life {
-        Life { incarnation: Incarnation(incarnation), nonce, before: before.to_vec() }
-    }
-
-    #[test]
-    fn a_life_follows_only_on_its_own_past() {
-        let second = life(2, 20, &[10]);
-        assert!(life(3, 30, &[20, 10]).follows(&second));
-        assert!(life(5, 50, &[40, 30, 20, 10]).follows(&second), "some starts were heard by nobody");
-        assert!(!life(3, 31, &[21, 10]).follows(&second), "a copy from before the second start");
-        assert!(!life(2, 21, &[10]).follows(&second) && !life(1, 10, &[]).follows(&second));
-        assert!(!second.follows(&second));
-        assert!(life(3 + LIVES_KEPT as u64, 99, &[98]).follows(&second), "too long ago to tell");
-    }
 }

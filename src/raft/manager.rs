@@ -91,8 +91,19 @@ struct Shared {
     status: Mutex<Status>,
     changed: Notify,
     removed: AtomicBool,
+    /// How many frames have come from each member, and where the last came from.
+    heard: Mutex<BTreeMap<NodeId, (u64, Address)>>,
     /// When a chunk of a snapshot was last given to anyone, and whether there are more after it.
     served: Mutex<Option<(Monotonic, bool)>>,
+}
+
+impl Shared {
+    fn note_removed(&self) {
+        if !self.removed.swap(true, Ordering::Relaxed) {
+            tracing::error!("this member was removed from the cluster");
+            self.changed.notify_waiters();
+        }
+    }
 }
 
 impl RaftHandle {
@@ -138,6 +149,11 @@ impl RaftHandle {
         answer.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
+    /// Notes that this member was removed, as its own state says.
+    pub fn note_removed(&self) {
+        self.shared.note_removed();
+    }
+
     /// Waits until this member is told that it was removed from the cluster.
     pub async fn removed(&self) {
         loop {
@@ -147,6 +163,23 @@ impl RaftHandle {
             }
             changed.await;
         }
+    }
+
+    /// Notes that a frame came from a member.
+    pub fn note_heard(&self, from: NodeId, address: &Address) {
+        let mut heard = self.shared.heard.lock().expect("no code panics while it holds the counts");
+        if heard.len() < limits::MEMBERS_MAX || heard.contains_key(&from) {
+            let (frames, at) = heard.entry(from).or_insert_with(|| (0, address.clone()));
+            *frames += 1;
+            if at != address {
+                at.clone_from(address);
+            }
+        }
+    }
+
+    /// How many frames have come from a member since this one started, and where the last came from.
+    pub fn heard(&self, from: NodeId) -> Option<(u64, Address)> {
+        self.shared.heard.lock().expect("no code panics while it holds the counts").get(&from).cloned()
     }
 
     /// Whether a member is in the configuration that this one knows.
@@ -248,9 +281,8 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     let Setup { io, identity, address, election_ticks, retention, mut log, machine, snapshots, observer, metrics } =
         setup;
     let first_peers = log.first_peers()?;
-    let recovered = log.recover(io.rng.stream("life").bits())?;
-    let life = recovered.life.clone();
-    let incarnation = life.incarnation;
+    let recovered = log.recover()?;
+    let incarnation = recovered.incarnation;
     let conf_state = codec::conf_state(machine.conf_state()).context(|| "read the membership of the state".into())?;
     let (applied, _) = machine.applied();
     let config = CoreConfig { id: identity.id, election_ticks, retention };
@@ -261,8 +293,11 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     let (frames_sender, frames) = mpsc::channel(limits::INBOX_FRAMES_MAX);
     let (news_sender, news) = mpsc::channel(limits::MEMBERS_MAX);
     let (staged_sender, staged) = mpsc::channel(1);
-    let mut transport = Transport::new(io.clone(), identity, life, address, news_sender);
-    first_peers.into_iter().for_each(|(id, address)| transport.introduce(id, address));
+    let mut transport = Transport::new(io.clone(), identity, incarnation, address, news_sender);
+    // Where the members were when this one was taken in counts only until its own state tells.
+    if applied == Index(0) {
+        first_peers.into_iter().for_each(|(id, address)| transport.introduce(id, address));
+    }
     transport.set_peers(&machine.peers()?);
     let cluster_time = machine.cluster_time();
     let log_owner = LogOwner::new(log, done_sender.clone(), &io, metrics.clone());
@@ -274,6 +309,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         status: Mutex::new(status.clone()),
         changed: Notify::new(),
         removed: AtomicBool::default(),
+        heard: Mutex::default(),
         served: Mutex::default(),
     });
     let manager = Manager {
@@ -467,15 +503,7 @@ impl Manager {
     fn on_news(&mut self, news: News) {
         match news {
             News::Unreachable(member) => self.core.on_unreachable(member),
-            News::Removed => self.note_removed(),
-            News::Superseded(why) => self.io.spawn.fail_stop(Fault::new(why)),
-        }
-    }
-
-    fn note_removed(&mut self) {
-        if !self.shared.removed.swap(true, Ordering::Relaxed) {
-            tracing::error!("this member was removed from the cluster");
-            self.shared.changed.notify_waiters();
+            News::Removed => self.shared.note_removed(),
         }
     }
 
@@ -536,7 +564,7 @@ impl Manager {
         if let Some(peers) = now.peers {
             self.transport.set_peers(&peers);
             if !peers.is_empty() && !peers.contains_key(&self.life.0) && self.core.has_left() {
-                self.note_removed();
+                self.shared.note_removed();
             }
         }
     }

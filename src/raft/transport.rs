@@ -14,7 +14,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request};
 
 use super::codec;
-use super::log::{Identity, Life};
+use super::log::Identity;
 use crate::ids::{Address, ClusterId, Incarnation, NodeId};
 use crate::io::{Io, TaskHandle};
 use crate::limits::{
@@ -28,8 +28,6 @@ const FROM: &str = "cairn-from";
 const TO: &str = "cairn-to";
 const ADDRESS: &str = "cairn-address";
 const INCARNATION: &str = "cairn-incarnation";
-/// The life's nonce, and those of the lives before.
-const NONCES: &str = "cairn-nonces";
 
 /// Who speaks to whom: the metadata of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,7 +37,7 @@ pub struct Hello {
     /// The sender.
     pub from: NodeId,
     /// Its life.
-    pub life: Life,
+    pub incarnation: Incarnation,
     /// Whom it takes the receiver for.
     pub to: NodeId,
     /// Where the sender is.
@@ -50,10 +48,7 @@ impl Hello {
     pub(super) fn write(&self, metadata: &mut MetadataMap) {
         metadata.insert(CLUSTER, self.cluster.0.into());
         metadata.insert(FROM, self.from.0.into());
-        metadata.insert(INCARNATION, self.life.incarnation.0.into());
-        let nonces = [self.life.nonce].into_iter().chain(self.life.before.iter().copied());
-        let nonces: Vec<String> = nonces.map(|nonce| format!("{nonce:x}")).collect();
-        metadata.insert(NONCES, nonces.join(",").parse().expect("digits and commas"));
+        metadata.insert(INCARNATION, self.incarnation.0.into());
         metadata.insert(TO, self.to.0.into());
         metadata.insert(ADDRESS, self.address.as_str().parse().expect("an address is plain text"));
     }
@@ -67,14 +62,10 @@ impl Hello {
             let value = metadata.get(name).and_then(|value| value.to_str().ok());
             value.and_then(|value| value.parse().ok()).ok_or(name)
         };
-        let nonces = metadata.get(NONCES).and_then(|value| value.to_str().ok()).ok_or(NONCES)?;
-        let nonces: Result<Vec<u64>, _> = nonces.split(',').map(|nonce| u64::from_str_radix(nonce, 16)).collect();
-        let mut nonces = nonces.map_err(|_| NONCES)?.into_iter();
-        let nonce = nonces.next().ok_or(NONCES)?;
         Ok(Self {
             cluster: ClusterId(number(CLUSTER)?),
             from: NodeId(number(FROM)?),
-            life: Life { incarnation: Incarnation(number(INCARNATION)?), nonce, before: nonces.collect() },
+            incarnation: Incarnation(number(INCARNATION)?),
             to: NodeId(number(TO)?),
             address: metadata.get(ADDRESS).and_then(|value| value.to_str().ok()?.parse().ok()).ok_or(ADDRESS)?,
         })
@@ -85,7 +76,7 @@ impl Hello {
 pub struct Transport {
     io: Io,
     identity: Identity,
-    life: Life,
+    incarnation: Incarnation,
     /// Where this member itself is.
     address: Address,
     /// Where the state says that the members are.
@@ -97,20 +88,16 @@ pub struct Transport {
 }
 
 /// What a transport has to tell.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
     /// A member could not be reached; messages to it may be lost.
     Unreachable(NodeId),
     /// A member says that this one was removed from the cluster.
     Removed,
-    /// A member says that this one also runs elsewhere, in these words.
-    Superseded(String),
 }
 
 /// The metadata of a refusal that tells the caller that it was removed.
 pub const REMOVED: &str = "cairn-removed";
-/// The metadata of a refusal that tells the caller that another process speaks as the same member.
-pub const SUPERSEDED: &str = "cairn-superseded";
 
 struct Link {
     /// Tried in turn: where it says that it is, then where the state has it.
@@ -121,9 +108,15 @@ struct Link {
 
 impl Transport {
     /// A transport without peers. What becomes of its streams is told to `news`.
-    pub fn new(io: Io, identity: Identity, life: Life, address: Address, news: mpsc::Sender<News>) -> Self {
+    pub fn new(
+        io: Io,
+        identity: Identity,
+        incarnation: Incarnation,
+        address: Address,
+        news: mpsc::Sender<News>,
+    ) -> Self {
         let (known, introduced, links) = Default::default();
-        Self { io, identity, life, address, known, introduced, links, news }
+        Self { io, identity, incarnation, address, known, introduced, links, news }
     }
 
     /// The members as the state has them: opens streams to new ones, closes those to ones that left or moved. Those it
@@ -168,7 +161,7 @@ impl Transport {
     /// What this member says of itself to another.
     pub fn hello(&self, to: NodeId) -> Hello {
         let Identity { cluster, id: from } = self.identity;
-        Hello { cluster, from, life: self.life.clone(), to, address: self.address.clone() }
+        Hello { cluster, from, incarnation: self.incarnation, to, address: self.address.clone() }
     }
 
     /// Where a member is.
@@ -213,9 +206,6 @@ async fn run_link(
                 Either::Left((Err(status), _)) => {
                     if status.metadata().contains_key(REMOVED) {
                         let _ = news.try_send(News::Removed);
-                    }
-                    if status.metadata().contains_key(SUPERSEDED) {
-                        let _ = news.try_send(News::Superseded(status.message().into()));
                     }
                     match status.code() {
                         // It answers, and will not have this member: someone must look at that.

@@ -55,6 +55,15 @@ pub(super) fn is_live(rows: &impl Read, id: NodeId) -> Result<bool, Fault> {
     Ok(member.is_some_and(|member| member.role() != MemberRole::Removed))
 }
 
+/// Whether a member was removed.
+///
+/// # Errors
+/// The database failed.
+pub fn is_removed(rows: &impl Read, id: NodeId) -> Result<bool, Fault> {
+    let member: Option<v1::Member> = super::table::find(rows, Table::Members, &key(id))?;
+    Ok(member.is_some_and(|member| member.role() == MemberRole::Removed))
+}
+
 /// All members that ever were, in the order of their ids.
 ///
 /// # Errors
