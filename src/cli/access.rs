@@ -10,7 +10,7 @@ use rcgen::{
 
 use super::Failure;
 use crate::error::{Context, Fault};
-use crate::io::Io;
+use crate::io::{Io, Tokens};
 use crate::os::{self, Tls};
 
 /// What a caller needs.
@@ -63,7 +63,7 @@ pub struct Credentials {
     #[arg(long, default_value = "credentials")]
     dir: PathBuf,
     /// Days for which the node's certificate holds
-    #[arg(long, default_value = "730", value_parser = clap::value_parser!(u64).range(1..=36_500))]
+    #[arg(long, default_value = "730", value_parser = clap::value_parser!(u64).range(1..=AUTHORITY_DAYS))]
     days: u64,
     /// Names and addresses by which the node is reached; its files are named after the first
     #[arg(required = true)]
@@ -79,10 +79,8 @@ impl Credentials {
     /// Makes the authority and the token, unless they are there, and a certificate for the node.
     pub fn run(&self) -> Result<(), Failure> {
         let at = |name: &str| self.dir.join(name);
+        self.hosts.iter().try_for_each(|host| check_host(host))?;
         let first = &self.hosts[0];
-        if first.contains('/') {
-            return Err(Fault::new(format!("{first:?} is no host: it contains a slash")).into());
-        }
         let mut params = CertificateParams::new(self.hosts.clone())
             .context(|| format!("make a certificate for {}", self.hosts.join(", ")))?;
         let (certificate, key) = (at(&format!("{first}.pem")), at(&format!("{first}.key")));
@@ -95,7 +93,9 @@ impl Credentials {
         os::make_dir(&self.dir).context(|| format!("make {}", self.dir.display()))?;
         let authority = self.authority()?;
         let token = at("token");
-        if !token.exists() {
+        if token.exists() {
+            read(&token)?.parse::<Tokens>().context(|| format!("read {}", token.display()))?;
+        } else {
             let mut bytes = [0; 32];
             let io = os::client_io(None)?;
             io.rng.stream("token").fill(&mut bytes);
@@ -136,12 +136,38 @@ impl Credentials {
             let pair = KeyPair::from_pem(&read(&key)?).context(|| format!("read the key in {}", key.display()))?;
             return Ok(Issuer::new(params, pair));
         }
+        if key.exists() {
+            let text = format!(
+                "{} has lost its {}: remove it to make another authority",
+                key.display(),
+                certificate.display()
+            );
+            return Err(Fault::new(text));
+        }
         valid_for(&mut params, AUTHORITY_DAYS)?;
         let pair = KeyPair::generate().context(failed)?;
         let signed = params.self_signed(&pair).context(failed)?;
         write(&key, &pair.serialize_pem(), true)?;
         write(&certificate, &signed.pem(), false)?;
         Ok(Issuer::new(params, pair))
+    }
+}
+
+/// A name or an address that a caller may dial, and that may name files.
+fn check_host(host: &str) -> Result<(), Fault> {
+    let bad = |why: &str| Err(Fault::new(format!("{host:?} is no host to make a certificate for: {why}")));
+    if let Ok(ip) = host.parse::<std::net::IpAddr>() {
+        return if ip.is_unspecified() { bad("nobody is reached at this address") } else { Ok(()) };
+    }
+    let label = |label: &str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        !label.is_empty() && label.len() <= 63 && label.chars().all(plain)
+    };
+    match host {
+        "ca" | "token" => bad("files of this name have another use here"),
+        _ if host.contains([':', '[']) => bad("give it without port and brackets"),
+        _ if !host.split('.').all(label) => bad("it is neither an IP address nor a host name"),
+        _ => Ok(()),
     }
 }
 

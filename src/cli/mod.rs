@@ -216,7 +216,10 @@ impl Failure {
             Self::Fault(fault) => eprintln!("error: {fault}"),
             Self::NotFound(what) => eprintln!("error: {what}"),
             Self::Client(error @ ClientError::Unavailable(_)) => {
-                eprintln!("error: {error}\nIs a node running there? Start one with: node dev");
+                eprintln!("error: {error}");
+                if error.to_string().contains("tcp connect error") {
+                    eprintln!("Is a node running there? Start one with: node dev");
+                }
                 return 3;
             }
             Self::Client(error @ ClientError::Unknown(_)) => {

@@ -50,7 +50,7 @@ pub struct Start {
     /// Found a new cluster, if the data directory holds no member yet
     #[arg(long, conflicts_with = "join")]
     bootstrap: bool,
-    /// Enter the cluster of the member at this address, if the data directory holds no member yet
+    /// Enter the cluster of the member at this address; a member that is in it already looks for the others there
     #[arg(long, env = "CAIRN_JOIN", value_delimiter = ',')]
     join: Vec<Address>,
     #[command(flatten)]
@@ -233,6 +233,7 @@ struct Options {
 /// Runs a node until the first signal stops it in order; a second one ends the process at once.
 async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) -> Result<(), Failure> {
     os::start_logging();
+    os::raise_file_limit();
     check_exposure(&options)?;
     let certificate = options.certificate.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
     let mut io = options.access.node_io(data_dir, certificate)?;
@@ -301,7 +302,7 @@ fn check_exposure(options: &Options) -> Result<(), Fault> {
     let Options { listen, advertise, access, .. } = options;
     if advertise.as_ref().unwrap_or(listen).is_unspecified() {
         return Err(Fault::new(format!(
-            "{} stands for every address of this machine, and others must know one: say which with --advertise",
+            "{} stands for every address of this machine, and others must know one: say which with `node start --advertise`",
             advertise.as_ref().unwrap_or(listen)
         )));
     }
@@ -315,8 +316,8 @@ fn check_exposure(options: &Options) -> Result<(), Fault> {
     match exposed {
         Some(address) if !options.insecure => Err(Fault::new(format!(
             "{address} can be reached from other machines, and {missing}: anyone there could control this node. Make \
-             certificates and a token with `node credentials`, use a loopback address, or say --insecure if the network \
-             is yours alone"
+             certificates and a token with `node credentials` for `node start`, use a loopback address, or say --insecure \
+             if the network is yours alone"
         ))),
         _ => Ok(()),
     }

@@ -46,6 +46,16 @@ pub enum ClientError {
     Unknown(String),
 }
 
+impl ClientError {
+    /// What it means for a call that changes nothing.
+    fn of_read(self) -> Self {
+        match self {
+            Self::Unknown(why) => Self::Unavailable(why),
+            other => other,
+        }
+    }
+}
+
 /// A connection to a cluster. Copies share it and its session.
 #[derive(Clone)]
 pub struct Client {
@@ -159,7 +169,7 @@ impl Client {
     /// Reads a key, linearizably.
     ///
     /// # Errors
-    /// See [`ClientError`]; never unknown in effect, for a read has none.
+    /// See [`ClientError`]; never unknown, for a read has no effect.
     pub async fn get(&self, key: &[u8]) -> Result<Option<v1::KeyValue>, ClientError> {
         let get = v1::Get { key: key.to_vec().into() };
         match self.query(query_request::Kind::Get(get)).await? {
@@ -184,10 +194,10 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn status(&self) -> Result<v1::StatusReply, ClientError> {
-        self.attempts(|channel, _| {
+        let status = self.attempts(|channel, _| {
             Box::pin(async move { ClusterClient::new(channel).status(v1::StatusRequest {}).await })
-        })
-        .await
+        });
+        status.await.map_err(ClientError::of_read)
     }
 
     /// Removes a member for ever. Removing it again is no error.
@@ -326,7 +336,8 @@ impl Client {
                 request.set_timeout(deadline.since(self.io.clock.now()));
                 Box::pin(async move { store(channel).query(request).await })
             })
-            .await?;
+            .await
+            .map_err(ClientError::of_read)?;
         reply.kind.ok_or_else(|| ClientError::Unavailable("an answer from a newer version".into()))
     }
 

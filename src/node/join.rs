@@ -33,7 +33,7 @@ pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address
     let deadline = io.clock.now() + PATIENCE;
     let mut hints: VecDeque<Address> = VecDeque::new();
     let mut turn = 0;
-    let mut last = String::from("nobody was asked");
+    let (mut last, mut told) = (String::from("nobody was asked"), String::new());
     while io.clock.now() < deadline && !seeds.is_empty() {
         let hinted = hints.pop_front();
         let target = hinted.clone().unwrap_or_else(|| {
@@ -66,7 +66,10 @@ pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address
             }
             Err(_) => last = format!("{target}: no answer within {REQUEST_TIMEOUT:?}"),
         }
-        tracing::info!(%last, "not taken in yet");
+        if last != told {
+            tracing::warn!(why = last, "not taken in yet; trying on");
+            told.clone_from(&last);
+        }
         if hints.is_empty() {
             io.clock.sleep(RECONNECT_PAUSE_MAX / 4).await;
         }

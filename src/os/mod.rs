@@ -58,6 +58,16 @@ pub fn client_io(tls: Option<Tls>) -> Result<Io, Fault> {
     })
 }
 
+/// Lets this process open as many files, connections among them, as it may.
+pub fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised =
+        getrlimit(Resource::RLIMIT_NOFILE).and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files was not raised");
+    }
+}
+
 /// Resolves when the user asks the process to stop (SIGINT or SIGTERM).
 ///
 /// # Errors

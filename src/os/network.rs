@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use tokio::net::{TcpListener, lookup_host};
+use futures_util::stream::{self, Stream};
+use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tonic::service::Routes;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
 use tower::{ServiceExt, service_fn};
 
@@ -17,6 +17,8 @@ use crate::io::{BoxError, Channel, ChannelError, Listener, Network};
 
 /// How long a connection attempt may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause after a connection that could not be taken.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Idle time after which HTTP/2 pings a peer, so that a dead machine is noticed without traffic.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Flow-control window of a connection; each stream's is a quarter of it. The default, 64 KiB, stalls batches.
@@ -53,7 +55,7 @@ impl Tls {
     /// # Errors
     /// The texts hold no certificate and its key in PEM.
     pub fn showing(self, certificate: &str, key: &str) -> Result<Self, Fault> {
-        let shown = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key));
+        let shown = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)).timeout(CONNECT_TIMEOUT);
         let checked = Server::builder().tls_config(shown.clone()).map_err(|error| root(&error).to_string());
         checked.context(|| "read the certificate and its key".into())?;
         Ok(Self { shown: Some(shown), ..self })
@@ -131,9 +133,11 @@ fn classify(error: tonic::transport::Error) -> ChannelError {
         }
         cause = error_below.source();
     }
-    // What an alert of TLS looks like to who expects frames.
+    // What an alert of TLS looks like to who expects frames: nobody has read the request.
     if root(&error).to_string().contains("frame with invalid size") {
-        return ChannelError::Broken("the connection broke; if the member there speaks TLS, give --tls-ca".into());
+        return ChannelError::Connect(
+            "what answers there does not speak plain HTTP/2; if it is TLS, give --tls-ca".into(),
+        );
     }
     ChannelError::Broken(error.into())
 }
@@ -162,8 +166,24 @@ impl Listener for Socket {
             .initial_connection_window_size(WINDOW_BYTES)
             .initial_stream_window_size(WINDOW_BYTES / 4)
             .add_routes(routes)
-            .serve_with_incoming_shutdown(TcpIncoming::from(self.socket).with_nodelay(Some(true)), stop)
+            .serve_with_incoming_shutdown(incoming(self.socket), stop)
             .await?;
         Ok(())
     }
+}
+
+/// Connections as they come. What cannot be taken, most often because too many are open, is tried again after a pause.
+fn incoming(socket: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
+    stream::unfold(socket, async |socket| {
+        loop {
+            let taken = socket.accept().await.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream));
+            match taken {
+                Ok(stream) => return Some((Ok(stream), socket)),
+                Err(error) => {
+                    tracing::warn!(%error, "a connection was not taken");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    })
 }

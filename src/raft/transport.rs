@@ -9,9 +9,9 @@ use std::time::Duration;
 use futures_util::future::{Either, select};
 use raft::eraftpb::Message;
 use tokio::sync::mpsc;
+use tonic::Request;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::metadata::MetadataMap;
-use tonic::{Code, Request};
 
 use super::codec;
 use super::log::Identity;
@@ -22,6 +22,9 @@ use crate::limits::{
 };
 use crate::proto::v1;
 use crate::proto::v1::peer_client::PeerClient;
+
+/// Of how many failed attempts in a row one is told of.
+const WARN_EVERY: u32 = 32;
 
 const CLUSTER: &str = "cairn-cluster";
 const FROM: &str = "cairn-from";
@@ -192,6 +195,7 @@ async fn run_link(
 ) {
     let mut jitter = io.rng.stream(&format!("reconnect to {}", hello.to));
     let mut pause = RECONNECT_PAUSE_MIN;
+    let mut failures = 0u32;
     for address in addresses.iter().cycle() {
         let opened = io.clock.now();
         // Frames wait here only while the connection takes them slower than they come.
@@ -207,13 +211,12 @@ async fn run_link(
                     if status.metadata().contains_key(REMOVED) {
                         let _ = news.try_send(News::Removed);
                     }
-                    match status.code() {
-                        // It answers, and will not have this member: someone must look at that.
-                        Code::Unauthenticated | Code::FailedPrecondition => {
-                            tracing::warn!(to = %hello.to, %address, why = status.message(), "a member refuses this one");
-                        }
-                        _ => tracing::debug!(to = %hello.to, %address, %status, "peer stream broke"),
+                    // Said when it begins, and now and then while it lasts.
+                    if failures.is_multiple_of(WARN_EVERY) {
+                        let why = status.message();
+                        tracing::warn!(to = %hello.to, %address, why, "there is no way to a member");
                     }
+                    failures = failures.wrapping_add(1);
                 }
                 Either::Left((Ok(_), _)) => tracing::debug!(to = %hello.to, "peer closed the stream"),
                 Either::Right((Feed::QueueClosed, _)) => return,
@@ -223,7 +226,7 @@ async fn run_link(
         // A full queue of reports already says it.
         let _ = news.try_send(News::Unreachable(hello.to));
         if io.clock.now().since(opened) > RECONNECT_PAUSE_MAX {
-            pause = RECONNECT_PAUSE_MIN;
+            (pause, failures) = (RECONNECT_PAUSE_MIN, 0);
         }
         let millis = pause.as_millis() as u64;
         io.clock.sleep(Duration::from_millis(millis / 2 + jitter.range(0, millis))).await;

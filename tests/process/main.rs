@@ -514,6 +514,11 @@ fn a_cluster_with_certificates_and_a_token_answers_nobody_else() {
     let made = path("credentials");
     assert!(run(&["credentials", "--dir", &made, "localhost", "127.0.0.1"]).status.success());
     fails(1, &["localhost.pem is there already"], &["credentials", "--dir", &made, "localhost"]);
+    let bad = |words: &[&str], host: &str| fails(1, words, &["credentials", "--dir", &made, host]);
+    bad(&["n1:7400", "without port"], "n1:7400");
+    bad(&["another use"], "ca");
+    bad(&["neither"], "a b");
+    bad(&["nobody is reached"], "0.0.0.0");
     let mode = fs::metadata(path("credentials/ca.key")).unwrap().permissions();
     assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
     let (ca, token) = (path("credentials/ca.pem"), path("credentials/token"));
@@ -543,7 +548,7 @@ fn a_cluster_with_certificates_and_a_token_answers_nobody_else() {
     let wrong = path("wrong");
     fs::write(&wrong, "0123456789abcdef\n").unwrap();
     refused(1, &["not one of this cluster's"], &[&here[..], &tls, &["--token-file", &wrong]].concat());
-    refused(4, &["--tls-ca"], &[&here[..], &admitted].concat());
+    refused(3, &["--tls-ca"], &[&here[..], &admitted].concat());
     assert!(run(&["credentials", "--dir", &path("other"), "localhost"]).status.success());
     let strange = path("other/ca.pem");
     refused(3, &["invalid peer certificate"], &[&here[..], &admitted, &["--tls-ca", &strange]].concat());
