@@ -30,6 +30,7 @@ use crate::client::{Client, ClientError};
 use crate::error::Fault;
 use crate::ids::{Address, NodeId};
 use crate::os;
+use crate::proto::v1::MemberRole;
 
 /// Cairn: a consensus node. One is a working system, three lose nothing when a machine dies.
 #[derive(Parser)]
@@ -140,7 +141,7 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Cluster {
-    /// Members, roles, leader, term, and how far each has come
+    /// Members, roles, leader, term, and of each its health, how far it has come, and its version
     Status,
     /// Remove a member for ever; its node says so and ends
     Remove {
@@ -278,8 +279,16 @@ impl Cluster {
     async fn run(&self, connection: &Connection) -> Result<(), Failure> {
         let client = connection.client()?;
         match (self, connection.output) {
-            (Self::Status, Output::Json) => output::json(&output::status_json(&client.status().await?)),
-            (Self::Status, Output::Table) => output::status_table(&client.status().await?),
+            (Self::Status, output) => {
+                let status = client.status().await?;
+                let rows = status.members.iter().filter_map(|row| row.member.clone());
+                let live: Vec<_> = rows.filter(|member| member.role() != MemberRole::Removed).collect();
+                let each = client.ask_each(&live).await;
+                match output {
+                    Output::Json => output::json(&output::status_json(&status, &each)),
+                    Output::Table => output::status_table(&status, &each),
+                }
+            }
             (Self::Remove { id }, output) => {
                 client.remove_member(NodeId(*id)).await?;
                 match output {

@@ -1,9 +1,11 @@
 //! Tables for people, JSON for programs.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
-use crate::ids::ClusterId;
-use crate::proto::v1::{KeyValue, MemberRole, StatusReply};
+use crate::ids::{ClusterId, NodeId};
+use crate::proto::v1::{KeyValue, Member, MemberRole, StatusReply};
 
 /// Prints one JSON document.
 pub fn json(value: &Value) {
@@ -36,16 +38,33 @@ fn role_name(role: MemberRole) -> &'static str {
     }
 }
 
+/// What each member said of itself; `None` of one that did not answer.
+pub type Each = BTreeMap<NodeId, Option<(bool, StatusReply)>>;
+
+fn health_name(member: &Member, answer: Option<&(bool, StatusReply)>) -> &'static str {
+    match answer {
+        _ if member.role() == MemberRole::Removed => "-",
+        Some((true, _)) => "serving",
+        Some((false, _)) => "not serving",
+        None => "no answer",
+    }
+}
+
 /// The status of a cluster as one document.
-pub fn status_json(status: &StatusReply) -> Value {
+pub fn status_json(status: &StatusReply, each: &Each) -> Value {
     let members = status.members.iter().filter_map(|row| {
         let member = row.member.as_ref()?;
+        let answer = each.get(&NodeId(member.id)).and_then(Option::as_ref);
+        let own = answer.map(|(_, own)| own);
         Some(json!({
             "id": member.id,
             "address": member.address,
             "role": role_name(member.role()),
             "leader": member.id == status.leader,
             "matched_index": row.matched_index,
+            "health": health_name(member, answer),
+            "applied_index": own.map(|own| own.applied_index),
+            "version": own.map(|own| &own.version),
         }))
     });
     json!({
@@ -66,31 +85,35 @@ pub fn status_json(status: &StatusReply) -> Value {
 }
 
 /// The status of a cluster for people.
-pub fn status_table(status: &StatusReply) {
+pub fn status_table(status: &StatusReply, each: &Each) {
     let leader = if status.leader == 0 { "none known".into() } else { format!("member {}", status.leader) };
     say!("cluster {}  leader {leader}  term {}", ClusterId(status.cluster_id).hex(), status.term);
     say!(
-        "answered by member {} ({})  committed {}  applied {}  log {}..={}  version {}\n",
+        "answered by member {} ({})  committed {}  applied {}  log {}..={}\n",
         status.id,
         status.role,
         status.commit_index,
         status.applied_index,
         status.first_index,
-        status.last_index,
-        status.version
+        status.last_index
     );
     let row = |row: &crate::proto::v1::MemberStatus| {
         let member = row.member.as_ref()?;
+        let answer = each.get(&NodeId(member.id)).and_then(Option::as_ref);
+        let own = |what: fn(&StatusReply) -> String| answer.map_or("-".into(), |(_, own)| what(own));
         Some(vec![
             member.id.to_string(),
             member.address.clone(),
             role_name(member.role()).to_owned(),
             if member.id == status.leader { "yes".into() } else { String::new() },
-            row.matched_index.map_or("-".into(), |index| index.to_string()),
+            health_name(member, answer).to_owned(),
+            own(|own| own.last_index.to_string()),
+            own(|own| own.applied_index.to_string()),
+            own(|own| own.version.clone()),
         ])
     };
     let rows: Vec<_> = status.members.iter().filter_map(row).collect();
-    table(&["ID", "ADDRESS", "ROLE", "LEADER", "LOG"], &rows);
+    table(&["ID", "ADDRESS", "ROLE", "LEADER", "HEALTH", "LOG", "APPLIED", "VERSION"], &rows);
 }
 
 /// Text where bytes are text, else an escaped form.

@@ -6,17 +6,19 @@
 
 mod tasks;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use tonic::{Code, Request, Status};
 
 use crate::error::Reject;
 use crate::ids::{Address, NodeId, Revision, Seq, SessionId};
 use crate::io::{Channel, Io};
 use crate::limits::MESSAGE_BYTES_MAX;
+use crate::proto::health::health_check_response::ServingStatus;
+use crate::proto::health::{HealthCheckRequest, health_client::HealthClient};
 use crate::proto::v1::{
     self, cluster_client::ClusterClient, command::Kind, query_reply, query_request, reply, store_client::StoreClient,
 };
@@ -26,6 +28,8 @@ use crate::time::Monotonic;
 
 /// How long one attempt at one member may take before the next is asked.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a member that is asked for itself may take.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Pause between attempts.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
@@ -198,6 +202,27 @@ impl Client {
             Box::pin(async move { ClusterClient::new(channel).status(v1::StatusRequest {}).await })
         });
         status.await.map_err(ClientError::of_read)
+    }
+
+    /// Asks each of these members itself, all at once: whether it serves, and what it knows; `None` of one that does not
+    /// answer within a second.
+    pub async fn ask_each(&self, members: &[v1::Member]) -> BTreeMap<NodeId, Option<(bool, v1::StatusReply)>> {
+        let ask = |member: &v1::Member| {
+            let channel = member.address.parse().ok().map(|address| self.io.network.connect(&address));
+            async move {
+                let channel = channel?;
+                let check = HealthCheckRequest::default();
+                let health = HealthClient::new(channel.clone()).check(check).await.ok()?.into_inner();
+                let status = ClusterClient::new(channel).status(v1::StatusRequest {}).await.ok()?.into_inner();
+                Some((health.status() == ServingStatus::Serving, status))
+            }
+        };
+        let answers = members.iter().map(|member| {
+            let answer = self.io.clock.timeout(ASK_TIMEOUT, ask(member));
+            // Another member may have its address now.
+            async move { (NodeId(member.id), answer.await.ok().flatten().filter(|(_, status)| status.id == member.id)) }
+        });
+        join_all(answers).await.into_iter().collect()
     }
 
     /// Removes a member for ever. Removing it again is no error.
