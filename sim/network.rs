@@ -165,9 +165,10 @@ impl SimNetwork {
         self.changed.notify_waiters();
     }
 
-    /// Has every Raft message shown to `wiretap` at the instant it leaves its machine.
-    pub fn set_wiretap(&self, wiretap: Wiretap) {
-        self.state.lock().unwrap().wiretap = Some(wiretap);
+    /// Has every Raft message shown to `wiretap` at the instant it leaves its machine; to nobody with `None`. At the end it
+    /// must be let go: it may hold what holds the network.
+    pub fn set_wiretap(&self, wiretap: Option<Wiretap>) {
+        self.state.lock().unwrap().wiretap = wiretap;
     }
 
     /// How much the network has carried.

@@ -292,7 +292,7 @@ impl Run {
         let machines: BTreeMap<MachineId, Arc<Machine>> =
             members.iter().map(|member| (member.machine.id, member.machine.clone())).collect();
         let tap = watch.clone();
-        world.network.set_wiretap(Arc::new(move |from, _, frame| tap.on_frame(&machines[&from], frame)));
+        world.network.set_wiretap(Some(Arc::new(move |from, _, frame| tap.on_frame(&machines[&from], frame))));
         Self {
             operator,
             endpoints,
@@ -311,6 +311,7 @@ impl Run {
             Ok(()) => Verdict::Passed,
             Err(verdict) => verdict,
         };
+        self.world.network.set_wiretap(None);
         let watched = self.watch.inner.lock().unwrap();
         let records = self.history.records();
         let known = records.iter().filter(|record| !matches!(record.seen, Seen::Unknown | Seen::NotDone)).count();
