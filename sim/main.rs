@@ -2,11 +2,16 @@
 //!
 //! Exit status: 0 passed; 2 wrong usage; 10 safety; 11 liveness; 12 crash; 13 not deterministic.
 
+#![allow(clippy::disallowed_methods)] // files of cases: this is the edge
+
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use cairn::sim::plan::Plan;
 use cairn::sim::run::{Report, Verdict, run_seed};
+use cairn::sim::shrink::{Case, shrink};
 use cairn::sim::world::Seed;
 use clap::{Parser, Subcommand};
 
@@ -14,7 +19,7 @@ use clap::{Parser, Subcommand};
 #[derive(Parser)]
 #[command(
     name = "sim",
-    after_help = "With CAIRN_LOG=debug the nodes' own log goes to standard error.\n\nExamples:\n  sim run --seed 7\n  sim run --seed 7 --print\n  sim sweep --from 1000 --count 200\n  sim meta --from 0 --count 10"
+    after_help = "With CAIRN_LOG=debug the nodes' own log goes to standard error.\n\nExamples:\n  sim run --seed 7\n  sim run --seed 7 --print\n  sim sweep --from 1000 --count 200\n  sim shrink --seed 7\n  sim run --case case-7.json\n  sim meta --from 0 --count 10"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -26,8 +31,11 @@ enum Command {
     /// Run one seed and say what happened
     Run {
         /// Which
+        #[arg(long, required_unless_present = "case", conflicts_with = "case")]
+        seed: Option<u64>,
+        /// A file that `shrink` wrote, instead
         #[arg(long)]
-        seed: u64,
+        case: Option<PathBuf>,
         /// Print every event to standard error
         #[arg(long)]
         print: bool,
@@ -43,6 +51,18 @@ enum Command {
         /// At once
         #[arg(long, default_value_t = 2)]
         jobs: usize,
+    },
+    /// From a seed that fails, find the smallest plan that fails in the same way
+    Shrink {
+        /// Which
+        #[arg(long)]
+        seed: u64,
+        /// Candidates to try at most
+        #[arg(long, default_value_t = 400)]
+        runs: usize,
+        /// Where to write it [default: case-<seed>.json]
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
     /// Run each seed of a range twice, the second time after all others, and compare
     Meta {
@@ -61,15 +81,59 @@ fn main() {
     }
     std::panic::set_hook(Box::new(|_| {})); // panics of simulated nodes are findings, reported with their seed
     let code = match Cli::parse().command {
-        Command::Run { seed, print } => {
-            let report = run_seed(Seed(seed), print);
-            println!("{}{report}", report.plan);
-            report.verdict.code()
+        Command::Run { seed, case, print } => run(seed, case.as_deref(), print),
+        Command::Shrink { seed, runs, out } => {
+            shrink_seed(seed, runs, out.unwrap_or_else(|| format!("case-{seed}.json").into()))
         }
         Command::Sweep { from, count, jobs } => sweep(from, count, jobs),
         Command::Meta { from, count } => meta(from, count),
     };
     cairn::os::exit(code)
+}
+
+fn run(seed: Option<u64>, case: Option<&Path>, print: bool) -> i32 {
+    let case = match case {
+        None => Ok(Case::of_seed(seed.unwrap_or_default())),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+            text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()))
+                .map_err(|why| format!("read {}: {why}", path.display()))
+        }
+    };
+    match case {
+        Ok(case) => {
+            let report = case.run(print);
+            println!("{}{report}", report.plan);
+            report.verdict.code()
+        }
+        Err(why) => {
+            eprintln!("error: {why}");
+            2
+        }
+    }
+}
+
+fn shrink_seed(seed: u64, runs: usize, out: PathBuf) -> i32 {
+    let size = |case: &Case| {
+        let Plan { nodes, clients, operations, submitters, tasks, .. } = case.plan;
+        let operations = clients as u64 * operations + submitters as u64 * tasks;
+        format!("{} faults, {operations} operations, {nodes} nodes", case.plan.faults.len())
+    };
+    let case = Case::of_seed(seed);
+    println!("seed {seed}: {}", size(&case));
+    let mut progress = |case: &Case, tried: usize| eprintln!("{tried:>5} tried: {}", size(case));
+    let Some(small) = shrink(case, runs, &mut progress) else {
+        println!("seed {seed} passes");
+        return 0;
+    };
+    let report = small.run(false);
+    let text = serde_json::to_string_pretty(&small).expect("numbers and names become JSON");
+    if let Err(error) = std::fs::write(&out, text) {
+        eprintln!("error: write {}: {error}", out.display());
+        return 1;
+    }
+    println!("{}{report}\nleft: {}\nreproduce with: sim run --case {}", report.plan, size(&small), out.display());
+    report.verdict.code()
 }
 
 fn sweep(from: u64, count: u64, jobs: usize) -> i32 {

@@ -15,6 +15,7 @@ pub mod network;
 pub mod oracle;
 pub mod plan;
 pub mod run;
+pub mod shrink;
 pub mod spawn;
 pub mod tasks;
 pub mod trace;

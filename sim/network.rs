@@ -19,6 +19,7 @@ use http_body::Frame;
 use http_body_util::BodyExt;
 use madsim::runtime::NodeHandle;
 use madsim::time::TimeHandle;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tonic::Status;
 use tonic::body::Body;
@@ -33,7 +34,7 @@ use crate::sim::trace::Trace;
 pub type MachineId = u64;
 
 /// What the network does to messages. Times are one-way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Weather {
     /// Shortest delay.
     pub delay_min: Duration,

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::io::{Io, Rng, RngStream, Tokens};
 use crate::limits::{FREE_SPACE_FLOOR, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, SNAPSHOT_CHUNK_BYTES};
 use crate::raft::tail::Retention;
@@ -13,7 +15,7 @@ use crate::sim::network::Weather;
 pub type Place = usize;
 
 /// What a seed does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Members.
     pub nodes: usize,
@@ -46,7 +48,7 @@ pub struct Plan {
 }
 
 /// One thing that goes wrong.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fault {
     /// The process is killed and started again.
     Kill {
@@ -135,6 +137,53 @@ impl Fault {
     /// What a power cut does to the disk here.
     pub fn power_cut(drop_permille: u64, tear_permille: u64) -> PowerCut {
         PowerCut { drop_permille, tear_permille }
+    }
+}
+
+impl Fault {
+    /// The machines it names.
+    pub fn places(&self) -> Vec<Place> {
+        match *self {
+            Self::Kill { node, .. }
+            | Self::Power { node, .. }
+            | Self::Stop { node, .. }
+            | Self::Pause { node, .. }
+            | Self::Isolate { node, .. }
+            | Self::Remove { node }
+            | Self::Full { node, .. }
+            | Self::Move { node, .. } => vec![node],
+            Self::Transfer { to } => vec![to],
+            Self::CutOneWay { from, to, .. } => vec![from, to],
+            Self::Blackout { .. } => Vec::new(),
+        }
+    }
+
+    /// How long it lasts; nothing for what is done once.
+    pub fn span(mut self) -> Duration {
+        self.span_mut().map_or(Duration::ZERO, |span| *span)
+    }
+
+    /// The same for another time.
+    pub fn with_span(mut self, span: Duration) -> Self {
+        if let Some(old) = self.span_mut() {
+            *old = span;
+        }
+        self
+    }
+
+    fn span_mut(&mut self) -> Option<&mut Duration> {
+        match self {
+            Self::Kill { down, .. }
+            | Self::Power { down, .. }
+            | Self::Stop { down, .. }
+            | Self::Move { down, .. }
+            | Self::Blackout { down, .. } => Some(down),
+            Self::Pause { span, .. }
+            | Self::CutOneWay { span, .. }
+            | Self::Isolate { span, .. }
+            | Self::Full { span, .. } => Some(span),
+            Self::Transfer { .. } | Self::Remove { .. } => None,
+        }
     }
 }
 

@@ -10,11 +10,13 @@ use std::collections::{BTreeSet, VecDeque};
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
 
+use serde::{Deserialize, Serialize};
+
 use crate::ids::{Index, Term};
 use crate::limits::{FETCHES_MAX, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, TAIL_BYTES_MAX};
 
 /// How much of the applied log is kept for members that are behind.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Retention {
     /// Entries.
     pub entries: u64,

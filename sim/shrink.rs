@@ -1,0 +1,166 @@
+//! Shrinking: from a plan that fails to the smallest that still fails in the same way.
+//!
+//! The plan is data, so it is what shrinks: faults are left out in ever smaller groups, load and cluster become smaller,
+//! the weather calmer, faults shorter. What randomness does in a smaller plan is not what it did in the larger one, so
+//! every candidate is tried under a few seeds, at once.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::raft::tail::Retention;
+use crate::sim::network::Weather;
+use crate::sim::plan::{Fault, Plan};
+use crate::sim::run::{Report, Verdict, run_plan};
+use crate::sim::world::Seed;
+
+/// A plan and the seed of everything else: all that a run follows from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Case {
+    /// The seed.
+    pub seed: u64,
+    /// The plan.
+    pub plan: Plan,
+}
+
+impl Case {
+    /// What a seed means.
+    pub fn of_seed(seed: u64) -> Self {
+        Self { seed, plan: Plan::draw(&Seed(seed).rng()) }
+    }
+
+    /// Runs it.
+    pub fn run(&self, print: bool) -> Report {
+        run_plan(Seed(self.seed), self.plan.clone(), print)
+    }
+}
+
+/// In what way a run failed: what a smaller one must do as well. `None` if it passed.
+pub fn symptom(verdict: &Verdict) -> Option<&'static str> {
+    match verdict {
+        Verdict::Passed => None,
+        Verdict::Safety(violations) => violations.first().map(|violation| violation.oracle),
+        Verdict::Liveness(_) => Some("liveness"),
+        Verdict::Crash(_) => Some("crash"),
+    }
+}
+
+/// Seeds under which a candidate is tried.
+const SEEDS: u64 = 4;
+
+/// Shrinks a case that fails, in at most `budget` candidates. `progress` is told of every smaller one. `None` if it
+/// does not fail.
+pub fn shrink(case: Case, budget: usize, progress: &mut dyn FnMut(&Case, usize)) -> Option<Case> {
+    let symptom = symptom(&case.run(false).verdict)?;
+    let mut shrinker = Shrinker { case, symptom, tried: 0, budget, progress };
+    loop {
+        let before = shrinker.case.plan.clone();
+        shrinker.leave_out_faults();
+        shrinker.simplify();
+        shrinker.shorten();
+        if shrinker.case.plan == before || shrinker.tried >= budget {
+            return Some(shrinker.case);
+        }
+    }
+}
+
+struct Shrinker<'a> {
+    case: Case,
+    symptom: &'static str,
+    tried: usize,
+    budget: usize,
+    progress: &'a mut dyn FnMut(&Case, usize),
+}
+
+impl Shrinker<'_> {
+    /// Goes over to a plan if it fails in the same way.
+    fn attempt(&mut self, plan: Plan) -> bool {
+        if plan == self.case.plan || self.tried >= self.budget {
+            return false;
+        }
+        self.tried += 1;
+        let seed = |turn: u64| match turn {
+            0 => self.case.seed,
+            _ => Seed(self.case.seed).rng().draw("shrink", self.tried as u64, turn),
+        };
+        let cases: Vec<Case> = (0..SEEDS).map(|turn| Case { seed: seed(turn), plan: plan.clone() }).collect();
+        let fails: Vec<bool> = std::thread::scope(|scope| {
+            #[allow(clippy::disallowed_methods)] // around runs, not within one
+            let runs: Vec<_> = cases.iter().map(|case| scope.spawn(|| symptom(&case.run(false).verdict))).collect();
+            runs.into_iter().map(|run| run.join().is_ok_and(|found| found == Some(self.symptom))).collect()
+        });
+        let Some(found) = fails.iter().position(|fails| *fails) else { return false };
+        self.case = cases.into_iter().nth(found).expect("a place in it");
+        (self.progress)(&self.case, self.tried);
+        true
+    }
+
+    fn attempt_with(&mut self, change: impl FnOnce(&mut Plan)) -> bool {
+        let mut plan = self.case.plan.clone();
+        change(&mut plan);
+        self.attempt(plan)
+    }
+
+    fn leave_out_faults(&mut self) {
+        let mut size = self.case.plan.faults.len();
+        while size > 0 {
+            let mut at = 0;
+            while at < self.case.plan.faults.len() {
+                let end = (at + size).min(self.case.plan.faults.len());
+                if !self.attempt_with(|plan| drop(plan.faults.drain(at..end))) {
+                    at += size;
+                }
+            }
+            size /= 2;
+        }
+    }
+
+    fn simplify(&mut self) {
+        const CHANGES: &[fn(&mut Plan)] = &[
+            |plan| plan.weather = Weather::CALM,
+            |plan| plan.weather.lose_permille = 0,
+            |plan| plan.weather.replay_per_100k = 0,
+            |plan| plan.weather.repeat_permille = 0,
+            |plan| plan.weather.stall_permille = 0,
+            |plan| plan.weather.slow_permille = 0,
+            |plan| plan.token = false,
+            |plan| plan.one_session = false,
+            |plan| plan.idle_permille = 0,
+            |plan| plan.retention = Retention::default(),
+            |plan| plan.chunk_bytes = crate::limits::SNAPSHOT_CHUNK_BYTES,
+            |plan| plan.submitters = 0,
+            |plan| plan.clients = 1,
+            |plan| plan.keys = 1,
+            |plan| plan.operations /= 2,
+            |plan| plan.tasks /= 2,
+        ];
+        for change in CHANGES {
+            self.attempt_with(*change);
+        }
+        const STEPS: &[fn(&mut Plan)] = &[
+            |plan| plan.operations = plan.operations.saturating_sub(1),
+            |plan| plan.tasks = plan.tasks.saturating_sub(1),
+            |plan| plan.submitters = plan.submitters.saturating_sub(1),
+            |plan| plan.clients = plan.clients.saturating_sub(1),
+            |plan| {
+                if plan.nodes > 1 {
+                    plan.nodes -= 1;
+                    let nodes = plan.nodes;
+                    plan.faults.retain(|(_, fault)| fault.places().iter().all(|place| *place < nodes));
+                }
+            },
+        ];
+        for step in STEPS {
+            while self.attempt_with(*step) {}
+        }
+    }
+
+    fn shorten(&mut self) {
+        for at in 0..self.case.plan.faults.len() {
+            let shorter = |fault: &Fault| fault.with_span(fault.span() / 2);
+            while self.case.plan.faults[at].1.span() > Duration::from_millis(200)
+                && self.attempt_with(|plan| plan.faults[at].1 = shorter(&plan.faults[at].1))
+            {}
+        }
+    }
+}
