@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use cairn::sim::plan::Plan;
 use cairn::sim::run::{Report, Verdict, run_seed};
-use cairn::sim::shrink::{Case, shrink};
+use cairn::sim::shrink::{Case, shrink, symptom};
 use cairn::sim::world::Seed;
 use clap::{Parser, Subcommand};
 
@@ -121,11 +121,13 @@ fn shrink_seed(seed: u64, runs: usize, out: PathBuf) -> i32 {
     };
     let case = Case::of_seed(seed);
     println!("seed {seed}: {}", size(&case));
-    let mut progress = |case: &Case, tried: usize| eprintln!("{tried:>5} tried: {}", size(case));
-    let Some(small) = shrink(case, runs, &mut progress) else {
+    let Some(failed) = symptom(&case.run(false).verdict) else {
         println!("seed {seed} passes");
         return 0;
     };
+    let same = |report: &Report| symptom(&report.verdict) == Some(failed);
+    let mut progress = |case: &Case, tried: usize| eprintln!("{tried:>5} tried: {}", size(case));
+    let small = shrink(case.clone(), runs, &same, &mut progress).unwrap_or(case);
     let report = small.run(false);
     let text = serde_json::to_string_pretty(&small).expect("numbers and names become JSON");
     if let Err(error) = std::fs::write(&out, text) {

@@ -48,11 +48,18 @@ pub fn symptom(verdict: &Verdict) -> Option<&'static str> {
 /// Seeds under which a candidate is tried.
 const SEEDS: u64 = 4;
 
-/// Shrinks a case that fails, in at most `budget` candidates. `progress` is told of every smaller one. `None` if it
-/// does not fail.
-pub fn shrink(case: Case, budget: usize, progress: &mut dyn FnMut(&Case, usize)) -> Option<Case> {
-    let symptom = symptom(&case.run(false).verdict)?;
-    let mut shrinker = Shrinker { case, symptom, tried: 0, budget, progress };
+/// Shrinks a case whose run `shows` something, in at most `budget` candidates. `progress` is told of every smaller one,
+/// and of how many were tried. `None` if the case itself does not show it.
+pub fn shrink(
+    case: Case,
+    budget: usize,
+    shows: &(dyn Fn(&Report) -> bool + Sync),
+    progress: &mut dyn FnMut(&Case, usize),
+) -> Option<Case> {
+    if !shows(&case.run(false)) {
+        return None;
+    }
+    let mut shrinker = Shrinker { case, shows, tried: 0, budget, progress };
     loop {
         let before = shrinker.case.plan.clone();
         shrinker.leave_out_faults();
@@ -66,14 +73,14 @@ pub fn shrink(case: Case, budget: usize, progress: &mut dyn FnMut(&Case, usize))
 
 struct Shrinker<'a> {
     case: Case,
-    symptom: &'static str,
+    shows: &'a (dyn Fn(&Report) -> bool + Sync),
     tried: usize,
     budget: usize,
     progress: &'a mut dyn FnMut(&Case, usize),
 }
 
 impl Shrinker<'_> {
-    /// Goes over to a plan if it fails in the same way.
+    /// Goes over to a plan if it shows the same.
     fn attempt(&mut self, plan: Plan) -> bool {
         if plan == self.case.plan || self.tried >= self.budget {
             return false;
@@ -84,12 +91,13 @@ impl Shrinker<'_> {
             _ => Seed(self.case.seed).rng().draw("shrink", self.tried as u64, turn),
         };
         let cases: Vec<Case> = (0..SEEDS).map(|turn| Case { seed: seed(turn), plan: plan.clone() }).collect();
-        let fails: Vec<bool> = std::thread::scope(|scope| {
+        let shows = self.shows;
+        let found: Vec<bool> = std::thread::scope(|scope| {
             #[allow(clippy::disallowed_methods)] // around runs, not within one
-            let runs: Vec<_> = cases.iter().map(|case| scope.spawn(|| symptom(&case.run(false).verdict))).collect();
-            runs.into_iter().map(|run| run.join().is_ok_and(|found| found == Some(self.symptom))).collect()
+            let runs: Vec<_> = cases.iter().map(|case| scope.spawn(|| shows(&case.run(false)))).collect();
+            runs.into_iter().map(|run| run.join().unwrap_or(false)).collect()
         });
-        let Some(found) = fails.iter().position(|fails| *fails) else { return false };
+        let Some(found) = found.into_iter().position(|shows| shows) else { return false };
         self.case = cases.into_iter().nth(found).expect("a place in it");
         (self.progress)(&self.case, self.tried);
         true

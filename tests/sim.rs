@@ -7,7 +7,9 @@ use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use cairn::sim::plan::Plan;
 use cairn::sim::run::{Report, Verdict, run_seed};
+use cairn::sim::shrink::{Case, shrink};
 use cairn::sim::world::Seed;
 
 /// Seeds run in CI, from the first.
@@ -77,4 +79,20 @@ fn a_range_of_seeds_passes() {
     assert!(promises > 100_000, "{promises} promises were checked");
     let snapshots: u64 = reports.iter().map(|report| report.snapshots).sum();
     assert!(snapshots > 100, "{snapshots} snapshots were installed");
+}
+
+#[test]
+fn a_plan_shrinks_to_what_it_takes() {
+    // Two elections after the first: something has to bring down two leaders, and nothing else has to happen.
+    let shows = |report: &Report| report.verdict == Verdict::Passed && report.leaders >= 3;
+    let case = (0..).map(Case::of_seed).find(|case| case.plan.faults.len() >= 6 && shows(&case.run(false))).unwrap();
+    let small = shrink(case.clone(), 150, &shows, &mut |_, _| {}).unwrap();
+    let Plan { faults, clients, submitters, operations, tasks, weather, .. } = small.plan.clone();
+    assert!((1..=3).contains(&faults.len()), "{small:?}");
+    assert!(clients as u64 * operations + submitters as u64 * tasks <= 20, "{small:?}");
+    assert_eq!((weather.lose_permille, weather.repeat_permille), (0, 0), "{small:?}");
+    // What is written down is the same run.
+    let read: Case = serde_json::from_str(&serde_json::to_string(&small).unwrap()).unwrap();
+    assert_eq!(read.run(false).trace, small.run(false).trace);
+    assert!(shows(&read.run(false)));
 }
