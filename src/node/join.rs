@@ -106,6 +106,9 @@ pub async fn check_alone(
     }
     // Where others were once, strangers may be now.
     before.retain(|_, reply| reply.cluster_id == identity.cluster.0);
+    if before.is_empty() {
+        return Ok(());
+    }
     // What was under way when this member went down may still arrive; what goes on and on comes from somebody.
     for pause in HEARD_PAUSES {
         io.clock.sleep(pause).await;
