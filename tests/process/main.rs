@@ -67,7 +67,19 @@ impl Running {
     fn spawn(mut command: Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let line = lines.next().unwrap_or_else(|| panic!("{command:?} ended without being ready")).unwrap();
+        let (sender, first) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let _ = sender.send(lines.next());
+            lines.for_each(drop);
+        });
+        let line = match first.recv_timeout(PATIENCE) {
+            Ok(Some(line)) => line.unwrap(),
+            ended => {
+                let _ = child.kill();
+                let what = if ended.is_ok() { "ended without being ready" } else { "was not ready in time" };
+                panic!("{command:?} {what}");
+            }
+        };
         let after = line.split(" ready on ").nth(1).unwrap_or_else(|| panic!("not a ready line: {line}"));
         let address = after.split([';', ' ']).next().unwrap().to_owned();
         Self { child, address }
