@@ -60,7 +60,7 @@ enum Command {
         /// Candidates to try at most
         #[arg(long, default_value_t = 400)]
         runs: usize,
-        /// Where to write it [default: case-<seed>.json]
+        /// Where to write it [default: case-SEED.json]
         #[arg(long)]
         out: Option<PathBuf>,
     },
