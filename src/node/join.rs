@@ -22,6 +22,9 @@ use crate::shared::{LEADER_HINT, SharedNodeState};
 /// How long a node goes on asking before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Failed attempts to say where a member is before it is told of, and then of how many one is.
+const WARN_FIRST: u32 = 6;
+const WARN_EVERY: u32 = 64;
 /// How long a member that starts waits for each of the others, all at once.
 const OTHERS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pauses between the questions whether the others hear this member: followers answer a leader several times in each.
@@ -171,19 +174,24 @@ async fn discover(shared: &SharedNodeState, seeds: &[Address]) {
 pub async fn announce(shared: Arc<SharedNodeState>, uuid: [u8; 16], address: Address, seeds: Vec<Address>) {
     let id = shared.identity.id;
     let request = MoveRequest { id: id.0, uuid: uuid.to_vec().into(), address: address.to_string() };
+    let mut failures = 0u32;
     loop {
+        shared.io.clock.sleep(CONTROL_PERIOD).await;
         match shared.address_of(id) {
-            Ok(known) if known.as_ref() == Some(&address) => {}
+            Ok(known) if known.as_ref() == Some(&address) => failures = 0,
             // A state that does not have this member yet says nothing about where the cluster has it.
             Ok(_) => {
                 if let Err(status) = move_to(&shared, &request, &seeds).await {
-                    tracing::warn!(why = status.message(), "the cluster does not know yet where this member is");
+                    failures = failures.wrapping_add(1);
+                    if failures % WARN_EVERY == WARN_FIRST {
+                        let why = status.message();
+                        tracing::warn!(why, "the cluster does not know yet where this member is; trying on");
+                    }
                     discover(&shared, &seeds).await;
                 }
             }
             Err(status) => tracing::error!(why = status.message(), "the state cannot be read"),
         }
-        shared.io.clock.sleep(CONTROL_PERIOD).await;
     }
 }
 
