@@ -218,8 +218,12 @@ impl Failure {
             Self::NotFound(what) => eprintln!("error: {what}"),
             Self::Client(error @ ClientError::Unavailable(_)) => {
                 eprintln!("error: {error}");
-                if error.to_string().contains("tcp connect error") {
+                // The transport says little, and which of its errors comes first is chance.
+                let text = error.to_string();
+                if text.contains("tcp connect error") {
                     eprintln!("Is a node running there? Start one with: node dev");
+                } else if text.contains("transport error") {
+                    eprintln!("Something answers there. If it speaks TLS, give --tls-ca");
                 }
                 return 3;
             }

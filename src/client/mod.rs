@@ -379,7 +379,7 @@ impl Client {
     ) -> Result<T, ClientError> {
         let clock = &self.io.clock;
         let deadline = clock.now() + self.timeout;
-        let mut last;
+        let mut last = String::new();
         loop {
             let turn = self.lock().preferred % self.endpoints.len();
             let (address, channel) = &self.endpoints[turn];
@@ -399,6 +399,8 @@ impl Client {
                 Failure::Final(error) if *unsure => return Err(ClientError::Unknown(error.to_string())),
                 Failure::Final(error) => return Err(error),
                 Failure::NotDone(why) => last = format!("{address}: {why}"),
+                // A last attempt that is cut short says less than the one before.
+                Failure::Unknown(_) if clock.now() >= deadline && !last.is_empty() => *unsure = true,
                 Failure::Unknown(why) => {
                     *unsure = true;
                     last = format!("{address}: {why}");
