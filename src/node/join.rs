@@ -115,7 +115,8 @@ pub async fn check_alone(
     // What was under way when this member went down may still arrive; what goes on and on comes from somebody.
     for pause in HEARD_PAUSES {
         io.clock.sleep(pause).await;
-        let now = heard(io, identity, &others).await;
+        let mut now = heard(io, identity, &others).await;
+        now.retain(|_, reply| reply.cluster_id == identity.cluster.0);
         let goes_on = |(other, reply): (&Address, &HeardReply)| {
             let more = before.get(other).is_some_and(|before| reply.frames > before.frames);
             more.then(|| (other.clone(), reply.address.clone()))
