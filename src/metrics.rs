@@ -10,7 +10,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::metrics::info::Info;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 /// A value that goes up and down.
 pub type Level = Gauge<i64, std::sync::atomic::AtomicI64>;
@@ -80,59 +80,27 @@ impl Metrics {
     pub fn new() -> Arc<Self> {
         let mut registry = Registry::with_prefix("cairn");
         registry.register("build", "The version that runs", Info::new([("version", env!("CARGO_PKG_VERSION"))]));
-        let mut level = |name: &str, help: &str| {
-            let level = Level::default();
-            registry.register(name, help, level.clone());
-            level
-        };
-        let term = level("raft_term", "The member's term");
-        let leads = level("raft_leads", "1 while the member leads");
-        let commit_index = level("raft_commit_index", "The last index known to be committed");
-        let applied_index = level("raft_applied_index", "The last index that the state has applied");
-        let first_index = level("raft_first_index", "The first index that the log still holds");
-        let tasks_pending = level("tasks_pending", "Tasks of the cluster that wait for a worker");
-        let workers_live = level("workers_live", "Workers of the cluster whose lease lives");
-        let sessions_live = level("sessions_live", "Sessions of clients");
-        let free_bytes = level("disk_free_bytes", "Bytes free where the data lies");
-        let mut count = |name: &str, help: &str| {
-            let count = Count::default();
-            registry.register(name, help, count.clone());
-            count
-        };
-        let leader_changes = count("raft_leader_changes", "How often the member came to know another leader");
-        let log_entries = count("log_entries", "Entries written to the log");
-        let messages_dropped = count("raft_messages_dropped", "Messages to members dropped because too many waited");
-        let snapshots_taken = count("snapshots_taken", "Snapshots made for members that are behind");
-        let snapshots_installed = count("snapshots_installed", "Snapshots that the member went over to");
-        let commands_refused = count("commands_refused", "Commands refused for want of room");
-        let mut times = |name: &str, help: &str| {
-            let times = Times::new();
-            registry.register_with_unit(name, help, Unit::Seconds, times.0.clone());
-            times
-        };
-        let log_writes = times("log_write", "Durable writes of the log, each with one sync");
-        let commands = times("command", "Commands answered as leader, from proposal to applied");
-        let reads = times("read_barrier", "Confirmed reads");
+        let r = &mut registry;
         Arc::new(Self {
+            term: add(r, "raft_term", "The member's term"),
+            leads: add(r, "raft_leads", "1 while the member leads"),
+            commit_index: add(r, "raft_commit_index", "The last index known to be committed"),
+            applied_index: add(r, "raft_applied_index", "The last index that the state has applied"),
+            first_index: add(r, "raft_first_index", "The first index that the log still holds"),
+            tasks_pending: add(r, "tasks_pending", "Tasks of the cluster that wait for a worker"),
+            workers_live: add(r, "workers_live", "Workers of the cluster whose lease lives"),
+            sessions_live: add(r, "sessions_live", "Sessions of clients"),
+            free_bytes: add(r, "disk_free_bytes", "Bytes free where the data lies"),
+            leader_changes: add(r, "raft_leader_changes", "How often the member came to know another leader"),
+            log_entries: add(r, "log_entries", "Entries written to the log"),
+            messages_dropped: add(r, "raft_messages_dropped", "Messages to members dropped because too many waited"),
+            snapshots_taken: add(r, "snapshots_taken", "Snapshots made for members that are behind"),
+            snapshots_installed: add(r, "snapshots_installed", "Snapshots that the member went over to"),
+            commands_refused: add(r, "commands_refused", "Commands refused for want of room"),
+            log_writes: add_times(r, "log_write", "Durable writes of the log, each with one sync"),
+            commands: add_times(r, "command", "Commands answered as leader, from proposal to applied"),
+            reads: add_times(r, "read_barrier", "Confirmed reads"),
             registry,
-            term,
-            leads,
-            commit_index,
-            applied_index,
-            first_index,
-            leader_changes,
-            log_entries,
-            log_writes,
-            messages_dropped,
-            snapshots_taken,
-            snapshots_installed,
-            commands,
-            commands_refused,
-            reads,
-            tasks_pending,
-            workers_live,
-            sessions_live,
-            free_bytes,
         })
     }
 
@@ -142,4 +110,16 @@ impl Metrics {
         encode(&mut text, &self.registry).expect("writing to a string does not fail");
         text
     }
+}
+
+fn add<M: Metric + Clone + Default>(registry: &mut Registry, name: &str, help: &str) -> M {
+    let metric = M::default();
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+fn add_times(registry: &mut Registry, name: &str, help: &str) -> Times {
+    let times = Times::new();
+    registry.register_with_unit(name, help, Unit::Seconds, times.0.clone());
+    times
 }
