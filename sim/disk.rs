@@ -101,6 +101,8 @@ struct State {
 /// How much a disk has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DiskCounts {
+    /// Times that it was mounted.
+    pub boots: u64,
     /// Files made durable.
     pub syncs: u64,
     /// Writes.
@@ -184,17 +186,15 @@ impl SimDisk {
         }
     }
 
-    /// The durable images of the files on a second disk: what a machine would find after a power cut at this instant
-    /// that loses everything unsynced.
-    pub fn durable(&self) -> Self {
+    /// The durable image of a file, on a second disk: what a machine would find after a power cut at this instant that
+    /// loses everything unsynced.
+    pub fn durable(&self, name: &str) -> Self {
         let state = self.state.lock().unwrap();
         let copy = Self::new(format!("{} (durable image)", self.name));
-        for (name, file) in &state.files {
-            if state.named.contains(name) {
-                let image = file.durable.clone();
-                let file = File { live: image.clone(), durable: image, unsynced: Vec::new() };
-                copy.state.lock().unwrap().files.insert(name.clone(), file);
-            }
+        if let Some(file) = state.files.get(name).filter(|_| state.named.contains(name)) {
+            let image = file.durable.clone();
+            let file = File { live: image.clone(), durable: image, unsynced: Vec::new() };
+            copy.state.lock().unwrap().files.insert(name.to_owned(), file);
         }
         copy
     }
@@ -202,7 +202,7 @@ impl SimDisk {
     /// How much the disk has done.
     pub fn counts(&self) -> DiskCounts {
         let state = self.state.lock().unwrap();
-        DiskCounts { syncs: state.syncs, writes: state.writes }
+        DiskCounts { boots: state.boot, syncs: state.syncs, writes: state.writes }
     }
 }
 

@@ -96,13 +96,8 @@ impl Log {
         let db = builder.create_with_backend(backend).context(what)?;
         let txn = db.begin_write().context(what)?;
         let last = {
-            txn.open_table(META).context(what)?;
-            let entries = txn.open_table(ENTRIES).context(what)?;
-            let last = entries.last().context(what)?.map(|(index, _)| Index(index.value()));
-            match last {
-                Some(last) => last,
-                None => compacted(&txn)?.0,
-            }
+            let meta = txn.open_table(META).context(what)?;
+            last_index(&txn.open_table(ENTRIES).context(what)?, &meta)?
         };
         txn.commit().context(what)?;
         disk.sync_dir().context(what)?;
@@ -199,7 +194,7 @@ impl Log {
         };
         put(&txn, INCARNATION, &incarnation.to_le_bytes())?;
         let hard_state = get(&txn, HARD_STATE)?.map(|bytes| hard_state(&bytes)).transpose()?.unwrap_or_default();
-        let compacted = compacted(&txn)?;
+        let compacted = compacted(&txn.open_table(META).context(what)?)?;
         let mut entries = Vec::new();
         let mut expected = compacted.0.next();
         let mut term = compacted.1.0;
@@ -283,15 +278,30 @@ impl Log {
         }
         Ok(entries)
     }
+}
 
-    /// The durable hard state and the last index. For whoever must know what a disk has promised.
-    ///
-    /// # Errors
-    /// The database failed or is corrupt.
-    pub fn promised(&self) -> Result<(HardState, Index), Fault> {
-        let txn = self.db.begin_write().context(|| format!("read {}", self.place))?;
-        let hard_state = get(&txn, HARD_STATE)?.map(|bytes| hard_state(&bytes)).transpose()?.unwrap_or_default();
-        Ok((hard_state, self.last))
+/// What a log on this disk has promised: its hard state and last index. For whoever must know that without starting a
+/// member: nothing is written.
+///
+/// # Errors
+/// There is no log, or it is corrupt.
+pub fn promised(disk: &dyn Disk) -> Result<(HardState, Index), Fault> {
+    let what = || format!("read {LOG_FILE} in {}", disk.describe());
+    let db = Builder::new().create_with_backend(disk.open(LOG_FILE).context(what)?).context(what)?;
+    let txn = db.begin_read().context(what)?;
+    let meta = txn.open_table(META).context(what)?;
+    let last = last_index(&txn.open_table(ENTRIES).context(what)?, &meta)?;
+    let hard_state = row(&meta, HARD_STATE)?.map(|bytes| hard_state(&bytes)).transpose()?.unwrap_or_default();
+    Ok((hard_state, last))
+}
+
+fn last_index(
+    entries: &impl ReadableTable<u64, &'static [u8]>,
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+) -> Result<Index, Fault> {
+    match entries.last().context(|| "find the end of the log".into())? {
+        Some((index, _)) => Ok(Index(index.value())),
+        None => Ok(compacted(meta)?.0),
     }
 }
 
@@ -319,9 +329,11 @@ fn remove_upto(txn: &WriteTransaction, index: Index) -> Result<(), Fault> {
 
 /// Reads a row of the meta table and checks its checksum.
 fn get(txn: &WriteTransaction, name: &str) -> Result<Option<Vec<u8>>, Fault> {
-    let what = || format!("read the log's {name}");
-    let table = txn.open_table(META).context(what)?;
-    let Some(row) = table.get(name).context(what)? else { return Ok(None) };
+    row(&txn.open_table(META).context(|| format!("read the log's {name}"))?, name)
+}
+
+fn row(meta: &impl ReadableTable<&'static str, &'static [u8]>, name: &str) -> Result<Option<Vec<u8>>, Fault> {
+    let Some(row) = meta.get(name).context(|| format!("read the log's {name}"))? else { return Ok(None) };
     let sum = || Fault::new(format!("the log's {name} is corrupt: its checksum does not match"));
     let (stored, value) = row.value().split_at_checked(4).ok_or_else(sum)?;
     let computed = crc32c::crc32c_append(crc32c::crc32c(name.as_bytes()), value);
@@ -362,8 +374,8 @@ fn hard_state(bytes: &[u8]) -> Result<HardState, Fault> {
 }
 
 /// The last index that the log no longer holds, and its term.
-fn compacted(txn: &WriteTransaction) -> Result<(Index, Term), Fault> {
-    let row = get(txn, COMPACTED)?;
+fn compacted(meta: &impl ReadableTable<&'static str, &'static [u8]>) -> Result<(Index, Term), Fault> {
+    let row = row(meta, COMPACTED)?;
     let [index, term] = row.map_or(Ok([0, 0]), |bytes| words(COMPACTED, &bytes))?;
     Ok((Index(index), Term(term)))
 }
