@@ -1,5 +1,6 @@
-//! Each machine's own clock: it started at another moment and runs at another speed.
+//! Each machine's own clock: it started at another moment and runs at another speed, and somebody may set the time of day.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -13,7 +14,7 @@ pub struct SimClock {
     time: TimeHandle,
     offset: Duration,
     drift_ppm: i64,
-    wall_offset_ms: u64,
+    wall_offset_ms: AtomicU64,
 }
 
 /// 2026-01-01, where the wall clocks of simulated machines start, give or take.
@@ -27,8 +28,15 @@ impl SimClock {
             time: TimeHandle::current(),
             offset: Duration::from_millis(rng.range(0, 1_000_000_000)),
             drift_ppm: drift,
-            wall_offset_ms: rng.range(0, 120_000),
+            wall_offset_ms: AtomicU64::new(rng.range(0, 120_000)),
         }
+    }
+
+    /// Sets the time of day forward, or back if `millis` is negative, at most to where it began. Time that passes is not
+    /// touched.
+    pub fn step_wall(&self, millis: i64) {
+        let step = |offset: u64| Some(offset.saturating_add_signed(millis));
+        let _ = self.wall_offset_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
     }
 
     fn ran(&self) -> Duration {
@@ -43,7 +51,7 @@ impl Clock for SimClock {
     }
 
     fn wall(&self) -> WallTime {
-        WallTime(WALL_START_MS + self.wall_offset_ms + self.ran().as_millis() as u64)
+        WallTime(WALL_START_MS + self.wall_offset_ms.load(Ordering::Relaxed) + self.ran().as_millis() as u64)
     }
 
     fn sleep_until(&self, at: Monotonic) -> BoxFuture<'static, ()> {

@@ -4,6 +4,9 @@
 //! for each write since the last sync whether it is kept, dropped, or torn at 512-byte sectors; dropping an early
 //! write and keeping a later one is what reordering looks like. The kernel's file system keeps sizes and names apart
 //! from contents, so a length may lag, and a file whose directory entry was not synced may be gone.
+//!
+//! A disk may also fail one operation, rot, or be wiped. What rots was not written lately: damage in the very last commit
+//! is what a power cut does, and it is told apart from nothing else (ARCHITECTURE, known limits).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -11,6 +14,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use redb::StorageBackend;
+use serde::{Deserialize, Serialize};
 
 use crate::io::{Backend, Disk, RngStream};
 
@@ -81,6 +85,14 @@ struct File {
     live: Image,
     durable: Image,
     unsynced: Vec<Change>,
+    /// Pages written since the last sync, between that and the one before, and once more so.
+    fresh: [BTreeSet<usize>; 3],
+}
+
+impl File {
+    fn touch(&mut self, offset: u64, len: usize) {
+        self.fresh[0].extend(offset as usize / PAGE..(offset as usize + len).div_ceil(PAGE));
+    }
 }
 
 #[derive(Default)]
@@ -94,9 +106,24 @@ struct State {
     boot: u64,
     /// Bytes of all files together above which writes fail.
     capacity: u64,
-    syncs: u64,
-    writes: u64,
+    /// The next operation of this kind fails.
+    failing: Option<DiskOp>,
+    counts: DiskCounts,
 }
+
+/// A kind of operation that can fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskOp {
+    /// Reading.
+    Read,
+    /// Writing.
+    Write,
+    /// Making durable. What was written since the last time is gone, though the next sync succeeds.
+    Sync,
+}
+
+/// What an operation that fails because it was told to says.
+pub const DISK_ERROR: &str = "simulated disk error";
 
 /// How much a disk has done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,10 +134,18 @@ pub struct DiskCounts {
     pub syncs: u64,
     /// Writes.
     pub writes: u64,
+    /// Operations that failed because they were told to.
+    pub failed: u64,
+    /// Bits that rotted.
+    pub rotten: u64,
+    /// Writes of which a power cut left a part.
+    pub torn: u64,
+    /// Writes of which a power cut left nothing.
+    pub dropped: u64,
 }
 
 /// What happens to a write that was not synced when the power goes, in thousandths; the rest is kept.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PowerCut {
     /// Lost whole.
     pub drop_permille: u64,
@@ -136,7 +171,9 @@ impl SimDisk {
     pub fn boot(&self) -> Arc<dyn Disk> {
         let mut state = self.state.lock().unwrap();
         state.boot += 1;
+        state.counts.boots = state.boot;
         state.cut_after = None;
+        state.failing = None;
         Arc::new(Mounted { disk: self.clone(), boot: state.boot })
     }
 
@@ -160,7 +197,7 @@ impl SimDisk {
     pub fn power_cut(&self, fate: PowerCut, rng: &mut RngStream) {
         let mut state = self.state.lock().unwrap();
         state.cut_after = Some(0);
-        let State { files, named, .. } = &mut *state;
+        let State { files, named, counts, .. } = &mut *state;
         files.retain(|name, _| named.contains(name) || !rng.chance(fate.drop_permille));
         for (name, file) in files.iter_mut() {
             named.insert(name.clone());
@@ -168,6 +205,9 @@ impl SimDisk {
             for change in file.unsynced.drain(..) {
                 let dropped = rng.chance(fate.drop_permille);
                 let torn = rng.chance(fate.tear_permille);
+                let is_write = matches!(change, Change::Write { .. });
+                counts.dropped += u64::from(is_write && dropped);
+                counts.torn += u64::from(is_write && torn && !dropped);
                 match change {
                     _ if dropped => {}
                     Change::SetLen(len) => image.set_len(len),
@@ -193,7 +233,7 @@ impl SimDisk {
         let copy = Self::new(format!("{} (durable image)", self.name));
         if let Some(file) = state.files.get(name).filter(|_| state.named.contains(name)) {
             let image = file.durable.clone();
-            let file = File { live: image.clone(), durable: image, unsynced: Vec::new() };
+            let file = File { live: image.clone(), durable: image, ..File::default() };
             copy.state.lock().unwrap().files.insert(name.to_owned(), file);
         }
         copy
@@ -201,8 +241,39 @@ impl SimDisk {
 
     /// How much the disk has done.
     pub fn counts(&self) -> DiskCounts {
-        let state = self.state.lock().unwrap();
-        DiskCounts { boots: state.boot, syncs: state.syncs, writes: state.writes }
+        self.state.lock().unwrap().counts
+    }
+
+    /// Has the next operation of a kind fail; with `None`, none any more.
+    pub fn fail_next(&self, op: Option<DiskOp>) {
+        self.state.lock().unwrap().failing = op;
+    }
+
+    /// Flips a bit in each page with this probability, in thousandths, but in those written lately. The disk is off.
+    pub fn rot(&self, permille: u64, rng: &mut RngStream) {
+        let mut state = self.state.lock().unwrap();
+        let State { files, counts, .. } = &mut *state;
+        for File { live, durable, fresh, .. } in files.values_mut() {
+            for (number, page) in durable.pages.iter_mut().enumerate() {
+                let Some(bytes) = page.as_mut().filter(|_| fresh.iter().all(|pages| !pages.contains(&number))) else {
+                    continue;
+                };
+                if rng.chance(permille) {
+                    let bit = rng.range(0, 8 * PAGE as u64) as usize;
+                    Arc::make_mut(bytes)[bit / 8] ^= 1 << (bit % 8);
+                    counts.rotten += 1;
+                }
+            }
+            *live = durable.clone();
+        }
+    }
+
+    /// Empties the disk: another one is in its place.
+    pub fn wipe(&self) {
+        let mut state = self.state.lock().unwrap();
+        state.files.clear();
+        state.named.clear();
+        state.cut_after = Some(0);
     }
 }
 
@@ -226,6 +297,21 @@ impl State {
     fn file(&mut self, name: &str) -> io::Result<&mut File> {
         let gone = || io::Error::new(io::ErrorKind::NotFound, format!("{name} was removed"));
         self.files.get_mut(name).ok_or_else(gone)
+    }
+
+    /// Fails if the next operation of this kind is to fail.
+    fn fail(&mut self, op: DiskOp, name: &str) -> io::Result<()> {
+        if self.failing != Some(op) {
+            return Ok(());
+        }
+        self.failing = None;
+        self.counts.failed += 1;
+        if op == DiskOp::Sync {
+            let file = self.file(name)?;
+            file.unsynced.clear();
+            file.live = file.durable.clone();
+        }
+        Err(io::Error::other(format!("{DISK_ERROR}: {op:?} of {name}")))
     }
 
     fn used(&self) -> u64 {
@@ -329,7 +415,10 @@ impl StorageBackend for Handle {
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.file(|state, name| state.file(name)?.live.read(offset, out))
+        self.file(|state, name| {
+            state.fail(DiskOp::Read, name)?;
+            state.file(name)?.live.read(offset, out)
+        })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -344,19 +433,24 @@ impl StorageBackend for Handle {
 
     fn sync_data(&self) -> io::Result<()> {
         self.file(|state, name| {
-            state.syncs += 1;
+            state.fail(DiskOp::Sync, name)?;
+            state.counts.syncs += 1;
             let file = state.file(name)?;
             file.durable = file.live.clone();
             file.unsynced.clear();
+            file.fresh.rotate_right(1);
+            file.fresh[0].clear();
             Ok(())
         })
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file(|state, name| {
-            state.writes += 1;
+            state.fail(DiskOp::Write, name)?;
+            state.counts.writes += 1;
             state.admit_growth(name, offset + data.len() as u64)?;
             let file = state.file(name)?;
+            file.touch(offset, data.len());
             file.live.write(offset, data);
             file.unsynced.push(Change::Write { offset, data: data.to_vec() });
             Ok(())
@@ -424,6 +518,60 @@ mod tests {
         file.sync_data().unwrap();
         assert!(file.write(0, &[2]).is_err());
         assert!(file.len().is_err());
+    }
+
+    #[test]
+    fn an_operation_fails_once_and_a_failed_sync_loses_what_was_written() {
+        let disk = SimDisk::new("disk".into());
+        let file = disk.boot().open("f").unwrap();
+        file.write(0, &[1; 8]).unwrap();
+        file.sync_data().unwrap();
+        let mut out = [0; 8];
+        disk.fail_next(Some(DiskOp::Read));
+        assert!(file.read(0, &mut out).unwrap_err().to_string().contains(DISK_ERROR));
+        file.read(0, &mut out).unwrap();
+        disk.fail_next(Some(DiskOp::Write));
+        file.write(0, &[2; 8]).unwrap_err();
+        file.write(0, &[3; 8]).unwrap();
+        disk.fail_next(Some(DiskOp::Sync));
+        file.sync_data().unwrap_err();
+        file.sync_data().unwrap();
+        file.read(0, &mut out).unwrap();
+        assert_eq!(out, [1; 8], "what a failed sync lost came back");
+    }
+
+    #[test]
+    fn only_old_pages_rot() {
+        let disk = SimDisk::new("disk".into());
+        let mounted = disk.boot();
+        let file = mounted.open("f").unwrap();
+        let epochs = [0, 1, 2, 3];
+        for epoch in epochs {
+            file.write(epoch * PAGE as u64, &[7; PAGE]).unwrap();
+            file.sync_data().unwrap();
+        }
+        mounted.sync_dir().unwrap();
+        let mut rng = Rng::from_seed([1; 32]).stream("t");
+        disk.power_cut(PowerCut { drop_permille: 0, tear_permille: 0 }, &mut rng);
+        disk.rot(1000, &mut rng);
+        let file = disk.boot().open("f").unwrap();
+        let rotten = epochs.map(|epoch| {
+            let mut page = [0; PAGE];
+            file.read(epoch * PAGE as u64, &mut page).unwrap();
+            page.iter().map(|byte| (byte ^ 7).count_ones()).sum::<u32>()
+        });
+        assert_eq!(rotten, [1, 1, 0, 0], "bits that differ, by page, the last one written last");
+    }
+
+    #[test]
+    fn a_wiped_disk_is_empty() {
+        let disk = SimDisk::new("disk".into());
+        let mounted = disk.boot();
+        mounted.open("f").unwrap().write(0, &[1]).unwrap();
+        mounted.sync_dir().unwrap();
+        disk.wipe();
+        assert!(mounted.list().is_err(), "what was mounted before still answers");
+        assert!(disk.boot().list().unwrap().is_empty());
     }
 
     #[test]

@@ -66,6 +66,11 @@ impl SimLauncher {
         }
     }
 
+    /// Another machine is here: it knows of nothing that ran.
+    pub fn wipe(&self) {
+        self.attempts.lock().unwrap().clear();
+    }
+
     fn with<T>(&self, token: Token, body: impl FnOnce(&mut Attempt) -> T) -> io::Result<T> {
         let mut attempts = self.attempts.lock().unwrap();
         let none = || io::Error::new(io::ErrorKind::NotFound, format!("there is no attempt {token}"));

@@ -8,6 +8,7 @@
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
 pub mod clock;
+pub mod cluster;
 pub mod disk;
 pub mod history;
 pub mod launcher;
@@ -19,4 +20,5 @@ pub mod shrink;
 pub mod spawn;
 pub mod tasks;
 pub mod trace;
+pub mod watch;
 pub mod world;

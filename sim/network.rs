@@ -6,7 +6,7 @@
 //! stream of Raft messages is treated harder than TCP would: single messages are lost, repeated and reordered.
 //! A stream cut short reads as an error here; that it may also read as a clean end is covered by dropping its tail.
 
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
@@ -48,8 +48,16 @@ pub struct Weather {
     pub lose_permille: u64,
     /// Raft messages that arrive twice, in thousandths.
     pub repeat_permille: u64,
-    /// Raft messages that arrive up to half a minute later once more, in hundred thousandths.
+    /// Raft messages that arrive up to [`REPLAY_MAX`] later once more, perhaps on another connection between other lives of
+    /// the same machines, in hundred thousandths.
     pub replay_per_100k: u64,
+    /// Raft messages that arrive with a bit changed or without their end, in hundred thousandths.
+    pub corrupt_per_100k: u64,
+    /// Frames of any kind at which the connection is reset, so that what is under way before them is lost, in hundred
+    /// thousandths.
+    pub reset_per_100k: u64,
+    /// What a link carries in each direction, in bytes a millisecond; 0 is without bound.
+    pub bytes_per_ms: u64,
 }
 
 impl Weather {
@@ -62,6 +70,9 @@ impl Weather {
         lose_permille: 0,
         repeat_permille: 0,
         replay_per_100k: 0,
+        corrupt_per_100k: 0,
+        reset_per_100k: 0,
+        bytes_per_ms: 0,
     };
 }
 
@@ -69,6 +80,10 @@ impl Weather {
 const PIPE_FRAMES_MAX: usize = 256;
 /// How long a call or an answer is held up at most: callers' patience is in this range.
 pub const STALL_MAX: Duration = Duration::from_millis(2_500);
+/// How long after a Raft message its replay arrives at most: across restarts and changes of members.
+pub const REPLAY_MAX: Duration = Duration::from_secs(180);
+/// How far a narrow link may lag behind before it drops Raft messages.
+pub const QUEUED_MAX: Duration = Duration::from_secs(3);
 /// How long after the end of a connection its last frames may arrive.
 const LINGER: Duration = Duration::from_millis(500);
 /// How long an attempt to connect waits for an answer.
@@ -90,9 +105,14 @@ pub struct SimNetwork {
 
 struct State {
     listeners: BTreeMap<Address, Endpoint>,
-    cuts: BTreeSet<(MachineId, MachineId)>,
+    /// How many faults cut each link.
+    cuts: BTreeMap<(MachineId, MachineId), u32>,
     weather: Weather,
     draws: BTreeMap<(MachineId, MachineId), u64>,
+    /// When each narrow link has sent what it was given.
+    busy: BTreeMap<(MachineId, MachineId), madsim::time::Instant>,
+    /// Raft messages that come once more, from when on: on whatever connection there is then.
+    ghosts: BTreeMap<(MachineId, MachineId), Vec<(madsim::time::Instant, Bytes)>>,
     wiretap: Option<Wiretap>,
     ports: u16,
     counts: NetworkCounts,
@@ -107,8 +127,14 @@ pub struct NetworkCounts {
     pub messages: u64,
     /// Raft messages lost.
     pub lost: u64,
-    /// Raft messages delivered more than once.
+    /// Raft messages delivered twice in a row.
     pub repeated: u64,
+    /// Raft messages delivered once more long after.
+    pub replayed: u64,
+    /// Raft messages that were changed on their way.
+    pub corrupted: u64,
+    /// Connections that were reset.
+    pub resets: u64,
 }
 
 #[derive(Clone)]
@@ -123,9 +149,11 @@ impl SimNetwork {
     pub fn new(rng: Rng, trace: Arc<Trace>) -> Arc<Self> {
         let state = State {
             listeners: BTreeMap::new(),
-            cuts: BTreeSet::new(),
+            cuts: BTreeMap::new(),
             weather: Weather::CALM,
             draws: BTreeMap::new(),
+            busy: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
             wiretap: None,
             ports: 40_000,
             counts: NetworkCounts::default(),
@@ -148,14 +176,11 @@ impl SimNetwork {
         self.state.lock().unwrap().weather = weather;
     }
 
-    /// Cuts or mends the link from one machine to another; the other direction is another link.
+    /// Cuts the link from one machine to another once more, or once less; the other direction is another link.
     pub fn set_cut(&self, from: MachineId, to: MachineId, cut: bool) {
         let mut state = self.state.lock().unwrap();
-        if cut {
-            state.cuts.insert((from, to))
-        } else {
-            state.cuts.remove(&(from, to))
-        };
+        let cuts = state.cuts.entry((from, to)).or_default();
+        *cuts = if cut { *cuts + 1 } else { cuts.saturating_sub(1) };
         drop(state);
         self.changed.notify_waiters();
     }
@@ -178,7 +203,7 @@ impl SimNetwork {
     }
 
     fn is_cut(&self, from: MachineId, to: MachineId) -> bool {
-        self.state.lock().unwrap().cuts.contains(&(from, to))
+        self.state.lock().unwrap().cuts.get(&(from, to)).is_some_and(|cuts| *cuts > 0)
     }
 
     /// The next draw of the link, below `bound`. Draws are counted per link, so that traffic on one never shifts
@@ -210,6 +235,62 @@ impl SimNetwork {
             return Duration::ZERO;
         }
         Duration::from_micros(self.draw(from, to, STALL_MAX.as_micros() as u64))
+    }
+
+    /// How much longer `bytes` take because the link is narrow; `None` if it lags too far behind for more to queue up.
+    fn transfer(&self, from: MachineId, to: MachineId, bytes: usize) -> Option<Duration> {
+        let state = &mut *self.state.lock().unwrap();
+        if from == to || state.weather.bytes_per_ms == 0 {
+            return Some(Duration::ZERO);
+        }
+        let now = self.time.now_instant();
+        let busy = state.busy.entry((from, to)).or_insert(now);
+        if *busy > now + QUEUED_MAX {
+            return None;
+        }
+        let takes = Duration::from_micros(bytes as u64 * 1000 / state.weather.bytes_per_ms);
+        *busy = now.max(*busy) + takes;
+        Some(*busy - now)
+    }
+
+    /// Whether a connection is reset at this frame.
+    fn reset(&self, from: MachineId, to: MachineId) -> bool {
+        let per_100k = self.state.lock().unwrap().weather.reset_per_100k;
+        let reset = per_100k > 0 && from != to && self.draw(from, to, 100_000) < per_100k;
+        self.state.lock().unwrap().counts.resets += u64::from(reset);
+        reset
+    }
+
+    /// The messages of long ago that come once more by now.
+    fn risen(&self, from: MachineId, to: MachineId) -> Vec<Bytes> {
+        let (now, mut risen) = (self.time.now_instant(), Vec::new());
+        let state = &mut *self.state.lock().unwrap();
+        if let Some(ghosts) = state.ghosts.get_mut(&(from, to)) {
+            ghosts.retain(|(at, message)| {
+                if *at <= now {
+                    risen.push(message.clone());
+                }
+                *at > now
+            });
+        }
+        state.counts.replayed += risen.len() as u64;
+        risen
+    }
+
+    /// A gRPC message with a bit changed, or without its end.
+    fn corrupt(&self, from: MachineId, to: MachineId, message: &[u8]) -> Bytes {
+        self.state.lock().unwrap().counts.corrupted += 1;
+        let body = message.len() - 5;
+        let mut bytes = message.to_vec();
+        if body > 0 && self.draw(from, to, 4) > 0 {
+            let bit = self.draw(from, to, 8 * body as u64) as usize;
+            bytes[5 + bit / 8] ^= 1 << (bit % 8);
+        } else {
+            let left = self.draw(from, to, body as u64 + 1) as usize;
+            bytes.truncate(5 + left);
+            bytes[1..5].copy_from_slice(&(left as u32).to_be_bytes());
+        }
+        bytes.into()
     }
 
     /// Waits while the link is cut. False if the connection did not survive it.
@@ -358,11 +439,19 @@ struct Sender {
     sent: u64,
 }
 
-/// A frame on its way; `None` is the end of the stream.
+/// Something on its way.
 struct Parcel {
     at: madsim::time::Instant,
     order: u64,
-    frame: Option<Frame<Bytes>>,
+    freight: Freight,
+}
+
+enum Freight {
+    Frame(Frame<Bytes>),
+    /// The stream ends in order.
+    End,
+    /// The connection is lost at this instant, with all that is under way.
+    Reset,
 }
 
 impl PartialEq for Parcel {
@@ -426,18 +515,18 @@ async fn pump(mut sender: Sender, mut body: Body, single_messages: bool) {
                 }
             }
             Ok(data) => {
-                if !sender.send(Some(Frame::data(data))).await {
+                if !sender.send(Freight::Frame(Frame::data(data))).await {
                     return;
                 }
             }
             Err(frame) => {
-                if !sender.send(Some(frame)).await {
+                if !sender.send(Freight::Frame(frame)).await {
                     return;
                 }
             }
         }
     }
-    sender.send(None).await;
+    sender.send(Freight::End).await;
 }
 
 /// Cuts a byte stream into gRPC messages: a flag byte, a big-endian length, and that many bytes.
@@ -457,13 +546,32 @@ impl Splitter {
 
 impl Sender {
     /// Sends in order; false if the connection is gone.
-    async fn send(&mut self, frame: Option<Frame<Bytes>>) -> bool {
-        if !self.network.wait_mended(self.from, self.to).await {
+    async fn send(&mut self, freight: Freight) -> bool {
+        let (network, from, to) = (self.network.clone(), self.from, self.to);
+        if !network.wait_mended(from, to).await || self.reset().await {
             return false;
         }
-        let at = self.network.time.now_instant() + self.network.delay(self.from, self.to);
-        self.last = self.last.max(at);
-        self.post(self.last, frame).await
+        let bytes = match &freight {
+            Freight::Frame(frame) => frame.data_ref().map_or(0, Bytes::len),
+            Freight::End | Freight::Reset => 0,
+        };
+        let queued = loop {
+            match network.transfer(from, to, bytes) {
+                Some(queued) => break queued,
+                None => network.time.sleep(QUEUED_MAX / 4).await,
+            }
+        };
+        self.last = self.last.max(network.time.now_instant() + queued + network.delay(from, to));
+        self.post(self.last, freight).await
+    }
+
+    /// Loses the connection, if that is its fate here.
+    async fn reset(&mut self) -> bool {
+        let reset = self.network.reset(self.from, self.to);
+        if reset {
+            self.post(self.network.time.now_instant(), Freight::Reset).await;
+        }
+        reset
     }
 
     /// Sends one Raft message, which meets its fate alone; false if the connection is gone.
@@ -476,30 +584,45 @@ impl Sender {
             state.counts.messages += 1;
             state.weather
         };
-        let mut deliveries = vec![network.delay(from, to)];
+        if self.reset().await {
+            return false;
+        }
+        for ghost in network.risen(from, to) {
+            let at = network.time.now_instant() + network.delay(from, to);
+            if !self.post(at, Freight::Frame(Frame::data(ghost))).await {
+                return false;
+            }
+        }
+        let queued = network.transfer(from, to, message.len());
+        let mut deliveries = vec![queued.unwrap_or_default() + network.delay(from, to)];
         if network.draw(from, to, 1000) < weather.repeat_permille {
             deliveries.push(network.delay(from, to));
         }
         if network.draw(from, to, 100_000) < weather.replay_per_100k {
-            deliveries.push(Duration::from_millis(network.draw(from, to, 30_000)));
+            let most = if network.draw(from, to, 4) == 0 { REPLAY_MAX } else { REPLAY_MAX / 6 };
+            let at =
+                network.time.now_instant() + Duration::from_millis(network.draw(from, to, most.as_millis() as u64));
+            network.state.lock().unwrap().ghosts.entry((from, to)).or_default().push((at, message.clone()));
         }
-        if network.is_cut(from, to) || network.draw(from, to, 1000) < weather.lose_permille {
+        if queued.is_none() || network.is_cut(from, to) || network.draw(from, to, 1000) < weather.lose_permille {
             network.state.lock().unwrap().counts.lost += 1;
             deliveries.clear();
         }
         network.state.lock().unwrap().counts.repeated += (deliveries.len() as u64).saturating_sub(1);
         for delay in deliveries {
             let at = network.time.now_instant() + delay;
-            if !self.post(at, Some(Frame::data(message.clone()))).await {
+            let corrupt = weather.corrupt_per_100k > 0 && network.draw(from, to, 100_000) < weather.corrupt_per_100k;
+            let data = if corrupt { network.corrupt(from, to, &message) } else { message.clone() };
+            if !self.post(at, Freight::Frame(Frame::data(data))).await {
                 return false;
             }
         }
         true
     }
 
-    async fn post(&mut self, at: madsim::time::Instant, frame: Option<Frame<Bytes>>) -> bool {
+    async fn post(&mut self, at: madsim::time::Instant, freight: Freight) -> bool {
         self.sent += 1;
-        self.queue.send(Parcel { at, order: self.sent, frame }).await.is_ok()
+        self.queue.send(Parcel { at, order: self.sent, freight }).await.is_ok()
     }
 }
 
@@ -515,6 +638,11 @@ impl http_body::Body for Pipe {
         let mut open = true;
         while this.under_way.len() < PIPE_FRAMES_MAX {
             match this.queue.poll_recv(cx) {
+                Poll::Ready(Some(Parcel { freight: Freight::Reset, .. })) => {
+                    this.under_way.clear();
+                    open = false;
+                    break;
+                }
                 Poll::Ready(Some(parcel)) => this.under_way.push(parcel),
                 Poll::Ready(None) => {
                     // What is left of a connection arrives within a moment or not at all.
@@ -540,8 +668,13 @@ impl http_body::Body for Pipe {
                 continue;
             }
             let parcel = this.under_way.pop().expect("peeked above");
-            this.ended = parcel.frame.is_none();
-            return Poll::Ready(parcel.frame.map(Ok));
+            return match parcel.freight {
+                Freight::Frame(frame) => Poll::Ready(Some(Ok(frame))),
+                Freight::End | Freight::Reset => {
+                    this.ended = true;
+                    Poll::Ready(None)
+                }
+            };
         }
     }
 }

@@ -6,25 +6,35 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::io::{Io, Rng, RngStream, Tokens};
-use crate::limits::{FREE_SPACE_FLOOR, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, SNAPSHOT_CHUNK_BYTES};
+use crate::limits::{ELECTION_TIMEOUT, FREE_SPACE_FLOOR, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, SNAPSHOT_CHUNK_BYTES};
+use crate::limits::{ELECTION_TIMEOUT_MIN, VOTERS_TARGET_MAX};
 use crate::raft::tail::Retention;
-use crate::sim::disk::PowerCut;
+use crate::sim::disk::{DiskOp, PowerCut};
 use crate::sim::network::Weather;
 
 /// A machine of the cluster, by its place in it (0 is the founder's).
 pub type Place = usize;
 
+/// Some of the machines: bit `n` is place `n`.
+pub type Places = u8;
+
 /// What a seed does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// Members.
+    /// Members, and those that become some only later.
     pub nodes: usize,
+    /// How many of the members may vote.
+    pub voters_max: usize,
+    /// How long a follower waits for a leader, at least.
+    pub election_timeout: Duration,
     /// Whether calls need a token.
     pub token: bool,
     /// Clients, each on a machine of its own, doing one thing at a time.
     pub clients: usize,
     /// Operations of each client.
     pub operations: u64,
+    /// How long a client pauses between two of them, at most.
+    pub pause: Duration,
     /// Whether they are copies of one client, with one session.
     pub one_session: bool,
     /// How often, in thousandths, a client pauses for longer than a session lives.
@@ -45,9 +55,31 @@ pub struct Plan {
     pub weather: Weather,
     /// What happens, in order of time since the cluster was formed.
     pub faults: Vec<(Duration, Fault)>,
+    /// What draws the majority that must serve while the others stay broken.
+    pub core: u64,
 }
 
-/// One thing that goes wrong.
+/// What a fault touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Class {
+    /// Links, and the weather on them.
+    Network,
+    /// What is stored.
+    Disk,
+    /// What runs.
+    Process,
+    /// What time it is.
+    Clock,
+    /// Who belongs to the cluster, and who leads it.
+    Membership,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Network, Self::Disk, Self::Process, Self::Clock, Self::Membership];
+}
+
+/// One thing that goes wrong, or that an operator does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Fault {
     /// The process is killed and started again.
@@ -61,11 +93,20 @@ pub enum Fault {
     Power {
         /// Which.
         node: Place,
-        /// What becomes of unsynced writes, in thousandths.
-        drop_permille: u64,
-        /// And torn ones.
-        tear_permille: u64,
+        /// What becomes of unsynced writes.
+        cut: PowerCut,
         /// How long it stays off.
+        down: Duration,
+    },
+    /// The power goes, and again while the node recovers.
+    Recovery {
+        /// Which.
+        node: Place,
+        /// What becomes of unsynced writes, both times.
+        cut: PowerCut,
+        /// Disk operations that the recovery gets through before.
+        operations: u64,
+        /// How long it stays off, both times.
         down: Duration,
     },
     /// It is stopped in order and started again.
@@ -75,6 +116,15 @@ pub enum Fault {
         /// How long it stays off.
         down: Duration,
     },
+    /// It is killed again and again as soon as it is up.
+    Storm {
+        /// Which.
+        node: Place,
+        /// How often.
+        times: u64,
+        /// How long it stays up and off, at most.
+        down: Duration,
+    },
     /// It stops answering while its clock runs.
     Pause {
         /// Which.
@@ -82,31 +132,26 @@ pub enum Fault {
         /// For how long.
         span: Duration,
     },
-    /// Messages from one to another are lost; the way back works.
-    CutOneWay {
-        /// From.
-        from: Place,
-        /// To.
-        to: Place,
-        /// For how long.
-        span: Duration,
-    },
-    /// It reaches no other member, nor they it. Clients do.
-    Isolate {
+    /// It gets the processor only now and then.
+    Slow {
         /// Which.
         node: Place,
         /// For how long.
         span: Duration,
     },
-    /// An operator asks it to lead.
-    Transfer {
-        /// Which.
-        to: Place,
+    /// Power for all at once.
+    Blackout {
+        /// What becomes of unsynced writes.
+        cut: PowerCut,
+        /// How long they stay off.
+        down: Duration,
     },
-    /// An operator removes it for ever.
-    Remove {
+    /// Links are cut.
+    Cut {
         /// Which.
-        node: Place,
+        links: Links,
+        /// For how long.
+        span: Duration,
     },
     /// Its disk is all but full.
     Full {
@@ -117,6 +162,64 @@ pub enum Fault {
         /// For how long.
         span: Duration,
     },
+    /// Its disk is slow.
+    Stall {
+        /// Which.
+        node: Place,
+        /// For how long.
+        span: Duration,
+    },
+    /// An operation of its disk fails; a node that stops over it is started again.
+    DiskError {
+        /// Which.
+        node: Place,
+        /// The kind of operation.
+        op: DiskOp,
+        /// How long after.
+        down: Duration,
+    },
+    /// Bits rot while it is off. If its node does not start over that, an operator puts another machine in its place.
+    Rot {
+        /// Which.
+        node: Place,
+        /// Pages, in thousandths.
+        permille: u64,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// Its disk is lost, and an operator puts another machine in its place.
+    Replace {
+        /// Which.
+        node: Place,
+        /// How long that takes.
+        down: Duration,
+    },
+    /// Somebody sets its time of day.
+    WallStep {
+        /// Which.
+        node: Place,
+        /// By how much, in milliseconds.
+        millis: i64,
+    },
+    /// An operator asks it to lead.
+    Transfer {
+        /// Which.
+        to: Place,
+    },
+    /// Two operators ask two members to lead, at once.
+    TransferRace {
+        /// Which.
+        to: Place,
+        /// And which.
+        other: Place,
+    },
+    /// An operator removes it for ever.
+    Remove {
+        /// Which.
+        node: Place,
+    },
+    /// An operator removes whoever leads.
+    RemoveLeader,
     /// It is killed and started again at another address.
     Move {
         /// Which.
@@ -124,38 +227,130 @@ pub enum Fault {
         /// How long it stays off.
         down: Duration,
     },
-    /// Power for all at once.
-    Blackout {
-        /// What becomes of unsynced writes, in thousandths.
-        drop_permille: u64,
-        /// How long they stay off.
-        down: Duration,
+    /// It has not been there from the beginning: it joins now.
+    Join {
+        /// Which.
+        node: Place,
     },
 }
 
-impl Fault {
-    /// What a power cut does to the disk here.
-    pub fn power_cut(drop_permille: u64, tear_permille: u64) -> PowerCut {
-        PowerCut { drop_permille, tear_permille }
+/// Links between members to cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Links {
+    /// Messages from one to another are lost; the way back works.
+    OneWay {
+        /// From.
+        from: Place,
+        /// To.
+        to: Place,
+    },
+    /// It reaches no other member, nor they it. Clients do.
+    Isolate {
+        /// Which.
+        node: Place,
+    },
+    /// Whoever leads at that time reaches nobody.
+    Leader,
+    /// Whoever leads at that time hears nobody, and is heard.
+    LeaderDeaf,
+    /// These from all others.
+    Halves {
+        /// These.
+        these: Places,
+    },
+    /// These from all others but one, which reaches all.
+    Bridge {
+        /// These.
+        these: Places,
+        /// The one.
+        middle: Place,
+    },
+    /// Both ways between two, again and again.
+    Flap {
+        /// Between.
+        one: Place,
+        /// And.
+        other: Place,
+        /// How long they are cut, and then mended.
+        period: Duration,
+    },
+    /// These are isolated one by one, and come back one by one in the reverse order.
+    Swizzle {
+        /// These.
+        these: Places,
+    },
+}
+
+impl Links {
+    fn places(self) -> Vec<Place> {
+        match self {
+            Self::OneWay { from, to } => vec![from, to],
+            Self::Flap { one, other, .. } => vec![one, other],
+            Self::Isolate { node } => vec![node],
+            Self::Bridge { middle, .. } => vec![middle],
+            Self::Leader | Self::LeaderDeaf | Self::Halves { .. } | Self::Swizzle { .. } => Vec::new(),
+        }
     }
 }
 
 impl Fault {
+    /// What it touches.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Kill { .. }
+            | Self::Power { .. }
+            | Self::Recovery { .. }
+            | Self::Stop { .. }
+            | Self::Storm { .. }
+            | Self::Pause { .. }
+            | Self::Slow { .. }
+            | Self::Blackout { .. } => Class::Process,
+            Self::Cut { .. } => Class::Network,
+            Self::Full { .. }
+            | Self::Stall { .. }
+            | Self::DiskError { .. }
+            | Self::Rot { .. }
+            | Self::Replace { .. } => Class::Disk,
+            Self::WallStep { .. } => Class::Clock,
+            Self::Transfer { .. }
+            | Self::TransferRace { .. }
+            | Self::Remove { .. }
+            | Self::RemoveLeader
+            | Self::Move { .. }
+            | Self::Join { .. } => Class::Membership,
+        }
+    }
+
     /// The machines it names.
     pub fn places(&self) -> Vec<Place> {
         match *self {
             Self::Kill { node, .. }
             | Self::Power { node, .. }
+            | Self::Recovery { node, .. }
             | Self::Stop { node, .. }
+            | Self::Storm { node, .. }
             | Self::Pause { node, .. }
-            | Self::Isolate { node, .. }
-            | Self::Remove { node }
+            | Self::Slow { node, .. }
             | Self::Full { node, .. }
-            | Self::Move { node, .. } => vec![node],
+            | Self::Stall { node, .. }
+            | Self::DiskError { node, .. }
+            | Self::Rot { node, .. }
+            | Self::Replace { node, .. }
+            | Self::WallStep { node, .. }
+            | Self::Remove { node }
+            | Self::Move { node, .. }
+            | Self::Join { node } => vec![node],
             Self::Transfer { to } => vec![to],
-            Self::CutOneWay { from, to, .. } => vec![from, to],
-            Self::Blackout { .. } => Vec::new(),
+            Self::TransferRace { to, other } => vec![to, other],
+            Self::Cut { links, .. } => links.places(),
+            Self::Blackout { .. } | Self::RemoveLeader => Vec::new(),
         }
+    }
+
+    /// Whether a member loses for good what it had made durable, or leaves with it. A plan has one of them at most: who
+    /// stays must still survive a failure, and what one member has lost the others must still have.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Self::Rot { .. } | Self::Replace { .. } | Self::Remove { .. } | Self::RemoveLeader)
     }
 
     /// How long it lasts; nothing for what is done once.
@@ -175,20 +370,28 @@ impl Fault {
         match self {
             Self::Kill { down, .. }
             | Self::Power { down, .. }
+            | Self::Recovery { down, .. }
             | Self::Stop { down, .. }
+            | Self::Storm { down, .. }
+            | Self::DiskError { down, .. }
+            | Self::Rot { down, .. }
+            | Self::Replace { down, .. }
             | Self::Move { down, .. }
             | Self::Blackout { down, .. } => Some(down),
             Self::Pause { span, .. }
-            | Self::CutOneWay { span, .. }
-            | Self::Isolate { span, .. }
+            | Self::Slow { span, .. }
+            | Self::Cut { span, .. }
+            | Self::Stall { span, .. }
             | Self::Full { span, .. } => Some(span),
-            Self::Transfer { .. } | Self::Remove { .. } => None,
+            Self::WallStep { .. }
+            | Self::Transfer { .. }
+            | Self::TransferRace { .. }
+            | Self::Remove { .. }
+            | Self::RemoveLeader
+            | Self::Join { .. } => None,
         }
     }
 }
-
-/// Kinds of faults; each seed has its own subset.
-const KINDS: usize = 11;
 
 impl Plan {
     /// Gives seams what they need to call the cluster.
@@ -196,17 +399,37 @@ impl Plan {
         if self.token { io.with_tokens(tokens("cluster")) } else { io }
     }
 
+    /// Whether a place is empty until its machine joins.
+    pub fn is_late(&self, place: Place) -> bool {
+        self.faults.iter().any(|(_, fault)| *fault == Fault::Join { node: place })
+    }
+
+    /// The same without the faults of a class.
+    pub fn without(mut self, class: Class) -> Self {
+        self.faults.retain(|(_, fault)| fault.class() != class);
+        if class == Class::Network {
+            self.weather = Weather::CALM;
+        }
+        self
+    }
+
     /// The plan of a source of randomness.
     pub fn draw(rng: &Rng) -> Self {
         let mut cluster = rng.stream("plan/cluster");
-        // Two and four: the last one stays a learner, beside one voter and beside three.
-        let nodes = *cluster.pick(&[1, 2, 3, 3, 3, 3, 4, 5]);
+        // Two, four and six: the last one stays a learner.
+        let nodes = *cluster.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 6, 7]);
+        let voters_max = *cluster.pick(&[3, VOTERS_TARGET_MAX, VOTERS_TARGET_MAX, 7]);
+        let timeouts = [ELECTION_TIMEOUT_MIN, ELECTION_TIMEOUT, ELECTION_TIMEOUT, 3 * ELECTION_TIMEOUT];
+        let election_timeout = *cluster.pick(&timeouts);
         let mut load = rng.stream("plan/load");
         Self {
             nodes,
+            voters_max,
+            election_timeout,
             token: rng.stream("plan/token").chance(500),
             clients: load.range(1, 5) as usize,
             operations: load.range(15, 50),
+            pause: Duration::from_millis(*load.pick(&[1_200, 1_200, 100, 3_000])),
             keys: load.range(1, 5),
             submitters: load.range(0, 3) as usize,
             tasks: load.range(2, 12),
@@ -220,6 +443,7 @@ impl Plan {
             chunk_bytes: *load.pick(&[1, 100, SNAPSHOT_CHUNK_BYTES]),
             weather: weather(&mut rng.stream("plan/weather")),
             faults: faults(&mut rng.stream("plan/faults"), nodes),
+            core: rng.stream("plan/core").range(0, u64::MAX),
         }
     }
 }
@@ -236,89 +460,162 @@ fn weather(rng: &mut RngStream) -> Weather {
     if rng.chance(200) {
         return Weather::CALM;
     }
-    let maybe = |rng: &mut RngStream, most: u64| if rng.chance(500) { rng.range(0, most) } else { 0 };
+    let maybe = |rng: &mut RngStream, permille: u64, most: u64| match rng.chance(permille) {
+        true => rng.range(0, most),
+        false => 0,
+    };
     let delay_min = Duration::from_millis(1);
     Weather {
         delay_min,
         delay_max: delay_min + Duration::from_millis(rng.range(1, 40)),
-        slow_permille: maybe(rng, 50),
-        stall_permille: if rng.chance(300) { rng.range(0, 800) } else { 0 },
-        lose_permille: maybe(rng, 200),
-        repeat_permille: maybe(rng, 200),
-        replay_per_100k: maybe(rng, 1000),
+        slow_permille: maybe(rng, 500, 50),
+        stall_permille: maybe(rng, 300, 800),
+        lose_permille: maybe(rng, 500, 200),
+        repeat_permille: maybe(rng, 500, 200),
+        replay_per_100k: maybe(rng, 500, 1000),
+        corrupt_per_100k: maybe(rng, 300, 500),
+        reset_per_100k: maybe(rng, 300, 500),
+        bytes_per_ms: if rng.chance(200) { rng.range(10, 200) } else { 0 },
+    }
+}
+
+/// A kind of fault, as a draw.
+type Kind = fn(&mut Draw<'_>) -> Fault;
+
+/// Kinds of faults; each seed has its own subset.
+const KINDS: &[Kind] = &[
+    |d| Fault::Kill { node: d.place(), down: d.span() },
+    |d| Fault::Power { node: d.place(), cut: d.cut(), down: d.span() },
+    |d| Fault::Recovery { node: d.place(), cut: d.cut(), operations: d.rng.range(0, 120), down: d.span() },
+    |d| Fault::Stop { node: d.place(), down: d.span() },
+    |d| Fault::Storm { node: d.place(), times: d.rng.range(2, 8), down: Duration::from_millis(d.rng.range(1, 1_500)) },
+    |d| Fault::Pause { node: d.place(), span: d.span() },
+    |d| Fault::Slow { node: d.place(), span: d.span() },
+    |d| Fault::Blackout { cut: d.cut(), down: d.span() },
+    |d| Fault::Cut { links: Links::OneWay { from: d.place(), to: d.place() }, span: d.span() },
+    |d| Fault::Cut { links: Links::Isolate { node: d.place() }, span: d.span() },
+    |d| Fault::Cut { links: Links::Leader, span: d.span() },
+    |d| Fault::Cut { links: Links::LeaderDeaf, span: d.span() },
+    |d| Fault::Cut { links: Links::Halves { these: d.places() }, span: d.span() },
+    |d| Fault::Cut { links: Links::Bridge { these: d.places(), middle: d.place() }, span: d.span() },
+    |d| {
+        let period = Duration::from_millis(d.rng.range(50, 3_000));
+        Fault::Cut { links: Links::Flap { one: d.place(), other: d.place(), period }, span: d.span() }
+    },
+    |d| Fault::Cut { links: Links::Swizzle { these: d.places() }, span: d.span() },
+    |d| {
+        let left = *d.rng.pick(&[1 << 20, FREE_SPACE_FLOOR / 3, FREE_SPACE_FLOOR - 1, 2 * FREE_SPACE_FLOOR]);
+        Fault::Full { node: d.place(), left, span: d.span() }
+    },
+    |d| Fault::Stall { node: d.place(), span: d.span() },
+    |d| {
+        let op = *d.rng.pick(&[DiskOp::Read, DiskOp::Write, DiskOp::Sync]);
+        Fault::DiskError { node: d.place(), op, down: d.span() }
+    },
+    |d| Fault::Rot { node: d.place(), permille: *d.rng.pick(&[5, 50, 500]), down: d.span() },
+    |d| Fault::Replace { node: d.place(), down: d.span() },
+    |d| {
+        let millis = *d.rng.pick(&[-3_600_000, -20_000, 20_000, 3_600_000]);
+        Fault::WallStep { node: d.place(), millis }
+    },
+    |d| Fault::Transfer { to: d.place() },
+    |d| Fault::TransferRace { to: d.place(), other: d.place() },
+    |d| Fault::Remove { node: d.place() },
+    |_| Fault::RemoveLeader,
+    |d| Fault::Move { node: d.place(), down: d.span() },
+    |d| Fault::Join { node: d.place() },
+];
+
+struct Draw<'a> {
+    rng: &'a mut RngStream,
+    nodes: u64,
+}
+
+impl Draw<'_> {
+    fn place(&mut self) -> Place {
+        self.rng.range(0, self.nodes) as usize
+    }
+
+    fn places(&mut self) -> Places {
+        self.rng.range(0, 1 << self.nodes) as Places
+    }
+
+    /// Long ones outlast a worker's lease.
+    fn span(&mut self) -> Duration {
+        let (from, to) = if self.rng.chance(350) { (6_000, 25_000) } else { (1, 6_000) };
+        Duration::from_millis(self.rng.range(from, to))
+    }
+
+    fn cut(&mut self) -> PowerCut {
+        PowerCut {
+            drop_permille: *self.rng.pick(&[0, 300, 700, 1000]),
+            tear_permille: *self.rng.pick(&[0, 0, 300, 1000]),
+        }
     }
 }
 
 fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)> {
-    let enabled: Vec<u64> = (0..KINDS as u64).filter(|_| rng.chance(400)).collect();
-    let count = if enabled.is_empty() { 0 } else { rng.range(0, 12) };
+    let enabled: Vec<Kind> = match rng.range(0, 100) {
+        0..8 => Vec::new(),
+        8..20 => vec![*rng.pick(KINDS)],
+        _ => KINDS.iter().copied().filter(|_| rng.chance(250)).collect(),
+    };
+    let (count, until) = match rng.range(0, 100) {
+        0..8 => (rng.range(20, 120), 90_000),
+        _ => (rng.range(0, 14), 25_000),
+    };
+    let count = if enabled.is_empty() { 0 } else { count };
     let mut faults: Vec<(Duration, Fault)> = (0..count)
         .map(|_| {
-            let at = Duration::from_millis(rng.range(0, 25_000));
-            (at, fault(rng, &enabled, nodes))
+            let at = Duration::from_millis(rng.range(0, until));
+            let kind = *rng.pick(&enabled);
+            (at, kind(&mut Draw { rng, nodes: nodes as u64 }))
         })
         .collect();
     faults.sort_by_key(|(at, _)| *at);
-    // One removal at most: who stays must still survive a failure.
-    let mut removed = false;
+    let mut losses = 0;
     let mut moves = vec![0; nodes];
+    let mut late: Places = 0;
     faults.retain(|(_, fault)| match fault {
-        Fault::Remove { .. } => !std::mem::replace(&mut removed, true),
+        Fault::Join { node } => {
+            let before = late;
+            late |= 1 << node;
+            // The founder cannot be late, nor may all others be.
+            *node > 0 && before != late && late.count_ones() as usize <= nodes / 2
+        }
         Fault::Move { node, .. } => {
             moves[*node] += 1;
             moves[*node] <= MOVES_MAX
         }
+        fault if fault.is_loss() => {
+            losses += 1;
+            losses == 1 && nodes >= 3
+        }
         _ => true,
     });
-    faults
-}
-
-fn fault(rng: &mut RngStream, enabled: &[u64], nodes: usize) -> Fault {
-    let node = rng.range(0, nodes as u64) as usize;
-    let to = rng.range(0, nodes as u64) as usize;
-    // Long ones outlast a worker's lease.
-    let span = |rng: &mut RngStream| {
-        let (from, to) = if rng.chance(350) { (6_000, 25_000) } else { (1, 6_000) };
-        Duration::from_millis(rng.range(from, to))
-    };
-    let (down, span) = (span(rng), span(rng));
-    let drop_permille = *rng.pick(&[0, 300, 700, 1000]);
-    let tear_permille = *rng.pick(&[0, 0, 300, 1000]);
-    match *rng.pick(enabled) {
-        0 => Fault::Kill { node, down },
-        1 => Fault::Power { node, drop_permille, tear_permille, down },
-        2 => Fault::Stop { node, down },
-        3 => Fault::Pause { node, span },
-        4 => Fault::CutOneWay { from: node, to, span },
-        5 => Fault::Isolate { node, span },
-        6 => Fault::Transfer { to },
-        7 if nodes >= 3 => Fault::Remove { node },
-        7 => Fault::Transfer { to },
-        8 => Fault::Full {
-            node,
-            left: *rng.pick(&[1 << 20, FREE_SPACE_FLOOR / 3, FREE_SPACE_FLOOR - 1, 2 * FREE_SPACE_FLOOR]),
-            span,
-        },
-        9 => Fault::Move { node, down },
-        _ => Fault::Blackout { drop_permille, down },
+    // Where two of the three that began would be left, a loss is one too many.
+    if nodes - (late & !1).count_ones() as usize <= 3 {
+        faults.retain(|(_, fault)| !fault.is_loss() || late & !1 == 0);
     }
+    faults
 }
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} nodes, token: {}, {} clients with {} operations each on {} keys; one session: {}, idle {} in 1000; {} clients with {} tasks each, stubborn {} in 1000",
-            self.nodes,
-            self.token,
-            self.clients,
-            self.operations,
-            self.keys,
-            self.one_session,
-            self.idle_permille,
-            self.submitters,
-            self.tasks,
-            self.stubborn_permille
+            "{} nodes, of which {} may vote, election timeout {:?}, token: {}",
+            self.nodes, self.voters_max, self.election_timeout, self.token
+        )?;
+        writeln!(
+            f,
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; one session: {}, idle {} in 1000",
+            self.clients, self.operations, self.keys, self.pause, self.one_session, self.idle_permille
+        )?;
+        writeln!(
+            f,
+            "{} clients with {} tasks each, stubborn {} in 1000",
+            self.submitters, self.tasks, self.stubborn_permille
         )?;
         writeln!(f, "{:?}, snapshots in chunks of {} bytes", self.retention, self.chunk_bytes)?;
         writeln!(f, "{:?}", self.weather)?;

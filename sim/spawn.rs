@@ -1,6 +1,7 @@
 //! Tasks on one machine, for one boot of it.
 
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,29 +18,48 @@ pub type FailStop = Arc<dyn Fn(Fault) + Send + Sync>;
 /// Blocking work that has begun but not happened yet: it waits out its simulated delay.
 type Pending = Arc<Mutex<Option<Box<dyn BlockingLoop>>>>;
 
+/// Whether a machine's disk is held up, for all its boots.
+#[derive(Clone, Default)]
+pub struct Stall(Arc<AtomicBool>);
+
+impl Stall {
+    /// Blocking work that begins from now on takes up to [`STALLED_MAX`] longer, or no longer does.
+    pub fn set(&self, stalled: bool) {
+        self.0.store(stalled, Ordering::Relaxed);
+    }
+}
+
+/// By how much a held-up disk delays blocking work at most.
+pub const STALLED_MAX: Duration = Duration::from_millis(2_000);
+
 /// Spawns onto one boot of a machine.
 pub struct SimSpawn {
     node: NodeHandle,
     rng: Rng,
+    stall: Stall,
     fail_stop: FailStop,
     pending: Mutex<Vec<Pending>>,
 }
 
 /// How long simulated blocking work takes: mostly around a fast disk's sync, now and then far longer.
-fn delay(rng: &Rng, lane: u64, counter: u64) -> Duration {
+fn delay(rng: &Rng, stall: &Stall, lane: u64, counter: u64) -> Duration {
     let draw = rng.draw("blocking", lane, counter);
     let micros = match draw % 100 {
         0 => 20_000 + draw / 100 % 80_000,
         1..5 => 4_000 + draw / 100 % 16_000,
         _ => 1_000 + draw / 100 % 1_500,
     };
-    Duration::from_micros(micros)
+    let held_up = match stall.0.load(Ordering::Relaxed) {
+        true => crate::io::scale(rng.draw("held up", lane, counter), STALLED_MAX.as_micros() as u64),
+        false => 0,
+    };
+    Duration::from_micros(micros + held_up)
 }
 
 impl SimSpawn {
     /// Spawns onto `node`; `fail_stop` is told when the boot ends itself, and ends it.
-    pub fn new(node: NodeHandle, rng: Rng, fail_stop: FailStop) -> Self {
-        Self { node, rng, fail_stop, pending: Mutex::new(Vec::new()) }
+    pub fn new(node: NodeHandle, rng: Rng, stall: Stall, fail_stop: FailStop) -> Self {
+        Self { node, rng, stall, fail_stop, pending: Mutex::new(Vec::new()) }
     }
 
     /// Runs the blocking work that was under way, now: the caller has arranged for the disk to stop in the middle.
@@ -81,13 +101,13 @@ impl Spawn for SimSpawn {
             pending.push(slot.clone());
             pending.len() as u64
         };
-        let (rng, fail_stop) = (self.rng.clone(), self.fail_stop.clone());
+        let (rng, stall, fail_stop) = (self.rng.clone(), self.stall.clone(), self.fail_stop.clone());
         self.node.spawn(async move {
             let mut counter = 0;
             while work.ready().await {
                 counter += 1;
                 *slot.lock().unwrap() = Some(work);
-                madsim::time::sleep(delay(&rng, lane, counter)).await;
+                madsim::time::sleep(delay(&rng, &stall, lane, counter)).await;
                 // Gone only if the machine went down meanwhile, and then this task never runs again.
                 let Some(taken) = slot.lock().unwrap().take() else { return };
                 work = taken;

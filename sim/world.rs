@@ -13,7 +13,7 @@ use crate::sim::disk::{PowerCut, SimDisk};
 use crate::sim::launcher::SimLauncher;
 use crate::sim::network::{MachineId, SimNetwork};
 use crate::sim::oracle::attempts::Ledger;
-use crate::sim::spawn::SimSpawn;
+use crate::sim::spawn::{SimSpawn, Stall};
 use crate::sim::trace::Trace;
 
 /// The seed of a run: everything about it follows from this number.
@@ -59,6 +59,9 @@ pub enum Down {
     /// The power goes; what was not synced is at the disk's mercy.
     Power(PowerCut),
 }
+
+/// A power cut that harms nothing.
+const CLEAN_CUT: PowerCut = PowerCut { drop_permille: 0, tear_permille: 0 };
 
 /// A boot that ended itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +116,7 @@ impl World {
             id,
             node: node.id(),
             disk: SimDisk::new(format!("disk of machine {id}")),
+            stall: Stall::default(),
             shims: shims.id(),
             launcher: Arc::new(SimLauncher::new(id, clock.clone(), shims, ledger, trace)),
             clock,
@@ -139,7 +143,10 @@ pub struct Machine {
     pub id: MachineId,
     /// Its disk.
     pub disk: SimDisk,
-    clock: Arc<SimClock>,
+    /// Whether that is held up.
+    pub stall: Stall,
+    /// Its clock.
+    pub clock: Arc<SimClock>,
     rng: Rng,
     node: madsim::task::NodeId,
     shims: madsim::task::NodeId,
@@ -189,7 +196,7 @@ impl Machine {
                 machine.fail_stop(count, &fault);
             }
         });
-        let spawn = Arc::new(SimSpawn::new(node.clone(), rng.child("spawn"), fail_stop));
+        let spawn = Arc::new(SimSpawn::new(node.clone(), rng.child("spawn"), self.stall.clone(), fail_stop));
         boot.spawn = Some(spawn.clone());
         let io = Io {
             clock: self.clock.clone(),
@@ -225,6 +232,22 @@ impl Machine {
             self.executor.restart(self.shims);
             self.launcher.power_cut(self.executor.get_node(self.shims).expect("created with the machine"));
         }
+    }
+
+    /// Bits of its disk rot while the power is off.
+    pub fn rot(&self, permille: u64) {
+        self.down(Down::Power(CLEAN_CUT));
+        let boots = self.disk.counts().boots;
+        self.disk.rot(permille, &mut self.rng.stream(&format!("rot {boots}")));
+        self.trace.event(format_args!("rot {}: {} bits", self.id, self.disk.counts().rotten));
+    }
+
+    /// Another machine takes its place, with an empty disk and nothing that runs.
+    pub fn replace(&self) {
+        self.down(Down::Power(CLEAN_CUT));
+        self.trace.event(format_args!("replace {}", self.id));
+        self.disk.wipe();
+        self.launcher.wipe();
     }
 
     /// Stops its tasks without telling them; its clock runs on.

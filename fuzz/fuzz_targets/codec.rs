@@ -83,7 +83,7 @@ fuzz_target!(|input: (bool, Vec<(u8, Vec<u8>)>)| {
             _ => {
                 let Ok(frame) = RaftFrame::decode(&*bytes) else { continue };
                 for wire in frame.messages {
-                    let Ok(message) = codec::message_from_wire(wire) else { continue };
+                    let Ok(message) = codec::message_from_wire(codec::sealed(wire)) else { continue };
                     let again = codec::message_to_wire(&message).encode_to_vec();
                     let again = codec::message_from_wire(v1::RaftMessage::decode(&*again).unwrap()).unwrap();
                     assert_eq!(again, message);

@@ -3,7 +3,6 @@
 
 use crate::error::Fault;
 use crate::ids::NodeId;
-use crate::limits::VOTERS_TARGET_MAX;
 use crate::proto::v1::{self, Member, MemberRole, command};
 use crate::raft::core::{Role, Status};
 use crate::scheduler;
@@ -50,8 +49,8 @@ pub fn assign(head: &v1::Head, rows: &impl Read) -> Result<Option<v1::Command>, 
 }
 
 /// The change that makes learners voters: only those that have caught up and answer, only to an odd number of voters,
-/// and never beyond [`VOTERS_TARGET_MAX`].
-pub fn promote(status: &Status, members: &[Member]) -> Option<v1::MemberChange> {
+/// and never beyond `voters_max`.
+pub fn promote(status: &Status, members: &[Member], voters_max: usize) -> Option<v1::MemberChange> {
     if status.role != Role::Leader || status.joint {
         return None;
     }
@@ -64,7 +63,7 @@ pub fn promote(status: &Status, members: &[Member]) -> Option<v1::MemberChange> 
         member.role() == MemberRole::Learner && status.learners.contains(&id) && caught_up(id)
     });
     let voters = status.voters.len();
-    let room = VOTERS_TARGET_MAX.saturating_sub(voters);
+    let room = voters_max.saturating_sub(voters);
     let mut chosen: Vec<Member> = ready.take(room).cloned().collect();
     if (voters + chosen.len()).is_multiple_of(2) {
         chosen.pop();
@@ -79,6 +78,7 @@ pub fn promote(status: &Status, members: &[Member]) -> Option<v1::MemberChange> 
 mod tests {
     use super::*;
     use crate::ids::{Index, Term};
+    use crate::limits::VOTERS_TARGET_MAX;
     use std::collections::BTreeMap;
 
     fn status(voters: u64, learners: u64) -> Status {
@@ -104,7 +104,8 @@ mod tests {
     fn promoted(status: &Status) -> Vec<u64> {
         let member = |id: &NodeId| Member { id: id.0, role: MemberRole::Learner.into(), ..Member::default() };
         let members: Vec<Member> = status.learners.iter().map(member).collect();
-        promote(status, &members).map_or(Vec::new(), |change| change.members.iter().map(|member| member.id).collect())
+        promote(status, &members, VOTERS_TARGET_MAX)
+            .map_or(Vec::new(), |change| change.members.iter().map(|member| member.id).collect())
     }
 
     #[test]

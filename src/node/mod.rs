@@ -56,6 +56,7 @@ pub struct NodeBuilder {
     advertise: Option<Address>,
     origin: Origin,
     election_timeout: Duration,
+    voters_max: usize,
     retention: Retention,
     chunk_bytes: usize,
     worker: WorkerConfig,
@@ -72,6 +73,7 @@ impl NodeBuilder {
             advertise: None,
             origin: Origin::Existing,
             election_timeout: limits::ELECTION_TIMEOUT,
+            voters_max: limits::VOTERS_TARGET_MAX,
             retention: Retention::default(),
             chunk_bytes: limits::SNAPSHOT_CHUNK_BYTES,
             worker: WorkerConfig::default(),
@@ -95,6 +97,12 @@ impl NodeBuilder {
     /// How long a follower waits for a leader, at least; each draws its own time between one and two of it.
     pub fn election_timeout(mut self, timeout: Duration) -> Self {
         self.election_timeout = timeout;
+        self
+    }
+
+    /// How many voters it makes while it leads; further members stay learners.
+    pub fn voters_max(mut self, voters: usize) -> Self {
+        self.voters_max = voters;
         self
     }
 
@@ -217,7 +225,7 @@ impl NodeBuilder {
         let tasks = vec![
             manager,
             io.spawn.spawn("server", Box::pin(serve)),
-            io.spawn.spawn("controllers", Box::pin(control(shared.clone()))),
+            io.spawn.spawn("controllers", Box::pin(control(shared.clone(), self.voters_max))),
             io.spawn.spawn("scheduler", Box::pin(schedule(shared.clone()))),
             io.spawn.spawn("address", Box::pin(join::announce(shared.clone(), uuid, address, seeds))),
             io.spawn.spawn("space", Box::pin(space::watch(shared.clone(), self.free_space_floor))),
@@ -279,7 +287,7 @@ async fn ready(shared: Arc<SharedNodeState>, health: Health) {
 }
 
 /// The leader's controllers, one look after another.
-async fn control(shared: Arc<SharedNodeState>) {
+async fn control(shared: Arc<SharedNodeState>, voters_max: usize) {
     let mut last_stamp = shared.io.clock.now();
     loop {
         shared.io.clock.sleep(limits::CONTROL_PERIOD).await;
@@ -291,14 +299,14 @@ async fn control(shared: Arc<SharedNodeState>) {
         if keep_time {
             last_stamp = shared.io.clock.now();
         }
-        if let Err(fault) = control_once(&shared, keep_time).await {
+        if let Err(fault) = control_once(&shared, keep_time, voters_max).await {
             shared.io.spawn.fail_stop(fault);
             return;
         }
     }
 }
 
-async fn control_once(shared: &SharedNodeState, keep_time: bool) -> Result<(), Fault> {
+async fn control_once(shared: &SharedNodeState, keep_time: bool, voters_max: usize) -> Result<(), Fault> {
     let clock = &shared.io.clock;
     let (expire, members, based_on) = {
         let (head, rows) = shared.reader.view()?;
@@ -308,7 +316,7 @@ async fn control_once(shared: &SharedNodeState, keep_time: bool) -> Result<(), F
     for command in expire {
         let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.propose(command.encode_to_vec().into())).await;
     }
-    if let Some(change) = controller::promote(&shared.raft.status(), &members) {
+    if let Some(change) = controller::promote(&shared.raft.status(), &members, voters_max) {
         let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.change_members(change, based_on)).await;
     }
     Ok(())

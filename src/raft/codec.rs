@@ -70,7 +70,7 @@ pub fn entry_from_wire(wire: v1::RaftEntry) -> Result<Entry, CodecError> {
 
 /// A message in our own encoding. Of a snapshot it says only what it is: the body travels by itself.
 pub fn message_to_wire(message: &Message) -> v1::RaftMessage {
-    v1::RaftMessage {
+    sealed(v1::RaftMessage {
         r#type: message.get_msg_type().value() as u32,
         to: message.to,
         from: message.from,
@@ -87,7 +87,32 @@ pub fn message_to_wire(message: &Message) -> v1::RaftMessage {
         request_snapshot: message.request_snapshot,
         snapshot: (message.get_msg_type() == MessageType::MsgSnapshot)
             .then(|| snapshot_to_wire(message.get_snapshot())),
+        checksum: 0,
+    })
+}
+
+/// The message with its checksum: over every number, 8 bytes each and little-endian, and every run of bytes, its length
+/// first, in the order of the fields.
+pub fn sealed(message: v1::RaftMessage) -> v1::RaftMessage {
+    let numbers = |sum: u32, numbers: &[u64]| {
+        numbers.iter().fold(sum, |sum, number| crc32c::crc32c_append(sum, &number.to_le_bytes()))
+    };
+    let bytes = |sum: u32, bytes: &[u8]| crc32c::crc32c_append(numbers(sum, &[bytes.len() as u64]), bytes);
+    let m = &message;
+    let head = [m.r#type.into(), m.to, m.from, m.term, m.log_term, m.index, m.entries.len() as u64];
+    let mut sum = numbers(0, &head);
+    for entry in &m.entries {
+        sum = numbers(sum, &[entry.r#type.into(), entry.term, entry.index]);
+        sum = bytes(bytes(sum, &entry.data), &entry.context);
     }
+    sum = numbers(sum, &[m.commit, m.commit_term, m.reject.into(), m.reject_hint]);
+    sum = numbers(bytes(sum, &m.context), &[m.priority.cast_unsigned(), m.request_snapshot]);
+    if let Some(snapshot) = &m.snapshot {
+        let body = snapshot.body.unwrap_or_default();
+        sum = numbers(sum, &[snapshot.index, snapshot.term, body.digest, body.chunks]);
+        sum = bytes(sum, &snapshot.conf_state);
+    }
+    v1::RaftMessage { checksum: sum, ..message }
 }
 
 fn snapshot_to_wire(snapshot: &Snapshot) -> v1::RaftSnapshot {
@@ -142,8 +167,14 @@ pub fn chunk_from_wire(number: u64, chunk: v1::SnapshotChunk) -> Result<Bytes, C
 /// The reverse of [`message_to_wire`]. Whether the message makes sense is for [`super::validate`] to say.
 ///
 /// # Errors
-/// The type is unknown or an entry is not one.
+/// The checksum does not match, the type is unknown, or an entry is not one.
 pub fn message_from_wire(wire: v1::RaftMessage) -> Result<Message, CodecError> {
+    let stored = wire.checksum;
+    let wire = sealed(wire);
+    if stored != wire.checksum {
+        let why = format!("it is corrupt: its checksum is {stored:08x}, its fields give {:08x}", wire.checksum);
+        return Err(bad("raft message", why));
+    }
     let kind = i32::try_from(wire.r#type).ok().and_then(MessageType::from_i32);
     let kind = kind.ok_or_else(|| bad("raft message", format!("type {} is unknown", wire.r#type)))?;
     let mut message = Message::default();
@@ -301,6 +332,16 @@ mod tests {
             let bytes = message_to_wire(&message).encode_to_vec();
             let back = message_from_wire(v1::RaftMessage::decode(&*bytes).unwrap()).unwrap();
             prop_assert_eq!(back, message);
+        }
+
+        #[test]
+        fn a_flipped_bit_changes_no_message(message in any_message(), at in any::<prop::sample::Index>()) {
+            let mut bytes = message_to_wire(&message).encode_to_vec();
+            let bit = at.index(bytes.len() * 8);
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(back) = v1::RaftMessage::decode(&*bytes).map_err(|_| ()).and_then(|wire| message_from_wire(wire).map_err(|_| ())) {
+                prop_assert_eq!(back, message, "it passed as another one");
+            }
         }
 
         #[test]

@@ -1,0 +1,475 @@
+//! The members of a simulated cluster and everything that is done to them.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::{Either, join, select};
+use madsim::time::{sleep, timeout};
+use tokio::sync::oneshot;
+
+use crate::client::Client;
+use crate::ids::{Address, NodeId};
+use crate::node::{NodeBuilder, Origin};
+use crate::sim::disk::DISK_ERROR;
+use crate::sim::network::MachineId;
+use crate::sim::plan::{Fault, Links, MOVES_MAX, Place, Places, Plan};
+use crate::sim::watch::Watch;
+use crate::sim::world::{Down, FailStop, Machine, World};
+
+/// How long a client tries one operation.
+pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a node whose disk has rotted may take to find out.
+const ROT_FOUND: Duration = Duration::from_secs(3);
+/// How long an operator waits for a node to stop in order.
+const STOP_MAX: Duration = Duration::from_secs(15);
+
+/// One member's machine, and how to stop the node on it in order.
+pub struct Member {
+    /// Its machine.
+    pub machine: Arc<Machine>,
+    stop: Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>,
+    /// Its id in the cluster, once it has one.
+    id: Mutex<Option<NodeId>>,
+    /// Whether it is there yet.
+    present: AtomicBool,
+    /// Whether it has belonged to the cluster before, perhaps with another disk.
+    founded: AtomicBool,
+    /// Its disk has rotted.
+    rotten: AtomicBool,
+    /// It has another disk, and must not join before its old id is removed.
+    waiting: AtomicBool,
+    /// How often it has moved to another address.
+    moves: AtomicU16,
+    /// Its node said that it was removed, and ended.
+    removed: AtomicBool,
+}
+
+impl Member {
+    fn new(machine: Arc<Machine>, present: bool) -> Arc<Self> {
+        let (stop, id, founded, rotten, waiting, moves, removed) = Default::default();
+        Arc::new(Self {
+            machine,
+            stop,
+            id,
+            present: AtomicBool::new(present),
+            founded,
+            rotten,
+            waiting,
+            moves,
+            removed,
+        })
+    }
+
+    /// Where it is now.
+    pub fn address(&self) -> Address {
+        self.machine.address(self.moves.load(Ordering::Relaxed))
+    }
+
+    /// Wherever it may ever be.
+    fn addresses(&self) -> impl Iterator<Item = Address> {
+        (0..=MOVES_MAX).map(|moves| self.machine.address(moves))
+    }
+
+    /// Whether its node said that it was removed.
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Relaxed)
+    }
+
+    /// Its id in the cluster, once it has one.
+    pub fn id(&self) -> Option<NodeId> {
+        *self.id.lock().unwrap()
+    }
+}
+
+/// A member that is to be removed.
+#[derive(Clone, Copy, Debug)]
+pub struct Condemned {
+    /// Which.
+    pub id: NodeId,
+    /// Where it is, or was.
+    pub place: Place,
+    /// Its disk is lost: another machine takes its place once it is removed. Otherwise it must say itself that it was.
+    pub lost: bool,
+}
+
+/// The members, and who operates them.
+pub struct Cluster {
+    /// What is to happen.
+    pub plan: Plan,
+    /// Where.
+    pub world: Arc<World>,
+    /// By their places.
+    pub members: Vec<Arc<Member>>,
+    /// Wherever any of them may ever be.
+    pub endpoints: Vec<Address>,
+    /// Who changes the membership.
+    pub operator: Client,
+    /// The oracles.
+    pub watch: Arc<Watch>,
+    condemned: Mutex<Vec<Condemned>>,
+}
+
+impl Cluster {
+    /// Machines that are off, with empty disks.
+    pub fn new(world: Arc<World>, plan: Plan, watch: Arc<Watch>) -> Arc<Self> {
+        let member = |place| Member::new(world.machine(), !plan.is_late(place));
+        let members: Vec<Arc<Member>> = (0..plan.nodes).map(member).collect();
+        let moving = |place: usize| {
+            plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Move { node, .. } if *node == place))
+        };
+        let endpoints = members.iter().enumerate();
+        let endpoints: Vec<Address> = endpoints
+            .flat_map(|(place, member)| member.addresses().take(if moving(place) { usize::MAX } else { 1 }))
+            .collect();
+        let operator = Client::new(plan.admit(world.machine().boot().0), &endpoints, CLIENT_TIMEOUT);
+        Arc::new(Self { plan, world, members, endpoints, operator, watch, condemned: Mutex::default() })
+    }
+
+    /// The members that belong to the cluster, or are to.
+    pub fn staying(&self) -> impl Iterator<Item = &Arc<Member>> {
+        self.members.iter().filter(|member| !member.is_removed())
+    }
+
+    /// Members that are to be removed.
+    pub fn condemned(&self) -> Vec<Condemned> {
+        self.condemned.lock().unwrap().clone()
+    }
+
+    /// Boots every machine whose place is not empty any more; all of them are there from now on.
+    pub fn boot_all(self: &Arc<Self>) {
+        for (place, member) in self.members.iter().enumerate() {
+            member.present.store(true, Ordering::Relaxed);
+            self.boot(place);
+        }
+    }
+
+    /// Boots a member's machine and its node, unless it runs, was removed, or may not join yet.
+    pub fn boot(self: &Arc<Self>, place: Place) {
+        let member = self.members[place].clone();
+        let absent = !member.present.load(Ordering::Relaxed) || member.waiting.load(Ordering::Relaxed);
+        if member.machine.is_up() || member.is_removed() || absent {
+            return;
+        }
+        let io = self.plan.admit(member.machine.boot().0);
+        let address = member.address();
+        let founder = place == 0 && !member.founded.load(Ordering::Relaxed);
+        let origin = if founder { Origin::Bootstrap } else { Origin::Join(self.endpoints.clone()) };
+        let (stop, stopping) = oneshot::channel();
+        let (ended, stopped) = oneshot::channel();
+        *member.stop.lock().unwrap() = Some((stop, stopped));
+        let spawn = io.spawn.clone();
+        let builder = NodeBuilder::new(io.clone(), address).origin(origin).observer(self.watch.clone());
+        let builder = builder.log_kept(self.plan.retention).snapshot_chunk_bytes(self.plan.chunk_bytes);
+        let builder = builder.election_timeout(self.plan.election_timeout).voters_max(self.plan.voters_max);
+        let life = async move {
+            match builder.start().await {
+                Ok(node) => {
+                    *member.id.lock().unwrap() = Some(node.identity().id);
+                    member.founded.store(true, Ordering::Relaxed);
+                    let told = async {
+                        if stopping.await.is_err() {
+                            // Nobody will stop it in order: it lives until its machine goes down.
+                            std::future::pending::<()>().await;
+                        }
+                    };
+                    let removed =
+                        matches!(select(std::pin::pin!(told), std::pin::pin!(node.removed())).await, Either::Right(_));
+                    node.stop().await;
+                    member.removed.fetch_or(removed, Ordering::Relaxed);
+                    let _ = ended.send(());
+                }
+                Err(fault) => io.spawn.fail_stop(fault),
+            }
+        };
+        spawn.spawn("node", Box::pin(life)).detach();
+    }
+
+    /// Puts a machine with an empty disk in a member's place, once the old member is removed.
+    async fn replace(self: &Arc<Self>, place: Place, down: Duration) {
+        let member = &self.members[place];
+        member.machine.replace();
+        member.rotten.store(false, Ordering::Relaxed);
+        let lost = member.id.lock().unwrap().take();
+        if let Some(id) = lost {
+            self.condemned.lock().unwrap().push(Condemned { id, place, lost: true });
+            member.waiting.store(true, Ordering::Relaxed);
+            let done = self.operator.remove_member(id).await;
+            self.world.trace.event(format_args!("remove {id}, which is lost: {done:?}"));
+            member.waiting.store(done.is_err(), Ordering::Relaxed);
+        }
+        sleep(down).await;
+        self.boot(place);
+    }
+
+    /// The id that a lost member had is removed: the machine in its place may join.
+    pub fn admit_replacement(self: &Arc<Self>, place: Place) {
+        self.members[place].waiting.store(false, Ordering::Relaxed);
+        self.boot(place);
+    }
+
+    /// Replaces machines that do not start because their disks have rotted.
+    pub async fn replace_rotten(self: &Arc<Self>) {
+        for (place, member) in self.members.iter().enumerate() {
+            if member.rotten.load(Ordering::Relaxed) {
+                sleep(ROT_FOUND).await;
+                if !member.machine.is_up() {
+                    self.replace(place, Duration::ZERO).await;
+                }
+            }
+        }
+    }
+
+    async fn remove(&self, place: Place) {
+        if let Some(id) = self.members[place].id() {
+            self.condemned.lock().unwrap().push(Condemned { id, place, lost: false });
+            let done = self.operator.remove_member(id).await;
+            self.world.trace.event(format_args!("remove {id}: {done:?}"));
+        }
+    }
+
+    async fn transfer(&self, to: Place) {
+        if let Some(id) = self.members[to].id() {
+            let done = self.operator.transfer_leader(Some(id)).await;
+            self.world.trace.event(format_args!("transfer to {id}: {done:?}"));
+        }
+    }
+
+    /// Who leads, as far as anyone said.
+    fn leader(&self) -> Option<Place> {
+        let leader = self.watch.leader()?;
+        self.members.iter().position(|member| member.id() == Some(leader))
+    }
+
+    fn id(&self, place: Place) -> MachineId {
+        self.members[place].machine.id
+    }
+
+    fn set_cut(&self, from: Place, to: Place, cut: bool) {
+        self.world.network.set_cut(self.id(from), self.id(to), cut && from != to);
+    }
+
+    /// Cuts or mends both ways between some and the others.
+    fn set_between(&self, these: impl Fn(Place) -> bool, those: impl Fn(Place) -> bool, cut: bool) {
+        let places = 0..self.members.len();
+        for from in places.clone().filter(|place| these(*place)) {
+            for to in places.clone().filter(|place| those(*place)) {
+                self.set_cut(from, to, cut);
+                self.set_cut(to, from, cut);
+            }
+        }
+    }
+
+    /// Cuts a member off from all others, or mends that.
+    pub fn set_isolated(&self, place: Place, cut: bool) {
+        self.set_between(|from| from == place, |to| to != place, cut);
+    }
+
+    async fn cut(&self, links: Links, span: Duration) {
+        let among = |these: Places| move |place: Place| these >> place & 1 == 1;
+        match links {
+            Links::OneWay { from, to } => {
+                self.set_cut(from, to, true);
+                sleep(span).await;
+                self.set_cut(from, to, false);
+            }
+            Links::Isolate { node } => {
+                self.set_isolated(node, true);
+                sleep(span).await;
+                self.set_isolated(node, false);
+            }
+            Links::Leader => {
+                let Some(leader) = self.leader() else { return };
+                self.set_isolated(leader, true);
+                sleep(span).await;
+                self.set_isolated(leader, false);
+            }
+            Links::LeaderDeaf => {
+                let Some(leader) = self.leader() else { return };
+                let set = |cut| (0..self.members.len()).for_each(|from| self.set_cut(from, leader, cut));
+                set(true);
+                sleep(span).await;
+                set(false);
+            }
+            Links::Halves { these } => {
+                let set = |cut| self.set_between(among(these), |place| !among(these)(place), cut);
+                set(true);
+                sleep(span).await;
+                set(false);
+            }
+            Links::Bridge { these, middle } => {
+                let one = |place| place != middle && among(these)(place);
+                let other = |place| place != middle && !among(these)(place);
+                self.set_between(one, other, true);
+                sleep(span).await;
+                self.set_between(one, other, false);
+            }
+            Links::Flap { one, other, period } => {
+                let mut left = span;
+                while !left.is_zero() {
+                    let phase = period.min(left);
+                    self.set_between(|place| place == one, |place| place == other, true);
+                    sleep(phase).await;
+                    self.set_between(|place| place == one, |place| place == other, false);
+                    sleep(phase).await;
+                    left -= phase;
+                }
+            }
+            Links::Swizzle { these } => {
+                let places: Vec<Place> = (0..self.members.len()).filter(|place| among(these)(*place)).collect();
+                let step = span / (2 * places.len().max(1) as u32);
+                for place in &places {
+                    self.set_isolated(*place, true);
+                    sleep(step).await;
+                }
+                for place in places.iter().rev() {
+                    sleep(step).await;
+                    self.set_isolated(*place, false);
+                }
+            }
+        }
+    }
+
+    /// One fault and its end.
+    pub fn inflict(self: &Arc<Self>, fault: Fault) -> impl Future<Output = ()> + Send + 'static + use<> {
+        let cluster = self.clone();
+        async move {
+            cluster.world.trace.event(format_args!("fault {fault:?}"));
+            cluster.perform(fault).await;
+        }
+    }
+
+    async fn perform(self: &Arc<Self>, fault: Fault) {
+        let machine = |place: Place| &self.members[place].machine;
+        let off = |place: Place, how: Down, down: Duration| async move {
+            machine(place).down(how);
+            sleep(down).await;
+            self.boot(place);
+        };
+        match fault {
+            Fault::Kill { node, down } => off(node, Down::Kill, down).await,
+            Fault::Power { node, cut, down } => off(node, Down::Power(cut), down).await,
+            Fault::Recovery { node, cut, operations, down } => {
+                off(node, Down::Power(cut), down).await;
+                if machine(node).is_up() {
+                    machine(node).disk.cut_after(operations);
+                    sleep(Duration::from_secs(1)).await;
+                    // Its node may have noticed by now, and stopped.
+                    machine(node).down(Down::Power(cut));
+                    sleep(down).await;
+                    self.boot(node);
+                }
+            }
+            Fault::Storm { node, times, down } => {
+                for _ in 0..times {
+                    off(node, Down::Kill, down).await;
+                    sleep(down).await;
+                }
+            }
+            Fault::Move { node, down } => {
+                machine(node).down(Down::Kill);
+                self.members[node].moves.fetch_add(1, Ordering::Relaxed);
+                sleep(down).await;
+                self.boot(node);
+            }
+            Fault::Blackout { cut, down } => {
+                for member in &self.members {
+                    member.machine.down(Down::Power(cut));
+                }
+                sleep(down).await;
+                (0..self.members.len()).for_each(|place| self.boot(place));
+            }
+            Fault::Stop { node, down } => {
+                let stop = self.members[node].stop.lock().unwrap().take();
+                if let Some((stop, stopped)) = stop
+                    && stop.send(()).is_ok()
+                {
+                    let _ = timeout(STOP_MAX, stopped).await;
+                }
+                off(node, Down::Kill, down).await;
+            }
+            Fault::Pause { node, span } => {
+                machine(node).pause();
+                sleep(span).await;
+                machine(node).resume();
+            }
+            Fault::Slow { node, span } => {
+                let mut rng = self.world.rng.stream(&format!("slow {node} for {span:?}"));
+                let mut left = span;
+                while !left.is_zero() {
+                    let phase = Duration::from_millis(rng.range(20, 300)).min(left);
+                    machine(node).pause();
+                    sleep(phase).await;
+                    machine(node).resume();
+                    sleep(Duration::from_millis(rng.range(1, 50))).await;
+                    left -= phase;
+                }
+            }
+            Fault::Cut { links, span } => self.cut(links, span).await,
+            Fault::Full { node, left, span } => {
+                machine(node).disk.set_free(left);
+                sleep(span).await;
+                machine(node).disk.set_capacity(u64::MAX);
+            }
+            Fault::Stall { node, span } => {
+                machine(node).stall.set(true);
+                sleep(span).await;
+                machine(node).stall.set(false);
+            }
+            Fault::DiskError { node, op, down } => {
+                machine(node).disk.fail_next(Some(op));
+                sleep(down).await;
+                machine(node).disk.fail_next(None);
+                self.boot(node);
+            }
+            Fault::Rot { node, permille, down } => {
+                if self.members[node].id().is_none() || !self.members[node].present.load(Ordering::Relaxed) {
+                    return;
+                }
+                self.members[node].rotten.store(true, Ordering::Relaxed);
+                machine(node).rot(permille);
+                sleep(down).await;
+                self.boot(node);
+                self.replace_rotten().await;
+            }
+            Fault::Replace { node, down } => {
+                if self.members[node].id().is_some() {
+                    self.replace(node, down).await;
+                }
+            }
+            Fault::WallStep { node, millis } => machine(node).clock.step_wall(millis),
+            Fault::Transfer { to } => self.transfer(to).await,
+            Fault::TransferRace { to, other } => drop(join(self.transfer(to), self.transfer(other)).await),
+            Fault::Remove { node } => self.remove(node).await,
+            Fault::RemoveLeader => {
+                if let Some(leader) = self.leader() {
+                    self.remove(leader).await;
+                }
+            }
+            Fault::Join { node } => {
+                self.members[node].present.store(true, Ordering::Relaxed);
+                self.boot(node);
+            }
+        }
+    }
+
+    /// The first boot that has ended itself without a reason that the plan gives.
+    pub fn unexcused(&self) -> Option<FailStop> {
+        let has = |wanted: fn(&Fault) -> bool| self.plan.faults.iter().any(|(_, fault)| wanted(fault));
+        let full = has(|fault| matches!(fault, Fault::Full { .. }));
+        let errors = has(|fault| matches!(fault, Fault::DiskError { .. }));
+        let rotten = |stop: &FailStop| {
+            self.plan.faults.iter().any(
+                |(_, fault)| matches!(fault, Fault::Rot { node, .. } if self.members[*node].machine.id == stop.machine),
+            )
+        };
+        let excused = |stop: &FailStop| {
+            full && stop.why.contains("no space left")
+                || errors && stop.why.contains(DISK_ERROR)
+                || stop.why.contains("the disk is off")
+                || rotten(stop)
+        };
+        self.world.fail_stops().into_iter().find(|stop| !excused(stop))
+    }
+}

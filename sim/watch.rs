@@ -1,0 +1,113 @@
+//! The oracles that listen while a run goes on: what members say of themselves, and what they say to each other.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use prost::Message;
+use raft::eraftpb::MessageType;
+
+use crate::entry::{Entry, Outcome};
+use crate::ids::{Incarnation, Index, NodeId, Term};
+use crate::proto::v1;
+use crate::raft::codec;
+use crate::raft::core::{Role, Status};
+use crate::raft::manager::Observer;
+use crate::sim::oracle::Violations;
+use crate::sim::oracle::agreement::Agreement;
+use crate::sim::oracle::election::Elections;
+use crate::sim::oracle::monotonic::Monotonic;
+use crate::sim::oracle::promise::Promises;
+use crate::sim::trace::Trace;
+use crate::sim::world::Machine;
+
+/// The oracles that listen while a run goes on.
+pub struct Watch {
+    trace: Arc<Trace>,
+    inner: Mutex<Watched>,
+    /// What they found.
+    pub violations: Violations,
+}
+
+/// Their state.
+#[derive(Default)]
+pub struct Watched {
+    /// Who voted and led.
+    pub elections: Elections,
+    /// What was applied.
+    pub agreement: Agreement,
+    monotonic: Monotonic,
+    /// What was promised.
+    pub promises: Promises,
+    /// What each member said last of itself.
+    pub statuses: BTreeMap<NodeId, Status>,
+}
+
+impl Observer for Watch {
+    fn on_applied(&self, life: (NodeId, Incarnation), entry: &Entry, outcome: &Outcome) {
+        self.trace.event(format_args!("applied {} {} {:016x}", life.0, entry.index, outcome.digest));
+        self.state().agreement.on_applied(life.0, entry, outcome, &self.violations);
+    }
+
+    fn on_installed(&self, life: (NodeId, Incarnation), applied: (Index, Term), digest: u64) {
+        self.trace.event(format_args!("installed {} {} {digest:016x}", life.0, applied.0));
+        self.state().agreement.on_installed(life.0, applied.0, digest, &self.violations);
+    }
+
+    fn on_status(&self, life: (NodeId, Incarnation), status: &Status) {
+        let inner = &mut *self.state();
+        if status.role == Role::Leader {
+            inner.elections.on_leader(life.0, status.term, &self.violations);
+        }
+        inner.monotonic.on_status(life, status, &self.violations);
+        inner.statuses.insert(life.0, status.clone());
+    }
+}
+
+impl Watch {
+    /// Oracles that have seen nothing.
+    pub fn new(trace: Arc<Trace>) -> Arc<Self> {
+        Arc::new(Self { trace, inner: Mutex::default(), violations: Violations::default() })
+    }
+
+    /// What they know.
+    pub fn state(&self) -> MutexGuard<'_, Watched> {
+        self.inner.lock().unwrap()
+    }
+
+    /// Who said last that it leads, in the latest term.
+    pub fn leader(&self) -> Option<NodeId> {
+        let watched = self.state();
+        let leading = watched.statuses.iter().filter(|(_, status)| status.role == Role::Leader);
+        leading.max_by_key(|(_, status)| status.term).map(|(id, _)| *id)
+    }
+
+    /// The voters of whoever has applied most; nothing while they are about to change.
+    pub fn voters(&self) -> Option<Vec<NodeId>> {
+        let watched = self.state();
+        let last = watched.statuses.values().max_by_key(|status| status.applied)?;
+        (!last.joint).then(|| last.voters.clone())
+    }
+
+    /// A frame of Raft messages leaves a machine.
+    pub fn on_frame(&self, machine: &Machine, frame: &[u8]) {
+        let Ok(frame) = v1::RaftFrame::decode(frame) else {
+            return self.violations.add("frames are well formed", format!("machine {} sent garbage", machine.id));
+        };
+        let inner = &mut *self.state();
+        for wire in frame.messages {
+            let message = match codec::message_from_wire(wire) {
+                Ok(message) => message,
+                Err(error) => return self.violations.add("frames are well formed", error.to_string()),
+            };
+            let kind = message.get_msg_type();
+            inner.promises.on_message(machine.id, &machine.disk, &message, &self.violations);
+            if !matches!(kind, MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse) {
+                inner.monotonic.on_message(NodeId(message.from), Term(message.term));
+            }
+            if kind == MessageType::MsgRequestVoteResponse && !message.reject {
+                let (voter, candidate) = (NodeId(message.from), NodeId(message.to));
+                inner.elections.on_vote(voter, Term(message.term), candidate, &self.violations);
+            }
+        }
+    }
+}
