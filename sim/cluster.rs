@@ -459,6 +459,8 @@ impl Cluster {
         let has = |wanted: fn(&Fault) -> bool| self.plan.faults.iter().any(|(_, fault)| wanted(fault));
         let full = has(|fault| matches!(fault, Fault::Full { .. }));
         let errors = has(|fault| matches!(fault, Fault::DiskError { .. }));
+        // A node that nobody takes in gives up after a while, and its operator tries again.
+        let joins = has(|fault| matches!(fault, Fault::Join { .. } | Fault::Replace { .. } | Fault::Rot { .. }));
         let rotten = |stop: &FailStop| {
             self.plan.faults.iter().any(
                 |(_, fault)| matches!(fault, Fault::Rot { node, .. } if self.members[*node].machine.id == stop.machine),
@@ -466,6 +468,7 @@ impl Cluster {
         };
         let excused = |stop: &FailStop| {
             full && stop.why.contains("no space left")
+                || joins && stop.why.contains("no member took this node in")
                 || errors && stop.why.contains(DISK_ERROR)
                 || stop.why.contains("the disk is off")
                 || rotten(stop)
