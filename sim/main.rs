@@ -4,13 +4,16 @@
 
 #![allow(clippy::disallowed_methods)] // files of cases: this is the edge
 
+mod copy;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use cairn::sim::mutant::{self, Effort};
 use cairn::sim::plan::Plan;
-use cairn::sim::run::{Report, Verdict, run_seed};
+use cairn::sim::run::{Mode, Report, Verdict, run_seed};
 use cairn::sim::shrink::{Case, shrink, symptom};
 use cairn::sim::world::Seed;
 use clap::{Parser, Subcommand};
@@ -22,6 +25,9 @@ use clap::{Parser, Subcommand};
     after_help = "With CAIRN_LOG=debug the nodes' own log goes to standard error.\n\nExamples:\n  sim run --seed 7\n  sim run --seed 7 --print\n  sim sweep --from 1000 --count 200\n  sim shrink --seed 7\n  sim run --case case-7.json\n  sim meta --from 0 --count 10"
 )]
 struct Cli {
+    /// Switch on a planted bug; see sim/mutants.toml
+    #[arg(long, global = true)]
+    mutant: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -64,6 +70,29 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Plant bugs and see how many seeds it takes to notice each
+    Mutants {
+        /// Only these
+        names: Vec<String>,
+        /// The first seed
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// Seeds of a bug at most
+        #[arg(long, default_value_t = 2_000)]
+        seeds: u64,
+        /// Seeds that notice it after which a bug counts as known
+        #[arg(long, default_value_t = 5)]
+        kills: usize,
+        /// Seeds at most of a bug without a class of faults; 0 leaves that out
+        #[arg(long, default_value_t = 0)]
+        ablation: u64,
+        /// At once
+        #[arg(long, default_value_t = 2)]
+        jobs: usize,
+        /// Write the table there
+        #[arg(long)]
+        out: Option<PathBuf>,
+    },
     /// Run each seed of a range twice, the second time after all others, and compare
     Meta {
         /// The first
@@ -80,18 +109,73 @@ fn main() {
         cairn::os::start_logging(); // what all nodes of all machines say, as it comes
     }
     std::panic::set_hook(Box::new(|_| {})); // panics of simulated nodes are findings, reported with their seed
-    let code = match Cli::parse().command {
-        Command::Run { seed, case, print } => run(seed, case.as_deref(), print),
-        Command::Shrink { seed, runs, out } => {
-            shrink_seed(seed, runs, out.unwrap_or_else(|| format!("case-{seed}.json").into()))
+    let Cli { mutant, command } = Cli::parse();
+    let code = if (mutant.is_some() || matches!(command, Command::Mutants { .. })) && !mutant::PLANTED {
+        copy::run(std::env::args_os().skip(1)).unwrap_or_else(|why| usage(&why))
+    } else {
+        match mode(mutant) {
+            Ok(mode) => perform(command, mode),
+            Err(why) => usage(&why),
         }
-        Command::Sweep { from, count, jobs } => sweep(from, count, jobs),
-        Command::Meta { from, count } => meta(from, count),
     };
     cairn::os::exit(code)
 }
 
-fn run(seed: Option<u64>, case: Option<&Path>, print: bool) -> i32 {
+fn usage(why: &str) -> i32 {
+    eprintln!("error: {why}");
+    2
+}
+
+fn mode(mutant: Option<String>) -> Result<Mode, String> {
+    let known = |name: &String| mutant::all().iter().any(|mutant| mutant.name == *name);
+    match mutant {
+        Some(name) if !known(&name) => Err(format!("there is no bug {name} in sim/mutants.toml")),
+        // One string for the life of the process.
+        mutant => Ok(Mode { mutant: mutant.map(|name| &*name.leak()), ..Mode::default() }),
+    }
+}
+
+fn perform(command: Command, mode: Mode) -> i32 {
+    match command {
+        Command::Run { seed, case, print } => run(seed, case.as_deref(), Mode { print, ..mode }),
+        Command::Shrink { seed, runs, out } => {
+            shrink_seed(seed, runs, out.unwrap_or_else(|| format!("case-{seed}.json").into()), mode)
+        }
+        Command::Sweep { from, count, jobs } => sweep(from, count, jobs, mode),
+        Command::Meta { from, count } => meta(from, count),
+        Command::Mutants { names, from, seeds, kills, ablation, jobs, out } => {
+            mutants(&names, Effort { from, seeds, kills, ablation, jobs }, out)
+        }
+    }
+}
+
+fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>) -> i32 {
+    let all = mutant::all();
+    if let Some(unknown) = names.iter().find(|name| !all.iter().any(|mutant| mutant.name == **name)) {
+        return usage(&format!("there is no bug {unknown} in sim/mutants.toml"));
+    }
+    let mut fates = Vec::new();
+    let mut code = 0;
+    for mutant in all.into_iter().filter(|mutant| names.is_empty() || names.contains(&mutant.name)) {
+        let name: &'static str = mutant.name.clone().leak();
+        let fate = mutant::try_mutant(name, mutant.control, effort);
+        let as_wanted = fate.kills.is_empty() == mutant.control;
+        let seeds: Vec<String> = fate.kills.iter().map(|(gap, _)| gap.to_string()).collect();
+        let word = if as_wanted { "" } else { "  <-- " };
+        let fallen = if fate.kills.is_empty() { "survives" } else { "noticed" };
+        println!("{name}: {fallen} in {} seeds ({}) {}{word}", fate.seeds, seeds.join(", "), fate.oracles().join(", "));
+        code = if as_wanted { code } else { 1 };
+        fates.push((mutant, fate));
+        if let Some(out) = &out
+            && let Err(error) = std::fs::write(out, mutant::table(&fates, effort))
+        {
+            return usage(&format!("write {}: {error}", out.display()));
+        }
+    }
+    code
+}
+
+fn run(seed: Option<u64>, case: Option<&Path>, mode: Mode) -> i32 {
     let case = match case {
         None => Ok(Case::of_seed(seed.unwrap_or_default())),
         Some(path) => {
@@ -102,18 +186,15 @@ fn run(seed: Option<u64>, case: Option<&Path>, print: bool) -> i32 {
     };
     match case {
         Ok(case) => {
-            let report = case.run(print);
+            let report = case.run(mode);
             println!("{}{report}", report.plan);
             report.verdict.code()
         }
-        Err(why) => {
-            eprintln!("error: {why}");
-            2
-        }
+        Err(why) => usage(&why),
     }
 }
 
-fn shrink_seed(seed: u64, runs: usize, out: PathBuf) -> i32 {
+fn shrink_seed(seed: u64, runs: usize, out: PathBuf, mode: Mode) -> i32 {
     let size = |case: &Case| {
         let Plan { nodes, clients, operations, submitters, tasks, .. } = case.plan;
         let operations = clients as u64 * operations + submitters as u64 * tasks;
@@ -121,14 +202,14 @@ fn shrink_seed(seed: u64, runs: usize, out: PathBuf) -> i32 {
     };
     let case = Case::of_seed(seed);
     println!("seed {seed}: {}", size(&case));
-    let Some(failed) = symptom(&case.run(false).verdict) else {
+    let Some(failed) = symptom(&case.run(mode).verdict) else {
         println!("seed {seed} passes");
         return 0;
     };
     let same = |report: &Report| symptom(&report.verdict) == Some(failed);
     let mut progress = |case: &Case, tried: usize| eprintln!("{tried:>5} tried: {}", size(case));
-    let small = shrink(case.clone(), runs, &same, &mut progress).unwrap_or(case);
-    let report = small.run(false);
+    let small = shrink(case.clone(), mode, runs, &same, &mut progress).unwrap_or(case);
+    let report = small.run(mode);
     let text = serde_json::to_string_pretty(&small).expect("numbers and names become JSON");
     if let Err(error) = std::fs::write(&out, text) {
         eprintln!("error: write {}: {error}", out.display());
@@ -138,7 +219,7 @@ fn shrink_seed(seed: u64, runs: usize, out: PathBuf) -> i32 {
     report.verdict.code()
 }
 
-fn sweep(from: u64, count: u64, jobs: usize) -> i32 {
+fn sweep(from: u64, count: u64, jobs: usize, mode: Mode) -> i32 {
     let next = AtomicU64::new(from);
     let worst = Mutex::new((0, 0u64, 0.0f64));
     std::thread::scope(|scope| {
@@ -149,7 +230,7 @@ fn sweep(from: u64, count: u64, jobs: usize) -> i32 {
                     if seed >= from + count {
                         return;
                     }
-                    let report = run_seed(Seed(seed), false);
+                    let report = run_seed(Seed(seed), mode);
                     let mut worst = worst.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                     worst.2 += report.elapsed.as_secs_f64();
                     if report.verdict != Verdict::Passed {
@@ -167,7 +248,7 @@ fn sweep(from: u64, count: u64, jobs: usize) -> i32 {
 }
 
 fn meta(from: u64, count: u64) -> i32 {
-    let run = |seed| -> Report { run_seed(Seed(seed), false) };
+    let run = |seed| -> Report { run_seed(Seed(seed), Mode::default()) };
     let first: BTreeMap<u64, (u64, u64)> = (from..from + count).map(|seed| (seed, run(seed).trace)).collect();
     let mut code = 0;
     for (seed, trace) in first.iter().rev() {

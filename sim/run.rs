@@ -18,6 +18,7 @@ use crate::raft::core::Status;
 use crate::raft::log::Log;
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, Condemned, Member};
 use crate::sim::history::{History, Op, Record, Seen};
+use crate::sim::mutant;
 use crate::sim::network::{MachineId, Weather};
 use crate::sim::oracle::{Violation, exactly_once, linearizable};
 use crate::sim::plan::{self, Place, Plan};
@@ -115,16 +116,28 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs one seed. With `print`, every event goes to standard error.
-pub fn run_seed(seed: Seed, print: bool) -> Report {
+/// How to run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mode {
+    /// Every event goes to standard error.
+    pub print: bool,
+    /// The planted bug that is switched on.
+    pub mutant: Option<&'static str>,
+}
+
+/// Runs one seed.
+pub fn run_seed(seed: Seed, mode: Mode) -> Report {
     let plan = Plan::draw(&seed.rng());
-    run_plan(seed, plan, print)
+    run_plan(seed, plan, mode)
 }
 
 /// Runs a plan with the randomness of a seed.
-pub fn run_plan(seed: Seed, plan: Plan, print: bool) -> Report {
+pub fn run_plan(seed: Seed, plan: Plan, mode: Mode) -> Report {
     let body = plan.clone();
-    let result = world::run(seed, print, move |world| async move { Run::new(world, body).live().await });
+    let result = world::run(seed, mode.print, move |world| async move {
+        mutant::switch_on(mode.mutant);
+        Run::new(world, body).live().await
+    });
     result
         .unwrap_or_else(|panic| Report {
             seed,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::raft::tail::Retention;
 use crate::sim::network::Weather;
 use crate::sim::plan::{Fault, Plan};
-use crate::sim::run::{Report, Verdict, run_plan};
+use crate::sim::run::{Mode, Report, Verdict, run_plan};
 use crate::sim::world::Seed;
 
 /// A plan and the seed of everything else: all that a run follows from.
@@ -30,8 +30,8 @@ impl Case {
     }
 
     /// Runs it.
-    pub fn run(&self, print: bool) -> Report {
-        run_plan(Seed(self.seed), self.plan.clone(), print)
+    pub fn run(&self, mode: Mode) -> Report {
+        run_plan(Seed(self.seed), self.plan.clone(), mode)
     }
 }
 
@@ -52,14 +52,15 @@ const SEEDS: u64 = 4;
 /// and of how many were tried. `None` if the case itself does not show it.
 pub fn shrink(
     case: Case,
+    mode: Mode,
     budget: usize,
     shows: &(dyn Fn(&Report) -> bool + Sync),
     progress: &mut dyn FnMut(&Case, usize),
 ) -> Option<Case> {
-    if !shows(&case.run(false)) {
+    if !shows(&case.run(mode)) {
         return None;
     }
-    let mut shrinker = Shrinker { case, shows, tried: 0, budget, progress };
+    let mut shrinker = Shrinker { case, mode, shows, tried: 0, budget, progress };
     loop {
         let before = shrinker.case.plan.clone();
         shrinker.leave_out_faults();
@@ -73,6 +74,7 @@ pub fn shrink(
 
 struct Shrinker<'a> {
     case: Case,
+    mode: Mode,
     shows: &'a (dyn Fn(&Report) -> bool + Sync),
     tried: usize,
     budget: usize,
@@ -91,10 +93,10 @@ impl Shrinker<'_> {
             _ => Seed(self.case.seed).rng().draw("shrink", self.tried as u64, turn),
         };
         let cases: Vec<Case> = (0..SEEDS).map(|turn| Case { seed: seed(turn), plan: plan.clone() }).collect();
-        let shows = self.shows;
+        let (shows, mode) = (self.shows, self.mode);
         let found: Vec<bool> = std::thread::scope(|scope| {
             #[allow(clippy::disallowed_methods)] // around runs, not within one
-            let runs: Vec<_> = cases.iter().map(|case| scope.spawn(|| shows(&case.run(false)))).collect();
+            let runs: Vec<_> = cases.iter().map(|case| scope.spawn(|| shows(&case.run(mode)))).collect();
             runs.into_iter().map(|run| run.join().unwrap_or(false)).collect()
         });
         let Some(found) = found.into_iter().position(|shows| shows) else { return false };

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use cairn::sim::plan::Plan;
-use cairn::sim::run::{Report, Verdict, run_seed};
+use cairn::sim::run::{Mode, Report, Verdict, run_seed};
 use cairn::sim::shrink::{Case, shrink};
 use cairn::sim::world::Seed;
 
@@ -28,11 +28,15 @@ fn passes(report: &Report) {
 #[test]
 fn a_seed_is_one_run_in_this_process_and_in_a_fresh_one_that_logs() {
     for seed in [3, 11, 42] {
-        let first = run_seed(Seed(seed), false);
+        let first = run_seed(Seed(seed), Mode::default());
         assert!(first.trace.1 > 100, "seed {seed} did nothing: {first}");
         // After other seeds, on a thread that ran them:
-        run_seed(Seed(seed + 1), false);
-        assert_eq!(run_seed(Seed(seed), false).trace, first.trace, "seed {seed} ran differently the second time");
+        run_seed(Seed(seed + 1), Mode::default());
+        assert_eq!(
+            run_seed(Seed(seed), Mode::default()).trace,
+            first.trace,
+            "seed {seed} ran differently the second time"
+        );
         // Printing and logging everything must change nothing.
         let mut fresh = Command::new(env!("CARGO_BIN_EXE_sim"));
         fresh.args(["run", "--print", "--seed", &seed.to_string()]).env("CAIRN_LOG", "trace");
@@ -46,7 +50,7 @@ fn a_seed_is_one_run_in_this_process_and_in_a_fresh_one_that_logs() {
 
 #[test]
 fn seeds_differ() {
-    assert_ne!(run_seed(Seed(1), false).trace, run_seed(Seed(2), false).trace);
+    assert_ne!(run_seed(Seed(1), Mode::default()).trace, run_seed(Seed(2), Mode::default()).trace);
 }
 
 #[test]
@@ -62,7 +66,7 @@ fn a_range_of_seeds_passes() {
                     if seed >= SEEDS.end {
                         return;
                     }
-                    let report = run_seed(Seed(seed), false);
+                    let report = run_seed(Seed(seed), Mode::default());
                     reports.lock().unwrap().push(report);
                 }
             });
@@ -85,14 +89,15 @@ fn a_range_of_seeds_passes() {
 fn a_plan_shrinks_to_what_it_takes() {
     // Two elections after the first: something has to bring down two leaders, and nothing else has to happen.
     let shows = |report: &Report| report.verdict == Verdict::Passed && report.leaders >= 3;
-    let case = (0..).map(Case::of_seed).find(|case| case.plan.faults.len() >= 6 && shows(&case.run(false))).unwrap();
-    let small = shrink(case.clone(), 150, &shows, &mut |_, _| {}).unwrap();
+    let case =
+        (0..).map(Case::of_seed).find(|case| case.plan.faults.len() >= 6 && shows(&case.run(Mode::default()))).unwrap();
+    let small = shrink(case.clone(), Mode::default(), 150, &shows, &mut |_, _| {}).unwrap();
     let Plan { faults, clients, submitters, operations, tasks, weather, .. } = small.plan.clone();
     assert!((1..=3).contains(&faults.len()), "{small:?}");
     assert!(clients as u64 * operations + submitters as u64 * tasks <= 20, "{small:?}");
     assert_eq!((weather.lose_permille, weather.repeat_permille), (0, 0), "{small:?}");
     // What is written down is the same run.
     let read: Case = serde_json::from_str(&serde_json::to_string(&small).unwrap()).unwrap();
-    assert_eq!(read.run(false).trace, small.run(false).trace);
-    assert!(shows(&read.run(false)));
+    assert_eq!(read.run(Mode::default()).trace, small.run(Mode::default()).trace);
+    assert!(shows(&read.run(Mode::default())));
 }

@@ -1,0 +1,74 @@
+//! The copy of the sources in which every bug of `sim/mutants.toml` is planted, and the simulator that is built from it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use cairn::sim::mutant::{self, Mutant};
+
+/// What a build needs.
+const PARTS: [&str; 8] = ["Cargo.toml", "Cargo.lock", "build.rs", "clippy.toml", ".cargo", "proto", "src", "sim"];
+
+/// The name of that simulator.
+const BINARY: &str = "sim-mutants";
+
+/// Makes the copy, builds its simulator, and runs that with these arguments. Gives its exit status.
+///
+/// # Errors
+/// What could not be done.
+pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<i32, String> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| source.join("target"), PathBuf::from);
+    let copy = target.join("mutants");
+    let mutants = mutant::all();
+    fs::create_dir_all(&copy).map_err(|error| format!("make {}: {error}", copy.display()))?;
+    for part in PARTS {
+        copy_part(source, &copy, Path::new(part), &mutants)?;
+    }
+    eprintln!("building the simulator with {} planted bugs in {}", mutants.len(), copy.display());
+    let (profile, place) = if cfg!(debug_assertions) { ("dev", "debug") } else { ("release", "release") };
+    let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.args(["build", "--quiet", "--locked", "--features", "sim", "--bin", BINARY, "--profile", profile]);
+    // Where the dependencies are built already.
+    build.current_dir(&copy).arg("--target-dir").arg(&target);
+    let built = build.output().map_err(|error| format!("run cargo: {error}"))?;
+    if !built.status.success() {
+        return Err(format!(
+            "the copy in {} does not build:\n{}",
+            copy.display(),
+            String::from_utf8_lossy(&built.stderr)
+        ));
+    }
+    let simulator = target.join(place).join(BINARY);
+    let status = Command::new(&simulator).args(arguments).status();
+    let status = status.map_err(|error| format!("run {}: {error}", simulator.display()))?;
+    status.code().ok_or_else(|| format!("the simulator ended with {status}"))
+}
+
+fn copy_part(source: &Path, copy: &Path, part: &Path, mutants: &[Mutant]) -> Result<(), String> {
+    let (from, to) = (source.join(part), copy.join(part));
+    let failed = |error: std::io::Error| format!("copy {}: {error}", from.display());
+    if from.is_dir() {
+        fs::create_dir_all(&to).map_err(failed)?;
+        for entry in fs::read_dir(&from).map_err(failed)? {
+            copy_part(source, copy, &part.join(entry.map_err(failed)?.file_name()), mutants)?;
+        }
+        return Ok(());
+    }
+    let Ok(text) = fs::read_to_string(&from) else { return Ok(()) }; // not a source
+    let name = part.to_string_lossy();
+    let mut planted = mutant::plant(&name, &text, mutants)?;
+    let swaps = [
+        ("sim/mutant.rs", "pub const PLANTED: bool = false;", "pub const PLANTED: bool = true;".to_string()),
+        ("Cargo.toml", "name = \"sim\"", format!("name = \"{BINARY}\"")),
+    ];
+    for (_, old, new) in swaps.iter().filter(|(file, ..)| *file == name) {
+        planted = planted.replacen(old, new, 1);
+    }
+    // What has not changed keeps its time, so that it is not built again.
+    if fs::read_to_string(&to).is_ok_and(|before| before == planted) {
+        return Ok(());
+    }
+    fs::write(&to, planted).map_err(failed)
+}

@@ -1,0 +1,269 @@
+//! Planted bugs: a copy of the sources in which each stands behind a switch, and how long the seeds take to notice each.
+//!
+//! The bugs are data (`sim/mutants.toml`), so the product's sources know nothing of them. A simulator that is built from
+//! the copy can switch one of them on for a run; one that is built from the sources themselves cannot.
+
+use std::cell::Cell;
+use std::fmt::Write as _;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Deserialize;
+
+use crate::sim::plan::{Class, Plan};
+use crate::sim::run::{Mode, run_plan};
+use crate::sim::shrink::symptom;
+use crate::sim::world::Seed;
+
+/// Whether this simulator was built from the copy.
+pub const PLANTED: bool = false;
+
+/// A bug that can be planted.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mutant {
+    /// Its name.
+    pub name: String,
+    /// What is wrong.
+    pub what: String,
+    /// It is none: it must survive.
+    #[serde(default)]
+    pub control: bool,
+    /// How the sources come to have it.
+    pub edits: Vec<Edit>,
+}
+
+/// A change of a file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Edit {
+    /// The file, from the top.
+    pub file: String,
+    /// Text that occurs in it once.
+    pub old: String,
+    /// What takes its place; see the head of `sim/mutants.toml`.
+    pub new: String,
+}
+
+#[derive(Deserialize)]
+struct Catalogue {
+    mutant: Vec<Mutant>,
+}
+
+/// All of them.
+pub fn all() -> Vec<Mutant> {
+    let catalogue: Catalogue = toml::from_str(include_str!("mutants.toml")).expect("a test parses it");
+    catalogue.mutant
+}
+
+thread_local! {
+    static ON: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// Switches a bug on for the run on this thread.
+pub fn switch_on(name: Option<&'static str>) {
+    ON.set(name);
+}
+
+/// Whether a bug is switched on in the run on this thread. Called by the copy.
+pub fn is_on(name: &str) -> bool {
+    ON.get() == Some(name)
+}
+
+/// The text of a file with the bugs of all `mutants` behind their switches.
+///
+/// # Errors
+/// Which text does not occur once.
+pub fn plant(file: &str, text: &str, mutants: &[Mutant]) -> Result<String, String> {
+    let mut edits: Vec<(usize, &str, String)> = Vec::new();
+    for mutant in mutants {
+        let switch = format!("crate::sim::mutant::is_on({:?})", mutant.name);
+        for Edit { old, new, .. } in mutant.edits.iter().filter(|edit| edit.file == file) {
+            let mut found = text.match_indices(&**old);
+            let (Some((at, _)), None) = (found.next(), found.next()) else {
+                return Err(format!("{}: this does not occur once in {file}: {old:?}", mutant.name));
+            };
+            let new = match new.contains("ON") {
+                true => words(new, &switch),
+                false => format!("if {switch} {{ {new} }} else {{ {old} }}"),
+            };
+            edits.push((at, old, new));
+        }
+    }
+    edits.sort_by_key(|(at, ..)| *at);
+    let (mut planted, mut done) = (String::new(), 0);
+    for (at, old, new) in edits {
+        if at < done {
+            return Err(format!("{file}: two edits meet at {old:?}"));
+        }
+        planted.push_str(&text[done..at]);
+        planted.push_str(&new);
+        done = at + old.len();
+    }
+    planted.push_str(&text[done..]);
+    Ok(planted)
+}
+
+/// Puts the switch in the place of each word ON.
+fn words(text: &str, switch: &str) -> String {
+    let part = |c: char| c.is_alphanumeric() || c == '_';
+    let (mut out, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find("ON") {
+        let (before, after) = (&rest[..at], &rest[at + 2..]);
+        let whole = !before.ends_with(part) && !after.starts_with(part);
+        out.push_str(before);
+        out.push_str(if whole { switch } else { "ON" });
+        rest = after;
+    }
+    out + rest
+}
+
+/// What became of a mutant.
+#[derive(Clone, Debug)]
+pub struct Fate {
+    /// Seeds that were run.
+    pub seeds: u64,
+    /// Of the seeds that noticed it: how many were run since the one before, and what noticed.
+    pub kills: Vec<(u64, &'static str)>,
+    /// Without each class of faults, how many seeds it took until the first noticed; `None` if none did.
+    pub without: Vec<(Class, Option<u64>)>,
+}
+
+impl Fate {
+    /// Seeds until it is noticed, at the median.
+    pub fn median(&self) -> Option<u64> {
+        let mut gaps: Vec<u64> = self.kills.iter().map(|(gap, _)| *gap).collect();
+        gaps.sort_unstable();
+        gaps.get(gaps.len() / 2).copied()
+    }
+
+    /// What noticed it, the most frequent first.
+    pub fn oracles(&self) -> Vec<&'static str> {
+        let mut counts: Vec<(usize, &'static str)> = Vec::new();
+        for (_, oracle) in &self.kills {
+            match counts.iter_mut().find(|(_, other)| other == oracle) {
+                Some((count, _)) => *count += 1,
+                None => counts.push((1, oracle)),
+            }
+        }
+        counts.sort_by_key(|(count, _)| std::cmp::Reverse(*count));
+        counts.into_iter().map(|(_, oracle)| oracle).collect()
+    }
+}
+
+/// How far to look.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// The first seed.
+    pub from: u64,
+    /// Seeds of a mutant at most.
+    pub seeds: u64,
+    /// Seeds that notice it after which it counts as known.
+    pub kills: usize,
+    /// Seeds without a class of faults at most; 0 leaves that out.
+    pub ablation: u64,
+    /// Runs at once.
+    pub jobs: usize,
+}
+
+/// Looks for seeds that notice a mutant.
+pub fn try_mutant(name: &'static str, control: bool, effort: Effort) -> Fate {
+    let kills = if control { usize::MAX } else { effort.kills };
+    let (seeds, found) = search(name, None, effort.from, effort.seeds, kills, effort.jobs);
+    let mut last = 0;
+    let kills: Vec<(u64, &'static str)> = found
+        .into_iter()
+        .map(|(seed, oracle)| {
+            let gap = seed + 1 - last;
+            last = seed + 1;
+            (gap, oracle)
+        })
+        .collect();
+    let mut fate = Fate { seeds, kills, without: Vec::new() };
+    if let Some(median) = fate.median().filter(|_| effort.ablation > 0) {
+        let most = effort.ablation.min(10 * median);
+        let first =
+            |class| search(name, Some(class), effort.from, most, 1, effort.jobs).1.first().map(|(at, _)| at + 1);
+        fate.without = Class::ALL.into_iter().map(|class| (class, first(class))).collect();
+    }
+    fate
+}
+
+/// Runs seeds in order until so many have noticed: how many were run, and which noticed, counted from the first.
+fn search(
+    name: &'static str,
+    without: Option<Class>,
+    from: u64,
+    count: u64,
+    kills: usize,
+    jobs: usize,
+) -> (u64, Vec<(u64, &'static str)>) {
+    let next = AtomicU64::new(0);
+    let found: Mutex<Vec<(u64, &'static str)>> = Mutex::default();
+    let enough = || found.lock().unwrap().len() >= kills;
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while !enough() {
+                    let number = next.fetch_add(1, Ordering::Relaxed);
+                    if number >= count {
+                        return;
+                    }
+                    let seed = Seed(from + number);
+                    let mut plan = Plan::draw(&seed.rng());
+                    if let Some(class) = without {
+                        plan = plan.without(class);
+                    }
+                    let report = run_plan(seed, plan, Mode { mutant: Some(name), ..Mode::default() });
+                    if let Some(oracle) = symptom(&report.verdict) {
+                        found.lock().unwrap().push((number, oracle));
+                    }
+                }
+            });
+        }
+    });
+    let mut found = found.into_inner().unwrap();
+    found.sort_unstable();
+    (next.into_inner().min(count), found)
+}
+
+/// The table of all fates, as it stands in `sim/MUTANTS.md`.
+pub fn table(fates: &[(Mutant, Fate)], effort: Effort) -> String {
+    let mut out = format!(
+        "# Planted bugs\n\nWritten by `sim mutants`: seeds from {}, until {} have noticed the bug or {} were run. *Seeds* is the \
+         median number of seeds\nuntil one notices. The columns to the right say how many it took without a class of faults \
+         (– : none of ten times the\nmedian, at most {}); what is not much greater does not need that class.\n\n",
+        effort.from, effort.kills, effort.seeds, effort.ablation
+    );
+    let bugs = || fates.iter().filter(|(mutant, _)| !mutant.control);
+    let killed = bugs().filter(|(_, fate)| !fate.kills.is_empty()).count();
+    let mut medians: Vec<u64> = bugs().filter_map(|(_, fate)| fate.median()).collect();
+    medians.sort_unstable();
+    let survived = fates.iter().filter(|(mutant, fate)| mutant.control && fate.kills.is_empty()).count();
+    let controls = fates.len() - bugs().count();
+    let _ = writeln!(
+        out,
+        "{killed} of {} bugs are noticed, at the median after {} seeds; {survived} of {controls} controls survive.\n",
+        bugs().count(),
+        medians.get(medians.len() / 2).copied().unwrap_or_default()
+    );
+    let classes: Vec<String> = Class::ALL.iter().map(|class| format!("no {class:?}").to_lowercase()).collect();
+    let _ = writeln!(out, "| bug | what is wrong | seeds | noticed by | {} |", classes.join(" | "));
+    let _ = writeln!(out, "|---|---|--:|---|{}", "--:|".repeat(classes.len()));
+    for (mutant, fate) in fates {
+        let seeds = match fate.median() {
+            Some(median) => median.to_string(),
+            None => format!("> {}", fate.seeds),
+        };
+        let without = Class::ALL.iter().map(|class| {
+            match fate.without.iter().find(|(other, _)| other == class).map(|(_, first)| first) {
+                None => String::new(),
+                Some(None) => "–".into(),
+                Some(Some(first)) => first.to_string(),
+            }
+        });
+        let (oracles, without) = (fate.oracles().join(", "), without.collect::<Vec<_>>().join(" | "));
+        let _ = writeln!(out, "| {} | {} | {seeds} | {oracles} | {without} |", mutant.name, mutant.what);
+    }
+    out
+}
