@@ -189,6 +189,8 @@ impl Cluster {
     /// Puts a machine with an empty disk in a member's place, once the old member is removed.
     async fn replace(self: &Arc<Self>, place: Place, down: Duration) {
         let member = &self.members[place];
+        sometimes!("a machine was replaced");
+        sometimes!(self.leader() == Some(place), "the leader's machine was replaced");
         member.machine.replace();
         member.rotten.store(false, Ordering::Relaxed);
         let lost = member.id.lock().unwrap().take();
@@ -214,6 +216,8 @@ impl Cluster {
         for (place, member) in self.members.iter().enumerate() {
             if member.rotten.load(Ordering::Relaxed) {
                 sleep(ROT_FOUND).await;
+                sometimes!(!member.machine.is_up(), "a rotten disk was found out");
+                sometimes!(member.machine.is_up(), "a rotten disk did no harm");
                 if !member.machine.is_up() {
                     self.replace(place, Duration::ZERO).await;
                 }
@@ -222,6 +226,7 @@ impl Cluster {
     }
 
     async fn remove(&self, place: Place) {
+        sometimes!(self.leader() == Some(place), "the leader was removed");
         if let Some(id) = self.members[place].id() {
             self.condemned.lock().unwrap().push(Condemned { id, place, lost: false });
             let done = self.operator.remove_member(id).await;
@@ -230,6 +235,7 @@ impl Cluster {
     }
 
     async fn transfer(&self, to: Place) {
+        sometimes!(self.watch.voters().is_none(), "leadership was to be transferred in a joint configuration");
         if let Some(id) = self.members[to].id() {
             let done = self.operator.transfer_leader(Some(id)).await;
             self.world.trace.event(format_args!("transfer to {id}: {done:?}"));
@@ -353,6 +359,7 @@ impl Cluster {
             Fault::Recovery { node, cut, operations, down } => {
                 off(node, Down::Power(cut), down).await;
                 if machine(node).is_up() {
+                    sometimes!("a node recovered under a disk that was about to go");
                     machine(node).disk.cut_after(operations);
                     sleep(Duration::from_secs(1)).await;
                     // Its node may have noticed by now, and stopped.
@@ -374,6 +381,7 @@ impl Cluster {
                 self.boot(node);
             }
             Fault::Blackout { cut, down } => {
+                sometimes!(self.members.iter().all(|member| member.machine.is_up()), "the power went for all at once");
                 for member in &self.members {
                     member.machine.down(Down::Power(cut));
                 }
@@ -459,8 +467,6 @@ impl Cluster {
         let has = |wanted: fn(&Fault) -> bool| self.plan.faults.iter().any(|(_, fault)| wanted(fault));
         let full = has(|fault| matches!(fault, Fault::Full { .. }));
         let errors = has(|fault| matches!(fault, Fault::DiskError { .. }));
-        // A node that nobody takes in gives up after a while, and its operator tries again.
-        let joins = has(|fault| matches!(fault, Fault::Join { .. } | Fault::Replace { .. } | Fault::Rot { .. }));
         let rotten = |stop: &FailStop| {
             self.plan.faults.iter().any(
                 |(_, fault)| matches!(fault, Fault::Rot { node, .. } if self.members[*node].machine.id == stop.machine),
@@ -468,7 +474,8 @@ impl Cluster {
         };
         let excused = |stop: &FailStop| {
             full && stop.why.contains("no space left")
-                || joins && stop.why.contains("no member took this node in")
+                // Its operator tries again.
+                || stop.why.contains("no member took this node in")
                 || errors && stop.why.contains(DISK_ERROR)
                 || stop.why.contains("the disk is off")
                 || rotten(stop)

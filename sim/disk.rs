@@ -208,6 +208,7 @@ impl SimDisk {
                 let is_write = matches!(change, Change::Write { .. });
                 counts.dropped += u64::from(is_write && dropped);
                 counts.torn += u64::from(is_write && torn && !dropped);
+                sometimes!(is_write && torn && !dropped, "a write was torn");
                 match change {
                     _ if dropped => {}
                     Change::SetLen(len) => image.set_len(len),
@@ -285,7 +286,10 @@ impl State {
             return off();
         }
         match &mut self.cut_after {
-            Some(0) => off(),
+            Some(0) => {
+                sometimes!("the disk went in the middle of something");
+                off()
+            }
             Some(left) => {
                 *left -= 1;
                 Ok(())

@@ -1,19 +1,19 @@
 //! The simulator's command line.
 //!
-//! Exit status: 0 passed; 2 wrong usage; 10 safety; 11 liveness; 12 crash; 13 not deterministic.
+//! Exit status: 0 passed; 2 wrong usage; 10 safety; 11 liveness; 12 crash; 13 not deterministic; 14 a mark was never
+//! hit.
 
 #![allow(clippy::disallowed_methods)] // files of cases: this is the edge
 
 mod copy;
+mod sweep;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use cairn::sim::mutant::{self, Effort};
 use cairn::sim::plan::Plan;
-use cairn::sim::run::{Mode, Report, Verdict, run_seed};
+use cairn::sim::run::{Mode, Report, run_seed};
 use cairn::sim::shrink::{Case, shrink, symptom};
 use cairn::sim::world::Seed;
 use clap::{Parser, Subcommand};
@@ -55,8 +55,14 @@ enum Command {
         #[arg(long)]
         count: u64,
         /// At once
-        #[arg(long, default_value_t = 2)]
+        #[arg(long, default_value_t = cores())]
         jobs: usize,
+        /// Fail unless every mark is hit
+        #[arg(long)]
+        all_marks: bool,
+        /// Write a report there
+        #[arg(long)]
+        json: Option<PathBuf>,
     },
     /// From a seed that fails, find the smallest plan that fails in the same way
     Shrink {
@@ -87,7 +93,7 @@ enum Command {
         #[arg(long, default_value_t = 0)]
         ablation: u64,
         /// At once
-        #[arg(long, default_value_t = 2)]
+        #[arg(long, default_value_t = cores())]
         jobs: usize,
         /// Write the table there
         #[arg(long)]
@@ -121,6 +127,10 @@ fn main() {
     cairn::os::exit(code)
 }
 
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 fn usage(why: &str) -> i32 {
     eprintln!("error: {why}");
     2
@@ -141,7 +151,7 @@ fn perform(command: Command, mode: Mode) -> i32 {
         Command::Shrink { seed, runs, out } => {
             shrink_seed(seed, runs, out.unwrap_or_else(|| format!("case-{seed}.json").into()), mode)
         }
-        Command::Sweep { from, count, jobs } => sweep(from, count, jobs, mode),
+        Command::Sweep { from, count, jobs, all_marks, json } => sweep(from, count, jobs, (all_marks, json), mode),
         Command::Meta { from, count } => meta(from, count),
         Command::Mutants { names, from, seeds, kills, ablation, jobs, out } => {
             mutants(&names, Effort { from, seeds, kills, ablation, jobs }, out)
@@ -219,32 +229,16 @@ fn shrink_seed(seed: u64, runs: usize, out: PathBuf, mode: Mode) -> i32 {
     report.verdict.code()
 }
 
-fn sweep(from: u64, count: u64, jobs: usize, mode: Mode) -> i32 {
-    let next = AtomicU64::new(from);
-    let worst = Mutex::new((0, 0u64, 0.0f64));
-    std::thread::scope(|scope| {
-        for _ in 0..jobs {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= from + count {
-                        return;
-                    }
-                    let report = run_seed(Seed(seed), mode);
-                    let mut worst = worst.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    worst.2 += report.elapsed.as_secs_f64();
-                    if report.verdict != Verdict::Passed {
-                        println!("{report}\nreproduce with: sim run --seed {seed}");
-                        worst.0 = worst.0.max(report.verdict.code());
-                        worst.1 += 1;
-                    }
-                }
-            });
+fn sweep(from: u64, count: u64, jobs: usize, options: (bool, Option<PathBuf>), mode: Mode) -> i32 {
+    let (all_marks, json) = options;
+    let outcome = sweep::run(from, count, jobs, mode);
+    if let Some(path) = json {
+        let text = serde_json::to_string_pretty(&outcome).expect("numbers and names become JSON");
+        if let Err(error) = std::fs::write(&path, text) {
+            return usage(&format!("write {}: {error}", path.display()));
         }
-    });
-    let (code, failed, elapsed) = worst.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    println!("{count} seeds from {from}: {} passed, {failed} failed; {elapsed:.0} virtual seconds", count - failed);
-    code
+    }
+    outcome.code(all_marks)
 }
 
 fn meta(from: u64, count: u64) -> i32 {

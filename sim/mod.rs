@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod disk;
 pub mod history;
 pub mod launcher;
+pub mod mark;
 pub mod mutant;
 pub mod network;
 pub mod oracle;

@@ -18,6 +18,7 @@ use crate::raft::core::Status;
 use crate::raft::log::Log;
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, Condemned, Member};
 use crate::sim::history::{History, Op, Record, Seen};
+use crate::sim::mark::{self, Hits};
 use crate::sim::mutant;
 use crate::sim::network::{MachineId, Weather};
 use crate::sim::oracle::{Violation, exactly_once, linearizable};
@@ -93,6 +94,8 @@ pub struct Report {
     pub snapshots: u64,
     /// Attempts at tasks that began, and those of them that were cut short.
     pub attempts: (u64, u64),
+    /// The rare situations that it came by.
+    pub marks: Hits,
 }
 
 impl fmt::Display for Report {
@@ -150,6 +153,7 @@ pub fn run_plan(seed: Seed, plan: Plan, mode: Mode) -> Report {
             promises: 0,
             snapshots: 0,
             attempts: (0, 0),
+            marks: Hits::new(),
         })
         .with_seed(seed)
 }
@@ -199,6 +203,7 @@ impl Run {
             promises: watched.promises.checked,
             snapshots: watched.agreement.installed,
             attempts: self.cluster.world.ledger.counts(),
+            marks: mark::take(),
         }
     }
 
@@ -336,6 +341,7 @@ impl Run {
         while core.len() > quorum {
             core.remove(rng.range(0, core.len() as u64) as usize);
         }
+        sometimes!(core.len() < cluster.members.len(), "a majority served while others stayed broken");
         cluster.world.trace.event(format_args!("core {core:?}"));
         cluster.world.network.mend();
         cluster.world.network.set_weather(Weather::CALM);

@@ -15,6 +15,9 @@
 //! | 7 node | [`node`] |
 //! | 8 edge | [`cli`], [`os`] |
 
+#[macro_use]
+pub mod mark;
+
 pub mod entry;
 pub mod error;
 pub mod ids;

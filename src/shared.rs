@@ -143,6 +143,7 @@ impl SharedNodeState {
         );
         match *self.short_of_space.lock().expect("no code panics while it holds the mark") {
             Some((free, floor)) if grows => {
+                sometimes!("growth was refused for want of space");
                 self.metrics.commands_refused.inc();
                 let (place, mib) = (self.io.disk.describe(), |bytes: u64| bytes >> 20);
                 let text = format!(
@@ -172,12 +173,18 @@ impl SharedNodeState {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             // What the leader itself says of the outcome holds; a code alone may come from a broken connection.
             Ok(Err(status)) if status.metadata().contains_key(OUTCOME) => Err(status),
-            Ok(Err(status)) if ChannelError::is_connect(&status) => Err(not_leader(None)),
+            Ok(Err(status)) if ChannelError::is_connect(&status) => {
+                sometimes!("the leader was gone when a command was passed on to it");
+                Err(not_leader(None))
+            }
             Ok(Err(status)) if status.code() == Code::Unauthenticated => {
                 let text = format!("not done: the leader at {leader} does not know this member: {}", status.message());
                 Err(not_done(Code::Unavailable, text))
             }
-            Ok(Err(_)) | Err(_) => Err(unknown_outcome()),
+            Ok(Err(_)) | Err(_) => {
+                sometimes!("a connection broke while a command was passed on");
+                Err(unknown_outcome())
+            }
         }
     }
 

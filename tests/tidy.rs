@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// Floors, lowest first; ARCHITECTURE.md says what each holds.
 const FLOORS: &[(usize, &[&str])] = &[
-    (0, &["ids", "time", "limits", "error", "entry"]),
+    (0, &["ids", "time", "limits", "error", "entry", "mark"]),
     (1, &["io", "proto", "metrics"]),
     (2, &["state", "raft"]),
     (3, &["scheduler", "controller"]),
@@ -136,4 +136,29 @@ fn nothing_is_switched_off_or_asleep() {
             }
         }
     }
+}
+
+/// The names in the file's `sometimes!`.
+fn marks(text: &str) -> Vec<String> {
+    let uses = text.match_indices("sometimes!(").map(|(at, word)| &text[at + word.len()..]);
+    let name = |rest: &str| {
+        let inside = &rest[..rest.find(");").unwrap()];
+        inside.split('"').nth_back(1).unwrap().to_owned()
+    };
+    uses.map(name).collect()
+}
+
+#[test]
+fn every_mark_is_listed_and_stands_in_one_place() {
+    let mut found: Vec<String> = sources()
+        .iter()
+        .filter(|(path, _)| !path.ends_with("mark.rs") && !path.starts_with("tests"))
+        .flat_map(|(_, text)| marks(text))
+        .collect();
+    found.sort();
+    let list = sources().into_iter().find(|(path, _)| path == Path::new("sim/mark.rs")).unwrap().1;
+    let list = &list[list.find("= &[").unwrap()..list.find("];").unwrap()];
+    let listed: Vec<String> = list.split('"').skip(1).step_by(2).map(str::to_owned).collect();
+    assert_eq!(found, listed, "sim/mark.rs lists the marks of the sources, sorted, each once");
+    assert!(listed.len() >= 40);
 }

@@ -46,6 +46,7 @@ impl PeerService {
         let (_, rows) = self.0.reader.view().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         if members.iter().any(|member| member.id == id.0 && member.role() == MemberRole::Removed) {
+            sometimes!("a removed member was told so");
             let mut status = Status::failed_precondition(format!("member {id} was removed"));
             status.metadata_mut().insert(REMOVED, "1".parse().expect("plain text"));
             return Err(status);
@@ -74,7 +75,9 @@ impl v1::peer_server::Peer for PeerService {
             self.0.raft.note_heard(hello.from, &hello.address);
             let decode =
                 |wire| codec::message_from_wire(wire).map_err(|error| Status::invalid_argument(error.to_string()));
-            let messages = frame.messages.into_iter().map(decode).collect::<Result<Vec<_>, _>>()?;
+            let messages: Result<Vec<_>, Status> = frame.messages.into_iter().map(decode).collect();
+            sometimes!(messages.is_err(), "a corrupt message was refused");
+            let messages = messages?;
             if let Some(other) = messages.iter().find(|message| message.from != hello.from.0) {
                 let text = format!("member {} speaks as member {}", hello.from, other.from);
                 return Err(Status::invalid_argument(text));

@@ -386,7 +386,10 @@ impl Client {
             let until = deadline.min(clock.now() + ATTEMPT_TIMEOUT);
             let mut hint = None;
             let outcome = match clock.deadline(until, attempt(channel.clone(), until)).await {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
+                Ok(Ok(response)) => {
+                    sometimes!(*unsure, "a command was answered after an attempt of unknown outcome");
+                    return Ok(response.into_inner());
+                }
                 Ok(Err(status)) => {
                     let value = status.metadata().get(LEADER_HINT).and_then(|value| value.to_str().ok());
                     hint = value.map(str::to_owned);
@@ -406,6 +409,7 @@ impl Client {
                     last = format!("{address}: {why}");
                 }
             }
+            sometimes!(hint.is_some(), "a client was told who leads");
             let named = hint.and_then(|hint| self.endpoints.iter().position(|(address, _)| address.as_str() == hint));
             self.lock().preferred = named.unwrap_or(turn + 1);
             if clock.now() + RETRY_PAUSE >= deadline {

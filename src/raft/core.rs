@@ -279,6 +279,7 @@ impl Core {
     pub fn tick(&mut self) {
         let leads = self.leads();
         if !leads && self.is_writing() {
+            sometimes!("a tick was skipped while a write was not durable");
             return;
         }
         if self.raw.tick() && !leads {
@@ -291,6 +292,7 @@ impl Core {
     pub fn maybe_campaign_alone(&mut self) {
         if self.is_alone() && self.raw.raft.state == StateRole::Follower && !self.is_writing() {
             // Refused while an unapplied change of membership is ahead; the next tick asks again.
+            sometimes!("a sole voter campaigned at once");
             let _ = self.raw.campaign();
             self.after_call();
         }
@@ -311,6 +313,7 @@ impl Core {
             return Ok(());
         }
         if message.get_msg_type() == MessageType::MsgTimeoutNow && self.is_writing() {
+            sometimes!("a request to campaign waited for the disk");
             self.timeout_now = Some(message);
             return Ok(());
         }
@@ -338,6 +341,7 @@ impl Core {
             && newer
             && let Ok(body) = codec::snapshot_body(message.get_snapshot())
         {
+            sometimes!(self.staging.is_some(), "a snapshot under way gave way to a later leader's");
             self.stage = Some(Announced { from: NodeId(message.from), position: position(&message), body });
             self.staging = Some(message);
         }
@@ -351,11 +355,14 @@ impl Core {
         let Some(message) = self.staging.take_if(wanted).filter(|_| whole) else { return false };
         let _ = self.raw.step(message);
         self.after_call();
+        sometimes!(self.raw.snap().is_none(), "a snapshot was of no use when it was here");
         self.raw.snap().is_some()
     }
 
     /// The state has gone over to the snapshot at `index`.
     pub fn on_installed(&mut self, index: Index) {
+        sometimes!("a snapshot was installed");
+        sometimes!(self.is_joint(), "a snapshot was installed in a joint configuration");
         self.installing.take_if(|installing| installing.index <= index);
         self.durable = index;
         self.on_applied(index);
@@ -406,6 +413,7 @@ impl Core {
         let store = self.raw.store();
         let Some(excess) = store.excess(self.applied, 1) else { return Compaction::Nothing };
         if excess > self.durable {
+            sometimes!("forgetting the log waited for a checkpoint");
             return Compaction::NeedsCheckpoint;
         }
         // Whoever gets a snapshot goes on from there by the log; but one that takes for ever does not hold it up.
@@ -413,6 +421,7 @@ impl Core {
         let awaited = in_flight.chain(self.taking).chain(self.snapshot_ready()).min().unwrap_or(excess);
         let patience = store.excess(self.applied, SNAPSHOT_RETENTIONS).unwrap_or_default();
         let upto = excess.min(awaited.max(patience));
+        sometimes!(upto < excess, "the log was kept for a snapshot on its way");
         if upto <= store.compacted() || self.installing.is_some() {
             return Compaction::Nothing;
         }
@@ -444,6 +453,7 @@ impl Core {
             return Err(Refused::NotLeader);
         }
         if self.is_joint() || based_on < self.last_change {
+            sometimes!("a change of members was refused: there was one since it was decided");
             return Err(Refused::Busy);
         }
         let mut conf = ConfChangeV2::default();
@@ -475,6 +485,7 @@ impl Core {
             let result = self.raw.propose_conf_change(Vec::new(), ConfChangeV2::default());
             self.after_call();
             if let Ok((index, _)) = self.position(result) {
+                sometimes!(self.leaving != Index(0), "a joint configuration had to be left twice");
                 self.leaving = index;
             }
         }
@@ -539,6 +550,7 @@ impl Core {
 
     /// Entries that [`Effects::fetch`] asked for.
     pub fn on_fetched(&mut self, fetch: Fetch, entries: Vec<RaftEntry>) {
+        sometimes!("entries were read from the disk");
         self.raw.mut_store().set_fetched(fetch.low, entries);
         self.raw.on_entries_fetched(fetch.context);
         self.raw.mut_store().clear_fetched();
@@ -616,6 +628,8 @@ impl Core {
             None => messages,
             Some(_) if messages.is_empty() => messages,
             Some(after) => {
+                sometimes!("messages waited for the disk");
+                sometimes!(self.leads(), "a leader's messages waited for its vote");
                 self.held.push_back((after, messages));
                 Vec::new()
             }
@@ -637,6 +651,7 @@ impl Core {
                 self.last_change = index;
                 // A leader that is in no configuration any more leads nobody.
                 if self.leads() && self.raw.raft.prs().get(self.config.id.0).is_none() {
+                    sometimes!("a leader found itself in no configuration");
                     self.raw.raft.become_follower(self.raw.raft.term, 0);
                 }
                 self.was_member |= !change.changes.is_empty() && {

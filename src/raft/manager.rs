@@ -489,6 +489,7 @@ impl Manager {
         }
         for message in frames.drain(..).flatten() {
             if let Err(error) = self.core.step(message) {
+                sometimes!("a message made no sense and was refused");
                 tracing::error!(%error, "a message was refused");
             }
         }
@@ -535,6 +536,10 @@ impl Manager {
                 self.metrics.snapshots_installed.inc();
                 self.note(now);
                 // What became of proposals below it, this member cannot tell.
+                sometimes!(
+                    self.waiters.keys().any(|index| *index <= applied.0),
+                    "a snapshot covered a proposal of this member"
+                );
                 self.waiters = self.waiters.split_off(&applied.0.next());
                 self.observer.on_installed(self.life, applied, digest);
                 self.core.on_installed(applied.0);
@@ -626,6 +631,7 @@ impl Manager {
             // The announcement may have been lost, or the word that it is installed. To announce it again costs one message:
             // who is fetching it goes on, who has it says so.
             if now.since(*self.sending.entry(id).or_insert(now)) > limits::ANNOUNCE_PERIOD {
+                sometimes!("a snapshot was announced again");
                 self.sending.remove(&id);
                 self.core.on_snapshot_failed(id);
             }
@@ -634,6 +640,7 @@ impl Manager {
             now.since(self.last_served().map_or(taken, |(at, _)| at.max(taken))) > limits::SNAPSHOT_KEPT
         }) && self.snapshots.try_send(SnapshotJob::Forget).is_ok()
         {
+            sometimes!("a snapshot that nobody asked for was forgotten");
             self.taken = None;
             self.core.forget_snapshot();
         }
@@ -658,12 +665,14 @@ impl Manager {
                 }
             }
             Waiter::Commands(replies) => {
+                sometimes!("a proposal was superseded");
                 for reply in replies {
                     let _ = reply.send(Err(ProposeError::Superseded));
                 }
             }
             Waiter::Change(reply) => {
                 let taken = ours && matches!(entry.body, Body::Members { .. });
+                sometimes!(!taken, "a change of members was superseded");
                 let _ = reply.send(if taken { Ok(entry.index) } else { Err(ProposeError::Superseded) });
             }
         }
@@ -729,6 +738,7 @@ impl Manager {
             .collect();
         for counter in old {
             if let Some((_, readers)) = self.reads.rounds.remove(&counter) {
+                sometimes!("a read was asked for anew");
                 self.reads.waiting.extend(readers.into_iter().filter(|reader| !reader.is_closed()));
             }
         }
@@ -751,6 +761,7 @@ impl Manager {
         }
         let status = self.core.status();
         if status.role != Role::Leader {
+            sometimes!("a leader that stepped down had proposals left");
             self.anchor = None;
             for (_, reply) in self.proposals.drain(..) {
                 let _ = reply.send(Err(ProposeError::NotLeader(status.leader)));
@@ -758,7 +769,10 @@ impl Manager {
             return;
         }
         // Until an entry of this term is applied, the proposals wait.
-        let Some((_, time, at)) = self.anchor.filter(|(term, ..)| *term == status.term) else { return };
+        let Some((_, time, at)) = self.anchor.filter(|(term, ..)| *term == status.term) else {
+            sometimes!("proposals waited for the first entry of the term");
+            return;
+        };
         let stamp = time + self.io.clock.now().since(at);
         let mut proposals = std::mem::take(&mut self.proposals).into_iter().peekable();
         while proposals.peek().is_some() {
@@ -802,6 +816,7 @@ impl Manager {
         let words: Vec<u64> =
             context.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of 8"))).collect();
         // Answers to an earlier life's questions are not for us.
+        sometimes!(words.get(1) != Some(&self.life.1.0), "an answer came to a question of an earlier life");
         if let [node, incarnation, counter] = words[..]
             && (NodeId(node), Incarnation(incarnation)) == self.life
             && let Some((_, readers)) = self.reads.rounds.remove(&counter)
@@ -814,6 +829,7 @@ impl Manager {
         let applied = self.core.status().applied;
         while let Some(first) = self.reads.confirmed.first_entry() {
             if *first.key() > applied {
+                sometimes!("a confirmed read waited for the state");
                 break;
             }
             for reader in first.remove() {
@@ -889,6 +905,7 @@ impl Manager {
     fn maybe_take(&mut self) {
         let now = self.io.clock.now();
         let in_use = self.last_served().is_some_and(|(at, more)| more && now.since(at) <= limits::SNAPSHOT_PATIENCE);
+        sometimes!(self.take && in_use, "a snapshot waited until the one before was fetched");
         if self.take && !in_use && self.snapshots.try_send(SnapshotJob::Take).is_ok() {
             (self.take, self.taken) = (false, None);
         }

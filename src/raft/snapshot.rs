@@ -236,6 +236,7 @@ pub(super) async fn fetch(
                 return false;
             }
             Err(Broken::ForNow(why)) => {
+                sometimes!(next > 0, "the stream of a snapshot broke and went on where it was");
                 tracing::info!(%from, %index, next, why, "the stream of a snapshot broke");
                 failures = if next > before { 0 } else { failures + 1 };
                 if failures == SNAPSHOT_ATTEMPTS_MAX {

@@ -123,6 +123,7 @@ impl Tail {
         let Some(first) = entries.first() else { return };
         let first = Index(first.index);
         assert!(first > self.compacted.0 && first <= self.last.next(), "entry {first} after {}", self.last);
+        sometimes!(first <= self.last, "entries were replaced by another leader's");
         while self.entries.back().is_some_and(|entry| entry.index >= first.0) {
             self.bytes -= self.entries.pop_back().as_ref().map_or(0, size);
         }
@@ -246,6 +247,7 @@ impl Tail {
         let found = self.fetched.get(start..)?;
         // What was fetched may since have been replaced by another leader's entries.
         let current = |entry: &&Entry| self.term(entry.index).is_ok_and(|term| term == entry.term);
+        sometimes!(!found.iter().all(|entry| current(&entry)), "entries were replaced while they were read");
         let found: Vec<_> = found.iter().take((high - low) as usize).take_while(current).cloned().collect();
         (!found.is_empty()).then_some(found)
     }

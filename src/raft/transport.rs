@@ -139,6 +139,7 @@ impl Transport {
         if self.known.get(&id) == Some(&address) {
             self.introduced.remove(&id);
         } else if room || self.introduced.contains_key(&id) {
+            sometimes!(self.known.contains_key(&id), "a member said that it is elsewhere than the state has it");
             self.introduced.insert(id, address);
         }
         self.relink();

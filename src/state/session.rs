@@ -52,6 +52,7 @@ pub(super) enum Begin {
 pub(super) fn begin(apply: &mut Apply<'_>, header: &v1::SessionHeader) -> Result<Begin, Fault> {
     let (session, seq, acknowledged) = (SessionId(header.session), Seq(header.seq), Seq(header.acknowledged));
     let Some(mut row) = read(&apply.rows, session)? else {
+        sometimes!("a request came under a session that is gone");
         return Ok(Begin::Refuse(Reject::SessionExpired(session)));
     };
     let before = Seq(row.acknowledged);
@@ -61,6 +62,7 @@ pub(super) fn begin(apply: &mut Apply<'_>, header: &v1::SessionHeader) -> Result
         return Ok(Begin::Refuse(Reject::Invalid { field: "session.seq".into(), why }));
     }
     if seq <= before {
+        sometimes!("a request came below what was acknowledged");
         return Ok(Begin::Refuse(Reject::Stale { session, seq, acknowledged: before }));
     }
     let acknowledged = before.max(acknowledged);
@@ -72,7 +74,10 @@ pub(super) fn begin(apply: &mut Apply<'_>, header: &v1::SessionHeader) -> Result
     row.active_ms = apply.head.cluster_time_ms;
     apply.rows.put(Table::Sessions, &key(session), &row.encode_to_vec())?;
     match apply.rows.get(Table::Replies, &reply_key(session, seq))? {
-        Some(reply) => Ok(Begin::Replay(reply.into())),
+        Some(reply) => {
+            sometimes!("a retry got the first answer");
+            Ok(Begin::Replay(reply.into()))
+        }
         None => Ok(Begin::Fresh),
     }
 }
@@ -132,6 +137,8 @@ pub(super) fn expire(apply: &mut Apply<'_>, sessions: &[u64]) -> Result<u64, Fau
         if read(&apply.rows, session)?.is_some_and(|row| is_idle(&row, now)) {
             end(apply, session)?;
             expired += 1;
+        } else {
+            sometimes!("a session was used, or closed, before its expiry was applied");
         }
     }
     Ok(expired)

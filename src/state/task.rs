@@ -306,6 +306,8 @@ pub(super) fn assign(apply: &mut Apply<'_>, request: &v1::AssignTasks) -> Result
             worker.epoch == assignment.epoch && worker::is_available(&worker, now) && features
         });
         if !as_assumed || !usable || !worker::reserve(apply, id, &wanted(&task))? {
+            sometimes!(!as_assumed, "a task had changed before it was assigned");
+            sometimes!(!usable, "a worker was gone before it was given a task");
             continue;
         }
         apply.head.attempts_assigned += 1;
@@ -330,6 +332,7 @@ pub(super) fn report(
     let token = Token(report.token);
     let task = find(&apply.rows, TaskId(report.task))?;
     let Some(mut task) = task.filter(|task| current(task).is_some_and(|attempt| attempt.token == token.0)) else {
+        sometimes!("a report named an attempt that is over");
         return Ok(Err(Reject::Fenced(token)));
     };
     match &report.exit {
@@ -347,6 +350,7 @@ pub(super) fn report(
 /// A worker's lease is over: what it ran, it runs no more.
 pub(super) fn lose_worker(apply: &mut Apply<'_>, worker: NodeId) -> Result<(), Fault> {
     for mut task in of_worker(&apply.rows, worker)? {
+        sometimes!("a lost worker had tasks");
         let message = format!("the lease of worker {worker} ended");
         let exit = Exit { reason: Reason::Lost.into(), message, ..Exit::default() };
         end_attempt(apply, &mut task, exit)?;
@@ -379,7 +383,10 @@ fn next_phase(task: &mut Task, exit: &Exit, now: ClusterTime) -> TaskPhase {
             if task.failures <= retries { TaskPhase::Pending } else { TaskPhase::Failed }
         }
         // Somebody meant it, and it says nothing of the task.
-        Reason::Drained => TaskPhase::Pending,
+        Reason::Drained => {
+            sometimes!("a task was given back by a worker that left");
+            TaskPhase::Pending
+        }
         Reason::Stopped | Reason::LeaseEnded | Reason::Lost | Reason::Unspecified => {
             task.losses += 1;
             if task.losses <= TASK_LOSSES_MAX { TaskPhase::Pending } else { TaskPhase::Lost }

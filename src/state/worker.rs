@@ -188,7 +188,10 @@ pub(super) fn expire(apply: &mut Apply<'_>, workers: &[u64]) -> Result<u64, Faul
     let mut expired = 0;
     for id in workers.iter().copied().map(NodeId) {
         // The leader decided on what it saw; the lease may have been renewed since.
-        let Some(worker) = find(&apply.rows, id)?.filter(|worker| is_expired(worker, now)) else { continue };
+        let Some(worker) = find(&apply.rows, id)?.filter(|worker| is_expired(worker, now)) else {
+            sometimes!("a worker renewed its lease before its expiry was applied");
+            continue;
+        };
         task::lose_worker(apply, id)?;
         let from = worker.status();
         let mut worker = find(&apply.rows, id)?.unwrap_or(worker);

@@ -60,7 +60,9 @@ impl Hands {
                     match self.launcher.launch(launch, deadline) {
                         Ok(()) => {}
                         // This node was frozen: whether the attempt is still its to start, the next round will show.
-                        Err(error) if error.kind() == io::ErrorKind::TimedOut => {}
+                        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                            sometimes!("the lease had ended before a task was started");
+                        }
                         Err(error) => self.note_not_started(token, Reason::NotStarted, &error.to_string()),
                     }
                 }
@@ -70,6 +72,7 @@ impl Hands {
         }
         for found in found.values().filter(|found| !tokens.contains(&found.token) && found.exit.is_none()) {
             // It runs under a token that is over.
+            sometimes!("what is no longer this worker's was still running");
             note(found.token, "stop", self.launcher.stop(found.token, Reason::Lost));
         }
         let over = |found: &&Found| found.exit.is_some() && !tokens.contains(&found.token);

@@ -245,6 +245,7 @@ impl Shared {
         match self.commands.execute(Kind::ReportAttempt(report), WORKER_RENEWAL).await {
             Ok(_) | Err(Refusal::Rejected(_)) => true,
             Err(Refusal::Failed(why)) => {
+                sometimes!("a report had to be repeated");
                 tracing::info!(token = %found.token, why, "a report did not get through");
                 false
             }
@@ -282,6 +283,7 @@ async fn keep_lease(shared: Arc<Shared>) {
         match shared.renew().await {
             Ok(()) => clock.sleep_until(next).await,
             Err(Refusal::Rejected(Reject::WorkerOffline(_))) if shared.lease().take().is_some() => {
+                sometimes!("a worker registered again after its lease had ended");
                 tracing::warn!("this worker's lease has ended; it registers again");
             }
             Err(refusal) => {

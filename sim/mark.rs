@@ -1,0 +1,93 @@
+//! The marks of rare situations (`sometimes!`), and how often a run came by each.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+
+/// All of them. A test compares this list with the sources.
+pub const MARKS: &[&str] = &[
+    "a change of members was refused: there was one since it was decided",
+    "a change of members was superseded",
+    "a client was told who leads",
+    "a command was answered after an attempt of unknown outcome",
+    "a confirmed read waited for the state",
+    "a connection broke while a command was passed on",
+    "a corrupt message was refused",
+    "a joint configuration had to be left twice",
+    "a leader found itself in no configuration",
+    "a leader that stepped down had proposals left",
+    "a leader's messages waited for its vote",
+    "a lost worker had tasks",
+    "a machine was replaced",
+    "a majority served while others stayed broken",
+    "a member said that it is elsewhere than the state has it",
+    "a message made no sense and was refused",
+    "a node recovered under a disk that was about to go",
+    "a proposal was superseded",
+    "a read was asked for anew",
+    "a removed member was told so",
+    "a report had to be repeated",
+    "a report named an attempt that is over",
+    "a request came below what was acknowledged",
+    "a request came under a session that is gone",
+    "a request to campaign waited for the disk",
+    "a retry got the first answer",
+    "a rotten disk did no harm",
+    "a rotten disk was found out",
+    "a session was used, or closed, before its expiry was applied",
+    "a snapshot covered a proposal of this member",
+    "a snapshot that nobody asked for was forgotten",
+    "a snapshot under way gave way to a later leader's",
+    "a snapshot waited until the one before was fetched",
+    "a snapshot was announced again",
+    "a snapshot was installed",
+    "a snapshot was installed in a joint configuration",
+    "a snapshot was of no use when it was here",
+    "a sole voter campaigned at once",
+    "a task had changed before it was assigned",
+    "a task was given back by a worker that left",
+    "a tick was skipped while a write was not durable",
+    "a worker registered again after its lease had ended",
+    "a worker renewed its lease before its expiry was applied",
+    "a worker was gone before it was given a task",
+    "a write was torn",
+    "an answer came to a question of an earlier life",
+    "entries were read from the disk",
+    "entries were replaced by another leader's",
+    "entries were replaced while they were read",
+    "forgetting the log waited for a checkpoint",
+    "growth was refused for want of space",
+    "leadership was to be transferred in a joint configuration",
+    "messages waited for the disk",
+    "proposals waited for the first entry of the term",
+    "the disk went in the middle of something",
+    "the leader was gone when a command was passed on to it",
+    "the leader was removed",
+    "the leader's machine was replaced",
+    "the lease had ended before a task was started",
+    "the log was kept for a snapshot on its way",
+    "the power went for all at once",
+    "the stream of a snapshot broke and went on where it was",
+    "what is no longer this worker's was still running",
+];
+
+/// How often each mark was hit.
+pub type Hits = BTreeMap<&'static str, u64>;
+
+thread_local! {
+    static HITS: RefCell<Hits> = const { RefCell::new(Hits::new()) };
+}
+
+/// Notes a mark, in the run on this thread.
+pub fn note(name: &'static str) {
+    HITS.with_borrow_mut(|hits| *hits.entry(name).or_default() += 1);
+}
+
+/// What was noted since the last call.
+pub fn take() -> Hits {
+    HITS.take()
+}
+
+/// The marks that nothing has hit.
+pub fn missing(hits: &Hits) -> Vec<&'static str> {
+    MARKS.iter().filter(|name| !hits.contains_key(*name)).copied().collect()
+}
