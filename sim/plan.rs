@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::{Io, Rng, RngStream, Tokens};
 use crate::limits::{ELECTION_TIMEOUT, FREE_SPACE_FLOOR, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, SNAPSHOT_CHUNK_BYTES};
-use crate::limits::{ELECTION_TIMEOUT_MIN, VOTERS_TARGET_MAX};
+use crate::limits::{ELECTION_TIMEOUT_MIN, TAIL_BYTES_MAX, VOTERS_TARGET_MAX};
 use crate::raft::tail::Retention;
 use crate::sim::disk::{DiskOp, PowerCut};
 use crate::sim::network::Weather;
@@ -439,6 +439,7 @@ impl Plan {
             retention: Retention {
                 entries: *load.pick(&[1, 8, 40, 200, LOG_ENTRIES_KEPT]),
                 bytes: *load.pick(&[2_000, LOG_BYTES_KEPT, LOG_BYTES_KEPT]),
+                in_memory: *load.pick(&[0, 2_000, TAIL_BYTES_MAX, TAIL_BYTES_MAX]),
             },
             chunk_bytes: *load.pick(&[1, 100, SNAPSHOT_CHUNK_BYTES]),
             weather: weather(&mut rng.stream("plan/weather")),

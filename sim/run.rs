@@ -311,7 +311,9 @@ impl Run {
             for count in 0..plan.operations {
                 sleep(Duration::from_millis(rng.range(1, plan.pause.as_millis() as u64))).await;
                 if rng.chance(plan.idle_permille) {
-                    sleep(SESSION_TTL + Duration::from_millis(rng.range(0, 10_000))).await;
+                    // About as long as a session lives, so that its end and its use cross.
+                    sleep(SESSION_TTL - Duration::from_millis(2_000) + Duration::from_millis(rng.range(0, 8_000)))
+                        .await;
                 }
                 let key = rng.range(0, plan.keys);
                 let op = draw_op(&mut rng, id << 32 | count, known.get(&key).copied());

@@ -209,23 +209,23 @@ impl Machine {
         (io, node)
     }
 
-    /// Switches it off in the given way, in the middle of whatever it does. Nothing happens if it is off.
+    /// Switches it off in the given way, in the middle of whatever it does. A power cut also meets what a node that is off
+    /// has left: what it did not sync, and what it started.
     pub fn down(&self, how: Down) {
         let (spawn, count) = {
             let mut boot = self.boot.lock().unwrap();
-            match boot.spawn.take() {
-                Some(spawn) => (spawn, boot.count),
-                None => return,
-            }
+            (boot.spawn.take(), boot.count)
         };
-        self.trace.event(format_args!("down {} {how:?}", self.id));
         let mut rng = self.rng.stream(&format!("down {count}"));
-        // First the disk: destructors that run below must not be able to write.
-        self.disk.cut_after(rng.range(0, 40));
-        spawn.run_pending();
-        self.disk.cut_after(0);
-        self.network.detach(self.id);
-        self.executor.kill(self.node);
+        if let Some(spawn) = spawn {
+            self.trace.event(format_args!("down {} {how:?}", self.id));
+            // First the disk: destructors that run below must not be able to write.
+            self.disk.cut_after(rng.range(0, 40));
+            spawn.run_pending();
+            self.disk.cut_after(0);
+            self.network.detach(self.id);
+            self.executor.kill(self.node);
+        }
         if let Down::Power(fate) = how {
             self.disk.power_cut(fate, &mut rng);
             self.executor.kill(self.shims);

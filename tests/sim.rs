@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)] // tests are the outside world
 #![cfg(feature = "sim")]
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use cairn::sim::mutant;
 use cairn::sim::plan::Plan;
 use cairn::sim::run::{Mode, Report, Verdict, run_seed};
 use cairn::sim::shrink::{Case, shrink};
@@ -100,4 +103,18 @@ fn a_plan_shrinks_to_what_it_takes() {
     let read: Case = serde_json::from_str(&serde_json::to_string(&small).unwrap()).unwrap();
     assert_eq!(read.run(Mode::default()).trace, small.run(Mode::default()).trace);
     assert!(shows(&read.run(Mode::default())));
+}
+
+#[test]
+fn every_bug_can_be_planted() {
+    let mutants = mutant::all();
+    let (bugs, controls): (Vec<_>, Vec<_>) = mutants.iter().partition(|mutant| !mutant.control);
+    assert!(bugs.len() >= 60 && controls.len() >= 5, "{} bugs, {} controls", bugs.len(), controls.len());
+    let files: BTreeSet<&str> = mutants.iter().flat_map(|mutant| mutant.edits.iter().map(|edit| &*edit.file)).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let plant = |file: &&str| mutant::plant(file, &std::fs::read_to_string(root.join(file)).unwrap(), &mutants).err();
+    let wrong: Vec<String> = files.iter().filter_map(plant).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let names: BTreeSet<&String> = mutants.iter().map(|mutant| &mutant.name).collect();
+    assert_eq!(names.len(), mutants.len(), "two have one name");
 }

@@ -32,7 +32,11 @@ fn core() -> Core {
         compacted: (Index(4), Term(1)),
         entries: (5..=10).map(entry).collect(),
     };
-    let config = CoreConfig { id: NodeId(1), election_ticks: 10, retention: Retention { entries: 4, bytes: 1 << 20 } };
+    let config = CoreConfig {
+        id: NodeId(1),
+        election_ticks: 10,
+        retention: Retention { entries: 4, bytes: 1 << 20, in_memory: 256 },
+    };
     Core::new(config, recovered, Index(8), conf_state, Rng::from_seed([7; 32])).unwrap()
 }
 

@@ -22,11 +22,13 @@ pub struct Retention {
     pub entries: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Bytes of the durable and applied log that are kept in memory; what is older is read from the disk.
+    pub in_memory: usize,
 }
 
 impl Default for Retention {
     fn default() -> Self {
-        Self { entries: LOG_ENTRIES_KEPT, bytes: LOG_BYTES_KEPT }
+        Self { entries: LOG_ENTRIES_KEPT, bytes: LOG_BYTES_KEPT, in_memory: TAIL_BYTES_MAX }
     }
 }
 
@@ -157,7 +159,7 @@ impl Tail {
     /// Up to where the log may be forgotten so that about so many `times` of what is to be kept is left, counted from
     /// `applied` back; `None` if there is no more than that.
     pub fn excess(&self, applied: Index, times: u64) -> Option<Index> {
-        let Retention { entries: entries_kept, bytes: bytes_kept } = self.retention;
+        let Retention { entries: entries_kept, bytes: bytes_kept, .. } = self.retention;
         let (mut entries, mut bytes) = (0, 0);
         let kept = self.stretches.iter().rev().skip_while(|(end, ..)| *end > applied).find(|(_, count, sum)| {
             let full = entries >= entries_kept * times || bytes >= bytes_kept * times;
@@ -213,9 +215,9 @@ impl Tail {
         self.snapshot = snapshot;
     }
 
-    /// Forgets the oldest entries up to `safe`, as far as needed to keep within [`TAIL_BYTES_MAX`].
+    /// Forgets the oldest entries up to `safe`, as far as needed to keep within [`Retention::in_memory`].
     pub fn evict(&mut self, safe: Index) {
-        while self.bytes > TAIL_BYTES_MAX && self.entries.front().is_some_and(|entry| entry.index <= safe.0) {
+        while self.bytes > self.retention.in_memory && self.entries.front().is_some_and(|entry| entry.index <= safe.0) {
             self.bytes -= self.entries.pop_front().as_ref().map_or(0, size);
         }
     }
@@ -346,7 +348,7 @@ mod tests {
         list.iter().map(entry).collect()
     }
 
-    const KEPT: Retention = Retention { entries: 4, bytes: 1 << 40 };
+    const KEPT: Retention = Retention { entries: 4, bytes: 1 << 40, in_memory: TAIL_BYTES_MAX };
 
     #[test]
     fn compaction_keeps_what_retention_says_and_the_term_before_it() {
@@ -361,7 +363,7 @@ mod tests {
         assert!(tail.term(4).is_err() && tail.entries(5, 7, None, GetEntriesContext::empty(true)).is_err());
         assert_eq!(tail.entries(6, 11, None, GetEntriesContext::empty(true)).unwrap().len(), 5);
         assert_eq!(tail.excess(Index(9), 1), None);
-        tail.retention = Retention { entries: 100, bytes: 3 * size_of::<Entry>() as u64 };
+        tail.retention = Retention { entries: 100, bytes: 3 * size_of::<Entry>() as u64, ..KEPT };
         assert_eq!(tail.excess(Index(10), 1), Some(Index(7)), "bytes count, too");
     }
 
