@@ -115,6 +115,7 @@ struct State {
     ghosts: BTreeMap<(MachineId, MachineId), Vec<(madsim::time::Instant, Bytes)>>,
     wiretap: Option<Wiretap>,
     ports: u16,
+    bound: u64,
     counts: NetworkCounts,
 }
 
@@ -139,6 +140,8 @@ pub struct NetworkCounts {
 
 #[derive(Clone)]
 struct Endpoint {
+    /// Which of all there were.
+    number: u64,
     machine: MachineId,
     node: NodeHandle,
     routes: Option<Routes>,
@@ -156,6 +159,7 @@ impl SimNetwork {
             ghosts: BTreeMap::new(),
             wiretap: None,
             ports: 40_000,
+            bound: 0,
             counts: NetworkCounts::default(),
         };
         Arc::new(Self { state: Mutex::new(state), changed: Notify::new(), rng, trace, time: TimeHandle::current() })
@@ -336,9 +340,11 @@ impl Network for Port {
             let text = format!("listen on {address}: address in use");
             return Err(std::io::Error::new(std::io::ErrorKind::AddrInUse, text));
         }
-        let endpoint = Endpoint { machine: self.machine, node: self.node.clone(), routes: None };
+        state.bound += 1;
+        let number = state.bound;
+        let endpoint = Endpoint { number, machine: self.machine, node: self.node.clone(), routes: None };
         state.listeners.insert(address.clone(), endpoint);
-        Ok(Box::new(Bound { network: self.network.clone(), address }))
+        Ok(Box::new(Bound { network: self.network.clone(), number, address }))
     }
 
     fn connect(&self, address: &Address) -> Channel {
@@ -350,12 +356,14 @@ impl Network for Port {
 
 struct Bound {
     network: Arc<SimNetwork>,
+    number: u64,
     address: Address,
 }
 
 impl Drop for Bound {
     fn drop(&mut self) {
-        self.network.state.lock().unwrap().listeners.remove(&self.address);
+        // A machine that is killed lets go late: its next boot may be there already.
+        self.network.state.lock().unwrap().listeners.retain(|_, endpoint| endpoint.number != self.number);
     }
 }
 
@@ -383,7 +391,7 @@ async fn call(
 ) -> Result<http::Response<Body>, ChannelError> {
     network.state.lock().unwrap().counts.calls += 1;
     let endpoint = network.state.lock().unwrap().listeners.get(&address).cloned();
-    let Some(Endpoint { machine: to, node: target, routes: Some(mut routes) }) = endpoint else {
+    let Some(Endpoint { machine: to, node: target, routes: Some(mut routes), .. }) = endpoint else {
         network.time.sleep(network.delay(from, from)).await;
         return Err(ChannelError::Connect(format!("connect to {address}: connection refused").into()));
     };

@@ -353,6 +353,11 @@ impl Fault {
         matches!(self, Self::Rot { .. } | Self::Replace { .. } | Self::Remove { .. } | Self::RemoveLeader)
     }
 
+    /// One of each kind, for a cluster of so many.
+    pub fn of_each_kind(rng: &mut RngStream, nodes: usize) -> Vec<Self> {
+        KINDS.iter().map(|kind| kind(&mut Draw { rng, nodes: nodes as u64 })).collect()
+    }
+
     /// How long it lasts; nothing for what is done once.
     pub fn span(mut self) -> Duration {
         self.span_mut().map_or(Duration::ZERO, |span| *span)
@@ -402,6 +407,30 @@ impl Plan {
     /// Whether a place is empty until its machine joins.
     pub fn is_late(&self, place: Place) -> bool {
         self.faults.iter().any(|(_, fault)| *fault == Fault::Join { node: place })
+    }
+
+    /// A plan of so many members on a calm network, with some load and no faults.
+    pub fn quiet(nodes: usize) -> Self {
+        Self {
+            nodes,
+            voters_max: VOTERS_TARGET_MAX,
+            election_timeout: ELECTION_TIMEOUT,
+            token: false,
+            clients: 2,
+            operations: 30,
+            pause: Duration::from_millis(500),
+            one_session: false,
+            idle_permille: 0,
+            submitters: 1,
+            tasks: 4,
+            stubborn_permille: 200,
+            keys: 2,
+            retention: Retention::default(),
+            chunk_bytes: SNAPSHOT_CHUNK_BYTES,
+            weather: Weather::CALM,
+            faults: Vec::new(),
+            core: 0,
+        }
     }
 
     /// The same without the faults of a class.

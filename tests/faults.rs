@@ -1,0 +1,463 @@
+//! Every fault does what it says: what the simulator claims to put a node through is measured here, on its own network,
+//! machines and clocks, without a node.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // tests are the outside world
+#![cfg(feature = "sim")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body as AxumBody;
+use axum::extract::Request;
+use axum::routing::post;
+use bytes::Bytes;
+use cairn::ids::Address;
+use cairn::io::{BlockingLoop, Io, Rng};
+use cairn::sim::disk::PowerCut;
+use cairn::sim::network::{QUEUED_MAX, REPLAY_MAX, STALL_MAX, Weather};
+use cairn::sim::plan::{Fault, Plan};
+use cairn::sim::run::{Mode, Verdict, run_plan};
+use cairn::sim::spawn::STALLED_MAX;
+use cairn::sim::world::{Down, Machine, Seed, World, run};
+use http_body::Frame;
+use http_body_util::{BodyExt, StreamBody};
+use madsim::time::{TimeHandle, sleep};
+use tokio::sync::{mpsc, oneshot};
+use tonic::body::Body;
+use tonic::codegen::tokio_stream::StreamExt;
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
+use tower::ServiceExt;
+
+/// The stream of Raft messages, which meet their fate one by one, and one that is like TCP.
+const MESSAGES: &str = "/cairn.v1.Peer/Raft";
+const BYTES: &str = "/bytes";
+
+/// What arrived: when, and the message without its frame.
+type Arrived = Arc<Mutex<Vec<(Duration, Bytes)>>>;
+
+fn simulate<T: Send + 'static, F: Future<Output = T>>(body: impl FnOnce(Arc<World>) -> F + Send + 'static) -> T {
+    run(Seed(1), false, body).unwrap()
+}
+
+fn now() -> Duration {
+    TimeHandle::current().elapsed()
+}
+
+fn at(machine: &Machine) -> Address {
+    machine.address(0)
+}
+
+/// Boots a machine that notes what comes to it; its clients get an empty answer when they have said everything.
+async fn listen(machine: &Arc<Machine>, arrived: &Arrived) {
+    let (io, node) = machine.boot();
+    let note = |arrived: Arrived| {
+        post(move |request: Request| async move {
+            let mut body = request.into_body();
+            while let Some(Ok(frame)) = body.frame().await {
+                if let Ok(data) = frame.into_data() {
+                    arrived.lock().unwrap().push((now(), data.slice(5..)));
+                }
+            }
+            AxumBody::empty()
+        })
+    };
+    let router = Router::new().route(MESSAGES, note(arrived.clone())).route(BYTES, note(arrived.clone()));
+    let listener = io.network.bind(&at(machine)).await.unwrap();
+    node.spawn(async move {
+        let forever = Box::pin(std::future::pending());
+        let _ = listener.serve(Routes::from(router), forever).await;
+    });
+    sleep(Duration::from_millis(1)).await;
+}
+
+/// Opens a stream. What is sent into the channel goes out as one message each.
+fn stream(io: &Io, to: &Address, path: &str) -> mpsc::Sender<Bytes> {
+    let (sender, messages) = mpsc::channel(1_000);
+    let frames = ReceiverStream::new(messages).map(|message: Bytes| {
+        let head = (message.len() as u32).to_be_bytes();
+        Ok::<_, tonic::Status>(Frame::data(Bytes::from([&[0], &head[..], &message[..]].concat())))
+    });
+    let request = http::Request::post(format!("http://{to}{path}")).body(Body::new(StreamBody::new(frames))).unwrap();
+    let channel = io.network.connect(to);
+    madsim::task::spawn(channel.oneshot(request));
+    sender
+}
+
+/// A message that is a number, this many bytes long.
+fn number(n: u64, len: usize) -> Bytes {
+    let mut bytes = n.to_be_bytes().to_vec();
+    bytes.resize(len.max(8), 7);
+    bytes.into()
+}
+
+fn number_of(message: &[u8]) -> Option<u64> {
+    let (head, rest) = message.split_first_chunk()?;
+    rest.iter().all(|byte| *byte == 7).then_some(u64::from_be_bytes(*head))
+}
+
+/// Sends `count` messages a millisecond apart in some weather. Gives the numbers that arrived and how long each took, in
+/// the order of arrival; `None` for what was no longer a number.
+async fn send(world: Arc<World>, path: &str, weather: Weather, count: u64, len: usize) -> Vec<(Option<u64>, Duration)> {
+    let (server, client) = (world.machine(), world.machine());
+    let arrived = Arrived::default();
+    listen(&server, &arrived).await;
+    let (io, _) = client.boot();
+    let sender = stream(&io, &at(&server), path);
+    sleep(Duration::from_millis(100)).await;
+    world.network.set_weather(weather);
+    let began = now();
+    for n in 0..count {
+        let _ = sender.send(number(n, len)).await;
+        sleep(Duration::from_millis(1)).await;
+    }
+    sleep(2 * REPLAY_MAX).await;
+    let took = |n: Option<u64>, arrived: Duration| arrived - began - Duration::from_millis(n.unwrap_or(0));
+    let arrived = arrived.lock().unwrap();
+    arrived.iter().map(|(at, message)| (number_of(message), took(number_of(message), *at))).collect()
+}
+
+fn numbers(arrived: &[(Option<u64>, Duration)]) -> Vec<u64> {
+    arrived.iter().filter_map(|(n, _)| *n).collect()
+}
+
+const WINDY: Weather = Weather { delay_max: Duration::from_millis(40), ..Weather::CALM };
+
+#[test]
+fn a_calm_network_carries_everything_in_order_and_at_once() {
+    for path in [MESSAGES, BYTES] {
+        let arrived = simulate(move |world| send(world, path, Weather::CALM, 100, 8));
+        assert_eq!(numbers(&arrived).len(), 100);
+        let most = arrived.iter().map(|(_, took)| *took).max().unwrap();
+        assert!(most <= Duration::from_millis(4), "{most:?}");
+    }
+}
+
+#[test]
+fn delay_reorders_messages_and_leaves_bytes_in_order() {
+    let arrived = numbers(&simulate(|world| send(world, MESSAGES, WINDY, 200, 8)));
+    assert_eq!(arrived.len(), 200);
+    assert!(!arrived.is_sorted(), "{arrived:?}");
+    let arrived = numbers(&simulate(|world| send(world, BYTES, WINDY, 200, 8)));
+    assert_eq!(arrived, (0..200).collect::<Vec<_>>());
+}
+
+#[test]
+fn some_messages_take_far_longer() {
+    let weather = Weather { slow_permille: 100, ..WINDY };
+    let arrived = simulate(move |world| send(world, MESSAGES, weather, 400, 8));
+    let slow = arrived.iter().filter(|(_, took)| *took > 2 * WINDY.delay_max).count();
+    assert!((10..60).contains(&slow), "{slow} of 400 took longer than twice the usual");
+}
+
+#[test]
+fn messages_are_lost_and_bytes_are_not() {
+    let weather = Weather { lose_permille: 300, ..Weather::CALM };
+    let arrived = numbers(&simulate(move |world| send(world, MESSAGES, weather, 500, 8)));
+    assert!((300..400).contains(&arrived.len()), "{} of 500", arrived.len());
+    let arrived = numbers(&simulate(move |world| send(world, BYTES, weather, 500, 8)));
+    assert_eq!(arrived.len(), 500);
+}
+
+#[test]
+fn messages_are_repeated() {
+    let weather = Weather { repeat_permille: 300, ..WINDY };
+    let mut arrived = numbers(&simulate(move |world| send(world, MESSAGES, weather, 500, 8)));
+    assert!((600..700).contains(&arrived.len()), "{} of 500", arrived.len());
+    arrived.sort_unstable();
+    arrived.dedup();
+    assert_eq!(arrived.len(), 500, "a repetition took the place of another message");
+}
+
+#[test]
+fn messages_come_once_more_minutes_later_and_after_a_restart() {
+    let weather = Weather { replay_per_100k: 30_000, ..Weather::CALM };
+    let again = simulate(move |world| async move {
+        let (server, client) = (world.machine(), world.machine());
+        let arrived = Arrived::default();
+        listen(&server, &arrived).await;
+        let (io, _) = client.boot();
+        let sender = stream(&io, &at(&server), MESSAGES);
+        world.network.set_weather(weather);
+        for n in 0..100 {
+            sender.send(number(n, 8)).await.unwrap();
+        }
+        sleep(Duration::from_secs(1)).await;
+        server.down(Down::Kill);
+        world.network.set_weather(Weather::CALM);
+        arrived.lock().unwrap().clear();
+        listen(&server, &arrived).await;
+        let (began, sender) = (now(), stream(&io, &at(&server), MESSAGES));
+        while now() - began < REPLAY_MAX {
+            sender.send(number(u64::MAX, 8)).await.unwrap();
+            sleep(Duration::from_secs(1)).await;
+        }
+        let arrived = arrived.lock().unwrap();
+        let old = arrived.iter().filter(|(_, message)| number_of(message).is_some_and(|n| n < 100));
+        old.map(|(at, _)| *at - began).collect::<Vec<_>>()
+    });
+    assert!((15..50).contains(&again.len()), "{} of 100 came again on a new connection", again.len());
+    assert!(again.iter().any(|at| *at > REPLAY_MAX / 3), "the last one after {:?}", again.iter().max());
+}
+
+#[test]
+fn messages_are_corrupted_and_cut_short() {
+    let weather = Weather { corrupt_per_100k: 30_000, ..Weather::CALM };
+    let (server, client) = (0, 1);
+    let arrived = simulate(move |world| async move {
+        let machines = [world.machine(), world.machine()];
+        let arrived = Arrived::default();
+        listen(&machines[server], &arrived).await;
+        let (io, _) = machines[client].boot();
+        let sender = stream(&io, &at(&machines[server]), MESSAGES);
+        world.network.set_weather(weather);
+        for _ in 0..500 {
+            sender.send(Bytes::from_static(&[0; 16])).await.unwrap();
+            sleep(Duration::from_millis(1)).await;
+        }
+        sleep(Duration::from_secs(1)).await;
+        (
+            Arc::try_unwrap(arrived)
+                .map_or_else(|shared| shared.lock().unwrap().clone(), |own| own.into_inner().unwrap()),
+            world.network.counts(),
+        )
+    });
+    let (arrived, counts) = arrived;
+    let short = arrived.iter().filter(|(_, message)| message.len() < 16).count();
+    let flipped = arrived.iter().filter(|(_, m)| m.iter().map(|byte| byte.count_ones()).sum::<u32>() == 1).count();
+    assert!(short > 10 && flipped > 50, "{short} cut short, {flipped} with a bit changed");
+    assert!(counts.corrupted as usize >= short + flipped && counts.corrupted < 200, "{counts:?}");
+}
+
+#[test]
+fn a_reset_loses_what_is_under_way() {
+    let weather = Weather { reset_per_100k: 600, ..WINDY };
+    for path in [MESSAGES, BYTES] {
+        let arrived = numbers(&simulate(move |world| send(world, path, weather, 500, 8)));
+        let last = arrived.iter().max().copied().unwrap_or_default();
+        assert!((1..450).contains(&last), "{path}: the connection lived until message {last}");
+    }
+}
+
+#[test]
+fn a_narrow_link_takes_its_time_and_drops_messages_when_it_lags() {
+    let weather = Weather { bytes_per_ms: 10, ..Weather::CALM };
+    let arrived = simulate(move |world| send(world, BYTES, weather, 100, 995));
+    assert_eq!(numbers(&arrived), (0..100).collect::<Vec<_>>());
+    let last = arrived.last().unwrap().1;
+    assert!(last > Duration::from_secs(9), "100 kB at 10 kB/s took {last:?}");
+    let arrived = simulate(move |world| send(world, MESSAGES, weather, 500, 995));
+    assert!((20..50).contains(&arrived.len()), "{} of 500 were carried", arrived.len());
+    let most = arrived.iter().map(|(_, took)| *took).max().unwrap();
+    assert!(most <= QUEUED_MAX + Duration::from_millis(200), "one queued for {most:?}");
+}
+
+#[test]
+fn a_cut_works_one_way_and_holds_up_bytes_until_it_is_mended() {
+    simulate(|world| async move {
+        let (server, client) = (world.machine(), world.machine());
+        let arrived = Arrived::default();
+        listen(&server, &arrived).await;
+        let (io, _) = client.boot();
+        let [messages, bytes] = [MESSAGES, BYTES].map(|path| stream(&io, &at(&server), path));
+        sleep(Duration::from_millis(100)).await;
+        let count = |from: u64| arrived.lock().unwrap().iter().filter(|(_, m)| number_of(m) == Some(from)).count();
+        // The way back is another link.
+        world.network.set_cut(server.id, client.id, true);
+        messages.send(number(1, 8)).await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+        assert_eq!(count(1), 1, "a cut of one direction cut the other");
+        world.network.set_cut(server.id, client.id, false);
+        // Two faults cut the link; it is mended when both have ended.
+        world.network.set_cut(client.id, server.id, true);
+        world.network.set_cut(client.id, server.id, true);
+        world.network.set_cut(client.id, server.id, false);
+        messages.send(number(2, 8)).await.unwrap();
+        bytes.send(number(3, 8)).await.unwrap();
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!((count(2), count(3)), (0, 0), "something crossed a cut");
+        let began = now();
+        let request = http::Request::post(format!("http://{}{BYTES}", at(&server))).body(Body::empty()).unwrap();
+        io.network.connect(&at(&server)).oneshot(request).await.unwrap_err();
+        assert!(now() - began > Duration::from_secs(1), "a connection across a cut was refused at once");
+        world.network.set_cut(client.id, server.id, false);
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!((count(2), count(3)), (0, 1), "bytes go on when the cut is mended, messages are gone");
+    });
+}
+
+#[test]
+fn calls_and_answers_are_held_up() {
+    let took = simulate(|world| async move {
+        let (server, client) = (world.machine(), world.machine());
+        listen(&server, &Arrived::default()).await;
+        let (io, _) = client.boot();
+        world.network.set_weather(Weather { stall_permille: 500, ..Weather::CALM });
+        let mut took = Vec::new();
+        for _ in 0..50 {
+            let began = now();
+            let request = http::Request::post(format!("http://{}{BYTES}", at(&server))).body(Body::empty()).unwrap();
+            io.network.connect(&at(&server)).oneshot(request).await.unwrap();
+            took.push(now() - began);
+        }
+        took
+    });
+    let held = took.iter().filter(|took| **took > Duration::from_millis(50)).count();
+    assert!((25..48).contains(&held), "{held} of 50");
+    assert!(took.iter().max().unwrap() > &STALL_MAX);
+}
+
+/// Writes a byte to a file of a machine, and syncs it if told to.
+fn write(machine: &Arc<Machine>, io: &Io, synced: bool) {
+    let file = io.disk.open("file").unwrap();
+    redb::StorageBackend::write(&file, 0, &[1; 4096]).unwrap();
+    io.disk.sync_dir().unwrap();
+    redb::StorageBackend::sync_data(&file).unwrap();
+    redb::StorageBackend::write(&file, 0, &[2; 4096]).unwrap();
+    if synced {
+        redb::StorageBackend::sync_data(&file).unwrap();
+    }
+    assert!(machine.is_up());
+}
+
+fn read(io: &Io) -> u8 {
+    let mut byte = [0];
+    redb::StorageBackend::read(&io.disk.open("file").unwrap(), 0, &mut byte).unwrap();
+    byte[0]
+}
+
+#[test]
+fn a_kill_keeps_what_was_written_and_a_power_cut_only_what_was_synced() {
+    let lost = Down::Power(PowerCut { drop_permille: 1000, tear_permille: 0 });
+    for (how, synced, expected) in [(Down::Kill, false, 2), (lost, false, 1), (lost, true, 2)] {
+        let found = simulate(move |world| async move {
+            let machine = world.machine();
+            write(&machine, &machine.boot().0, synced);
+            machine.down(how);
+            read(&machine.boot().0)
+        });
+        assert_eq!(found, expected, "{how:?}, synced: {synced}");
+    }
+}
+
+#[test]
+fn a_power_cut_meets_what_a_killed_node_has_left() {
+    let found = simulate(|world| async move {
+        let machine = world.machine();
+        write(&machine, &machine.boot().0, false);
+        machine.down(Down::Kill);
+        machine.down(Down::Power(PowerCut { drop_permille: 1000, tear_permille: 0 }));
+        read(&machine.boot().0)
+    });
+    assert_eq!(found, 1);
+}
+
+#[test]
+fn a_paused_machine_does_nothing_while_its_clock_runs() {
+    simulate(|world| async move {
+        let machine = world.machine();
+        let (io, node) = machine.boot();
+        let ticks = Arc::new(Mutex::new(Vec::new()));
+        let (clock, noted) = (io.clock.clone(), ticks.clone());
+        node.spawn(async move {
+            loop {
+                clock.sleep(Duration::from_millis(100)).await;
+                noted.lock().unwrap().push(clock.now());
+            }
+        });
+        sleep(Duration::from_secs(1)).await;
+        let (before, count) = (io.clock.now(), ticks.lock().unwrap().len());
+        machine.pause();
+        sleep(Duration::from_secs(10)).await;
+        assert_eq!(ticks.lock().unwrap().len(), count, "a paused machine did something");
+        let ran = io.clock.now().since(before);
+        assert!(ran > Duration::from_millis(9_900), "its clock ran {ran:?} in ten seconds");
+        machine.resume();
+        sleep(Duration::from_millis(50)).await;
+        let late = ticks.lock().unwrap()[count].since(before);
+        assert!(late > Duration::from_millis(9_900), "the timer of before fired after {late:?}");
+    });
+}
+
+#[test]
+fn a_dead_machine_does_nothing_and_is_not_listening() {
+    simulate(|world| async move {
+        let (server, client) = (world.machine(), world.machine());
+        listen(&server, &Arrived::default()).await;
+        let (io, _) = client.boot();
+        server.down(Down::Kill);
+        let request = http::Request::post(format!("http://{}{BYTES}", at(&server))).body(Body::empty()).unwrap();
+        let refused = io.network.connect(&at(&server)).oneshot(request).await.unwrap_err();
+        assert!(refused.to_string().contains("refused"), "{refused}");
+    });
+}
+
+#[test]
+fn clocks_drift_apart_and_a_set_time_of_day_moves_no_timer() {
+    simulate(|world| async move {
+        let machines: Vec<Arc<Machine>> = (0..8).map(|_| world.machine()).collect();
+        let io: Vec<Io> = machines.iter().map(|machine| machine.boot().0).collect();
+        let began: Vec<_> = io.iter().map(|io| io.clock.now()).collect();
+        sleep(Duration::from_secs(1_000)).await;
+        let ran: Vec<Duration> = io.iter().zip(&began).map(|(io, began)| io.clock.now().since(*began)).collect();
+        let (least, most) = (ran.iter().min().unwrap(), ran.iter().max().unwrap());
+        assert!(*most - *least > Duration::from_millis(100), "{ran:?}");
+        assert!(*least >= Duration::from_millis(999_500) && *most <= Duration::from_millis(1_000_500), "{ran:?}");
+        let (wall, own) = (io[0].clock.wall(), io[0].clock.now());
+        machines[0].clock.step_wall(3_600_000);
+        assert_eq!(io[0].clock.wall().0, wall.0 + 3_600_000);
+        assert_eq!(io[0].clock.now(), own);
+        machines[0].clock.step_wall(-20_000);
+        assert_eq!(io[0].clock.wall().0, wall.0 + 3_580_000);
+    });
+}
+
+/// Does nothing, so many times.
+struct Jobs(u32, Option<oneshot::Sender<()>>);
+
+impl BlockingLoop for Jobs {
+    fn ready(&mut self) -> futures_util::future::BoxFuture<'_, bool> {
+        Box::pin(std::future::ready(self.0 > 0))
+    }
+
+    fn run(&mut self) {
+        self.0 -= 1;
+        if self.0 == 0 {
+            self.1.take().unwrap().send(()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_stalled_disk_is_slow() {
+    let [quick, slow] = [false, true].map(|stalled| {
+        simulate(move |world| async move {
+            let machine = world.machine();
+            machine.stall.set(stalled);
+            let (ended, end) = oneshot::channel();
+            let began = now();
+            machine.boot().0.spawn.blocking("jobs", Box::new(Jobs(50, Some(ended))));
+            end.await.unwrap();
+            now() - began
+        })
+    });
+    assert!(slow > 10 * quick && slow < 50 * (STALLED_MAX + Duration::from_millis(100)), "{quick:?} and {slow:?}");
+}
+
+#[test]
+fn every_kind_of_fault_alone_is_survived_and_does_something() {
+    let base = Plan::quiet(4);
+    let run_with = |faults: Vec<(Duration, Fault)>| run_plan(Seed(5), Plan { faults, ..base.clone() }, Mode::default());
+    let undisturbed = run_with(Vec::new());
+    assert_eq!(undisturbed.verdict, Verdict::Passed);
+    let kinds = Fault::of_each_kind(&mut Rng::from_seed([3; 32]).stream("kinds"), base.nodes);
+    assert!(kinds.len() > 25);
+    for fault in kinds {
+        let report =
+            run_with(vec![(Duration::from_secs(2), fault.with_span(fault.span().min(Duration::from_secs(8))))]);
+        assert_eq!(report.verdict, Verdict::Passed, "{fault:?}: {report}");
+        // What is noted is the fault itself and, but for those that may find nothing to do, what comes of it.
+        assert!(report.trace.1 > 0 && report.trace.0 != undisturbed.trace.0, "{fault:?} left no trace");
+    }
+}
