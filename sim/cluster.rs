@@ -12,8 +12,8 @@ use tokio::sync::oneshot;
 use crate::client::Client;
 use crate::ids::{Address, NodeId};
 use crate::node::{NodeBuilder, Origin};
-use crate::sim::disk::DISK_ERROR;
 use crate::sim::network::MachineId;
+use crate::sim::oracle::fail_stops;
 use crate::sim::plan::{Fault, Links, MOVES_MAX, Place, Places, Plan};
 use crate::sim::watch::Watch;
 use crate::sim::world::{Down, FailStop, Machine, World};
@@ -152,6 +152,9 @@ impl Cluster {
         if member.machine.is_up() || member.is_removed() || absent {
             return;
         }
+        if !member.rotten.load(Ordering::Relaxed) {
+            self.watch.on_boot(&member.machine);
+        }
         let io = self.plan.admit(member.machine.boot().0);
         let address = member.address();
         let founder = place == 0 && !member.founded.load(Ordering::Relaxed);
@@ -192,6 +195,7 @@ impl Cluster {
         sometimes!("a machine was replaced");
         sometimes!(self.leader() == Some(place), "the leader's machine was replaced");
         member.machine.replace();
+        self.watch.on_lost(&member.machine);
         member.rotten.store(false, Ordering::Relaxed);
         let lost = member.id.lock().unwrap().take();
         if let Some(id) = lost {
@@ -437,6 +441,7 @@ impl Cluster {
                 }
                 self.members[node].rotten.store(true, Ordering::Relaxed);
                 machine(node).rot(permille);
+                self.watch.on_lost(machine(node));
                 sleep(down).await;
                 self.boot(node);
                 self.replace_rotten().await;
@@ -464,22 +469,7 @@ impl Cluster {
 
     /// The first boot that has ended itself without a reason that the plan gives.
     pub fn unexcused(&self) -> Option<FailStop> {
-        let has = |wanted: fn(&Fault) -> bool| self.plan.faults.iter().any(|(_, fault)| wanted(fault));
-        let full = has(|fault| matches!(fault, Fault::Full { .. }));
-        let errors = has(|fault| matches!(fault, Fault::DiskError { .. }));
-        let rotten = |stop: &FailStop| {
-            self.plan.faults.iter().any(
-                |(_, fault)| matches!(fault, Fault::Rot { node, .. } if self.members[*node].machine.id == stop.machine),
-            )
-        };
-        let excused = |stop: &FailStop| {
-            full && stop.why.contains("no space left")
-                // Its operator tries again.
-                || stop.why.contains("no member took this node in")
-                || errors && stop.why.contains(DISK_ERROR)
-                || stop.why.contains("the disk is off")
-                || rotten(stop)
-        };
-        self.world.fail_stops().into_iter().find(|stop| !excused(stop))
+        let is_excused = |stop: &FailStop| fail_stops::is_excused(&self.plan, stop, |place| self.id(place));
+        self.world.fail_stops().into_iter().find(|stop| !is_excused(stop))
     }
 }

@@ -8,14 +8,13 @@
 mod copy;
 mod sweep;
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cairn::sim::mutant::{self, Effort};
+use cairn::sim::oracle::determinism;
 use cairn::sim::plan::Plan;
-use cairn::sim::run::{Mode, Report, run_seed};
+use cairn::sim::run::{Mode, Report};
 use cairn::sim::shrink::{Case, shrink, symptom};
-use cairn::sim::world::Seed;
 use clap::{Parser, Subcommand};
 
 /// Runs the real node on simulated machines under attack. Every run follows from one number.
@@ -45,6 +44,9 @@ enum Command {
         /// Print every event to standard error
         #[arg(long)]
         print: bool,
+        /// Write seed and plan there, as `shrink` does
+        #[arg(long)]
+        save: Option<PathBuf>,
     },
     /// Run a range of seeds
     Sweep {
@@ -127,6 +129,11 @@ fn main() {
     cairn::os::exit(code)
 }
 
+fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), String> {
+    let text = serde_json::to_string_pretty(value).expect("numbers and names become JSON");
+    std::fs::write(path, text + "\n").map_err(|error| format!("write {}: {error}", path.display()))
+}
+
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -147,7 +154,7 @@ fn mode(mutant: Option<String>) -> Result<Mode, String> {
 
 fn perform(command: Command, mode: Mode) -> i32 {
     match command {
-        Command::Run { seed, case, print } => run(seed, case.as_deref(), Mode { print, ..mode }),
+        Command::Run { seed, case, print, save } => run(seed, case.as_deref(), save.as_deref(), Mode { print, ..mode }),
         Command::Shrink { seed, runs, out } => {
             shrink_seed(seed, runs, out.unwrap_or_else(|| format!("case-{seed}.json").into()), mode)
         }
@@ -185,7 +192,7 @@ fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>) -> i32 {
     code
 }
 
-fn run(seed: Option<u64>, case: Option<&Path>, mode: Mode) -> i32 {
+fn run(seed: Option<u64>, case: Option<&Path>, save: Option<&Path>, mode: Mode) -> i32 {
     let case = match case {
         None => Ok(Case::of_seed(seed.unwrap_or_default())),
         Some(path) => {
@@ -196,6 +203,9 @@ fn run(seed: Option<u64>, case: Option<&Path>, mode: Mode) -> i32 {
     };
     match case {
         Ok(case) => {
+            if let Some(Err(why)) = save.map(|path| write_json(path, &case)) {
+                return usage(&why);
+            }
             let report = case.run(mode);
             println!("{}{report}", report.plan);
             report.verdict.code()
@@ -220,10 +230,8 @@ fn shrink_seed(seed: u64, runs: usize, out: PathBuf, mode: Mode) -> i32 {
     let mut progress = |case: &Case, tried: usize| eprintln!("{tried:>5} tried: {}", size(case));
     let small = shrink(case.clone(), mode, runs, &same, &mut progress).unwrap_or(case);
     let report = small.run(mode);
-    let text = serde_json::to_string_pretty(&small).expect("numbers and names become JSON");
-    if let Err(error) = std::fs::write(&out, text) {
-        eprintln!("error: write {}: {error}", out.display());
-        return 1;
+    if let Err(why) = write_json(&out, &small) {
+        return usage(&why);
     }
     println!("{}{report}\nleft: {}\nreproduce with: sim run --case {}", report.plan, size(&small), out.display());
     report.verdict.code()
@@ -233,25 +241,18 @@ fn sweep(from: u64, count: u64, jobs: usize, options: (bool, Option<PathBuf>), m
     let (all_marks, json) = options;
     let outcome = sweep::run(from, count, jobs, mode);
     if let Some(path) = json {
-        let text = serde_json::to_string_pretty(&outcome).expect("numbers and names become JSON");
-        if let Err(error) = std::fs::write(&path, text) {
-            return usage(&format!("write {}: {error}", path.display()));
+        if let Err(why) = write_json(&path, &outcome) {
+            return usage(&why);
         }
     }
     outcome.code(all_marks)
 }
 
 fn meta(from: u64, count: u64) -> i32 {
-    let run = |seed| -> Report { run_seed(Seed(seed), Mode::default()) };
-    let first: BTreeMap<u64, (u64, u64)> = (from..from + count).map(|seed| (seed, run(seed).trace)).collect();
-    let mut code = 0;
-    for (seed, trace) in first.iter().rev() {
-        let again = run(*seed).trace;
-        if again != *trace {
-            println!("seed {seed}: {trace:?} the first time, {again:?} the second");
-            code = 13;
-        }
+    let differing = determinism::differing(from..from + count);
+    for (seed, [first, second]) in &differing {
+        println!("seed {seed}: {first:?} the first time, {second:?} the second");
     }
-    println!("{count} seeds twice: {}", if code == 0 { "the same" } else { "NOT the same" });
-    code
+    println!("{count} seeds twice: {}", if differing.is_empty() { "the same" } else { "NOT the same" });
+    if differing.is_empty() { 0 } else { 13 }
 }

@@ -13,24 +13,18 @@ use crate::error::Reject;
 use crate::ids::{NodeId, Revision};
 use crate::io::{Io, RngStream};
 use crate::limits::SESSION_TTL;
-use crate::node::machine::open_state;
 use crate::raft::core::Status;
-use crate::raft::log::Log;
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, Condemned, Member};
 use crate::sim::history::{History, Op, Record, Seen};
 use crate::sim::mark::{self, Hits};
 use crate::sim::mutant;
 use crate::sim::network::{MachineId, Weather};
-use crate::sim::oracle::{Violation, exactly_once, linearizable};
+use crate::sim::oracle::recovery::{RECOVERY_MAX, TASKS_MAX};
+use crate::sim::oracle::{Violation, bounds, disks, exactly_once, linearizable, outcomes, recovery};
 use crate::sim::plan::{self, Place, Plan};
 use crate::sim::tasks::{self, Submissions};
 use crate::sim::watch::Watch;
 use crate::sim::world::{self, Down, Machine, Seed, World};
-
-/// How long a healed cluster, or a new one, may take for anything it must do.
-const RECOVERY_MAX: Duration = Duration::from_secs(60);
-/// How long all tasks together may take to end once nothing hinders them.
-const TASKS_MAX: Duration = Duration::from_secs(600);
 
 /// How a seed ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -201,7 +195,7 @@ impl Run {
             operations: (known, records.len()),
             leaders: watched.elections.leaders(),
             promises: watched.promises.checked,
-            snapshots: watched.agreement.installed,
+            snapshots: watched.digests.installed,
             attempts: self.cluster.world.ledger.counts(),
             marks: mark::take(),
         }
@@ -334,15 +328,9 @@ impl Run {
             (&self.cluster, self.cluster.world.rng.stream(&format!("core {}", self.cluster.plan.core)));
         let Some(voters) = cluster.watch.voters() else { return Ok(()) };
         let is_voter = |place: &Place| cluster.members[*place].id().is_some_and(|id| voters.contains(&id));
-        let mut core: Vec<Place> = (0..cluster.members.len()).filter(is_voter).collect();
+        let places = (0..cluster.members.len()).filter(is_voter).collect();
         // One that is lost counts as a voter until it is removed, and cannot be healed.
-        let quorum = voters.len() / 2 + 1;
-        if core.len() < quorum {
-            return Ok(());
-        }
-        while core.len() > quorum {
-            core.remove(rng.range(0, core.len() as u64) as usize);
-        }
+        let Some(core) = recovery::core(places, voters.len(), &mut rng) else { return Ok(()) };
         sometimes!(core.len() < cluster.members.len(), "a majority served while others stayed broken");
         cluster.world.trace.event(format_args!("core {core:?}"));
         cluster.world.network.mend();
@@ -402,7 +390,7 @@ impl Run {
         self.finish_tasks().await?;
         let converged = || {
             let watched = self.cluster.watch.state();
-            let last = watched.agreement.last();
+            let last = watched.canonical.last();
             let voters =
                 watched.statuses.values().max_by_key(|status| status.applied).map(|status| status.voters.clone());
             let same = |status: &Status| Some(sorted(&status.voters)) == voters.as_deref().map(sorted);
@@ -426,9 +414,9 @@ impl Run {
         let undisturbed = self.cluster.plan.faults.is_empty() && self.cluster.plan.weather == Weather::CALM;
         let gone: Vec<NodeId> = self.cluster.condemned().into_iter().map(|member| member.id).collect();
         let checks = node.spawn(async move {
-            let tasks = tasks::all_ended(&client, TASKS_MAX).await?;
-            submissions.check(&tasks, undisturbed, &ledger, &watch.violations);
-            tasks::check_output(&client, &tasks, &gone, &watch.violations).await;
+            let tasks = outcomes::all_ended(&client, TASKS_MAX).await?;
+            outcomes::check(&submissions, &tasks, undisturbed, &ledger, &watch.violations);
+            outcomes::check_output(&client, &tasks, &gone, &watch.violations).await;
             Ok::<(), String>(())
         });
         let ended = checks.await.unwrap_or_else(|_| Err("the client has died".into()));
@@ -495,18 +483,10 @@ impl Run {
         linearizable::check(&records, &self.cluster.watch.violations);
         for member in &self.cluster.members {
             member.machine.down(Down::Kill);
-            let disk = member.machine.disk.boot();
-            let checked = Log::open(&*disk)
-                .and_then(|log| open_state(&disk, &log))
-                .and_then(|state| Ok((state.digest(), state.reader().full_digest()?)));
-            match checked {
-                Ok((kept, counted)) if kept == counted => {}
-                Ok(_) => {
-                    let what =
-                        format!("the rows on machine {} are not those that its digest counts", member.machine.id);
-                    self.cluster.watch.violations.add("the digest is of the rows", what);
-                }
-                Err(fault) => self.cluster.watch.violations.add("the state opens", fault.to_string()),
+            // One that waits to be let in, or was removed, may have nothing.
+            if member.id().is_some() {
+                disks::check(&member.machine, &self.cluster.watch.violations);
+                bounds::check(&member.machine, self.cluster.plan.retention, &self.cluster.watch.violations);
             }
         }
         self.check()

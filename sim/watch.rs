@@ -13,10 +13,13 @@ use crate::raft::codec;
 use crate::raft::core::{Role, Status};
 use crate::raft::manager::Observer;
 use crate::sim::oracle::Violations;
-use crate::sim::oracle::agreement::Agreement;
+use crate::sim::oracle::canonical::Canonical;
+use crate::sim::oracle::digest::Digests;
+use crate::sim::oracle::disks;
 use crate::sim::oracle::election::Elections;
+use crate::sim::oracle::membership::Membership;
 use crate::sim::oracle::monotonic::Monotonic;
-use crate::sim::oracle::promise::Promises;
+use crate::sim::oracle::promise::{Promised, Promises};
 use crate::sim::trace::Trace;
 use crate::sim::world::Machine;
 
@@ -34,23 +37,32 @@ pub struct Watched {
     /// Who voted and led.
     pub elections: Elections,
     /// What was applied.
-    pub agreement: Agreement,
+    pub canonical: Canonical,
+    /// What it made of the state.
+    pub digests: Digests,
+    /// Who belongs to the group.
+    pub membership: Membership,
     monotonic: Monotonic,
     /// What was promised.
     pub promises: Promises,
     /// What each member said last of itself.
     pub statuses: BTreeMap<NodeId, Status>,
+    /// Where each member that has spoken is; none for one whose disk is lost.
+    machines: BTreeMap<NodeId, Option<Arc<Machine>>>,
 }
 
 impl Observer for Watch {
     fn on_applied(&self, life: (NodeId, Incarnation), entry: &Entry, outcome: &Outcome) {
         self.trace.event(format_args!("applied {} {} {:016x}", life.0, entry.index, outcome.digest));
-        self.state().agreement.on_applied(life.0, entry, outcome, &self.violations);
+        let state = &mut *self.state();
+        state.canonical.on_applied(life.0, entry, outcome, &self.violations);
+        state.digests.on_applied(life.0, entry.index, outcome.digest, &self.violations);
+        state.membership.on_applied(life.0, entry, &self.violations);
     }
 
     fn on_installed(&self, life: (NodeId, Incarnation), applied: (Index, Term), digest: u64) {
         self.trace.event(format_args!("installed {} {} {digest:016x}", life.0, applied.0));
-        self.state().agreement.on_installed(life.0, applied.0, digest, &self.violations);
+        self.state().digests.on_installed(life.0, applied.0, digest, &self.violations);
     }
 
     fn on_status(&self, life: (NodeId, Incarnation), status: &Status) {
@@ -59,6 +71,14 @@ impl Observer for Watch {
             inner.elections.on_leader(life.0, status.term, &self.violations);
         }
         inner.monotonic.on_status(life, status, &self.violations);
+        let Watched { membership, promises, machines, .. } = inner;
+        let promises = std::cell::RefCell::new(promises);
+        // A member that has not spoken yet, or whose disk is lost, may have held it.
+        let holds = |id: NodeId, index: Index| match machines.get(&id) {
+            Some(Some(machine)) => promises.borrow_mut().holds(machine.id, &machine.disk, index),
+            Some(None) | None => true,
+        };
+        membership.on_status(status, holds, &self.violations);
         inner.statuses.insert(life.0, status.clone());
     }
 }
@@ -88,8 +108,25 @@ impl Watch {
         (!last.joint).then(|| last.voters.clone())
     }
 
+    /// A machine is about to boot: its disk must still promise what it was seen to promise.
+    pub fn on_boot(&self, machine: &Machine) {
+        let state = &mut *self.state();
+        if let Some(before) = state.promises.last_seen(machine.id) {
+            disks::on_boot(machine.id, &before, &Promised::of(&machine.disk), &self.violations);
+        }
+    }
+
+    /// A machine's disk was lost, or is not to be trusted any more.
+    pub fn on_lost(&self, machine: &Machine) {
+        let state = &mut *self.state();
+        state.promises.forget(machine.id);
+        for place in state.machines.values_mut().filter(|at| at.as_ref().is_some_and(|at| at.id == machine.id)) {
+            *place = None;
+        }
+    }
+
     /// A frame of Raft messages leaves a machine.
-    pub fn on_frame(&self, machine: &Machine, frame: &[u8]) {
+    pub fn on_frame(&self, machine: &Arc<Machine>, frame: &[u8]) {
         let Ok(frame) = v1::RaftFrame::decode(frame) else {
             return self.violations.add("frames are well formed", format!("machine {} sent garbage", machine.id));
         };
@@ -101,6 +138,7 @@ impl Watch {
             };
             let kind = message.get_msg_type();
             inner.promises.on_message(machine.id, &machine.disk, &message, &self.violations);
+            inner.machines.entry(NodeId(message.from)).or_insert_with(|| Some(machine.clone()));
             if !matches!(kind, MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse) {
                 inner.monotonic.on_message(NodeId(message.from), Term(message.term));
             }

@@ -3,13 +3,21 @@
 //! Oracles see what leaves a machine, what a member says that it applied, what is durable on a disk, and what clients
 //! saw. They share no code with what they check, but for reading formats.
 
-pub mod agreement;
 pub mod attempts;
+pub mod bounds;
+pub mod canonical;
+pub mod determinism;
+pub mod digest;
+pub mod disks;
 pub mod election;
 pub mod exactly_once;
+pub mod fail_stops;
 pub mod linearizable;
+pub mod membership;
 pub mod monotonic;
+pub mod outcomes;
 pub mod promise;
+pub mod recovery;
 
 use std::fmt;
 use std::sync::Mutex;

@@ -6,6 +6,7 @@
 //! message sent in it, a vote by its grant, entries by their acknowledgement. Pre-votes promise nothing.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use raft::eraftpb::{HardState, Message, MessageType};
 
@@ -15,10 +16,67 @@ use crate::raft::log::{self, LOG_FILE};
 use crate::sim::disk::SimDisk;
 use crate::sim::network::MachineId;
 
-/// What each machine's disk would have given a restart when it was last asked, in its present boot.
+/// What a disk has promised.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Promised {
+    hard_state: HardState,
+    last: Index,
+}
+
+impl Promised {
+    /// What a restart would find on a disk.
+    ///
+    /// # Errors
+    /// Its log does not open.
+    pub fn of(disk: &SimDisk) -> Result<Self, String> {
+        let copy = disk.durable(LOG_FILE);
+        let (hard_state, last) = log::promised(&*copy.boot()).map_err(|fault| fault.to_string())?;
+        Ok(Self { hard_state, last })
+    }
+
+    /// Whether this takes nothing back of what was promised before.
+    pub fn keeps(&self, before: &Self) -> bool {
+        let (now, then) = (&self.hard_state, &before.hard_state);
+        let same_term = now.term == then.term && (then.vote == 0 || now.vote == then.vote) && self.last >= before.last;
+        now.term > then.term || same_term
+    }
+
+    /// How a message promises more than this.
+    fn broken(&self, message: &Message) -> Option<String> {
+        let (state, last) = (&self.hard_state, self.last);
+        let (from, kind) = (message.from, message.get_msg_type());
+        if state.term < message.term {
+            let text =
+                format!("member {from} sent {kind:?} of term {}, its disk knows term {}", message.term, state.term);
+            return Some(text);
+        }
+        let granted = kind == MessageType::MsgRequestVoteResponse && !message.reject;
+        if granted && state.term == message.term && state.vote != message.to {
+            let text = format!(
+                "member {from} voted for {} in term {}, its disk says {}",
+                message.to, message.term, state.vote
+            );
+            return Some(text);
+        }
+        // Once the disk knows a later term, that term's leader may have replaced what was acknowledged; one sync can
+        // make both durable, and then the acknowledgement leaves after what it speaks of has come and gone.
+        let accepted = kind == MessageType::MsgAppendResponse && !message.reject && state.term == message.term;
+        let beyond = accepted && last.0 < message.index;
+        beyond.then(|| format!("member {from} acknowledged index {}, its disk ends at {last}", message.index))
+    }
+}
+
+impl fmt::Display for Promised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let HardState { term, vote, .. } = &self.hard_state;
+        write!(f, "term {term}, a vote for {vote} and a log up to {}", self.last)
+    }
+}
+
+/// What each machine's disk promised when it was last asked, and in which boot that was.
 #[derive(Default)]
 pub struct Promises {
-    read: BTreeMap<MachineId, (u64, (HardState, Index))>,
+    read: BTreeMap<MachineId, (u64, Promised)>,
     /// Promises checked.
     pub checked: u64,
 }
@@ -32,47 +90,43 @@ impl Promises {
             return;
         }
         self.checked += 1;
-        let boot = disk.counts().boots;
-        let known = self.read.get(&machine).filter(|(at, _)| *at == boot);
-        if known.is_some_and(|(_, found)| broken(message, found).is_none()) {
-            return;
-        }
-        match durable(disk) {
-            Ok(found) => {
-                if let Some(what) = broken(message, &found) {
+        match self.find(machine, disk, |promised| promised.broken(message).is_none()) {
+            Ok(promised) => {
+                if let Some(what) = promised.broken(message) {
                     violations.add("promises are durable", what);
                 }
-                self.read.insert(machine, (boot, found));
             }
             Err(what) => violations.add("promises are durable", what),
         }
     }
-}
 
-/// How a message promises more than a disk holds.
-fn broken(message: &Message, (state, last): &(HardState, Index)) -> Option<String> {
-    let (from, kind) = (message.from, message.get_msg_type());
-    if state.term < message.term {
-        return Some(format!(
-            "member {from} sent {kind:?} of term {}, its disk knows term {}",
-            message.term, state.term
-        ));
+    /// What a disk promises: as it was last seen in this boot, if that `will_do`, for within a boot it takes nothing back.
+    pub fn find(
+        &mut self,
+        machine: MachineId,
+        disk: &SimDisk,
+        will_do: impl Fn(&Promised) -> bool,
+    ) -> Result<&Promised, String> {
+        let boot = disk.counts().boots;
+        let known = self.read.get(&machine).is_some_and(|(at, found)| *at == boot && will_do(found));
+        if !known {
+            self.read.insert(machine, (boot, Promised::of(disk)?));
+        }
+        Ok(&self.read[&machine].1)
     }
-    let granted = kind == MessageType::MsgRequestVoteResponse && !message.reject;
-    if granted && state.term == message.term && state.vote != message.to {
-        let text =
-            format!("member {from} voted for {} in term {}, its disk says {}", message.to, message.term, state.vote);
-        return Some(text);
-    }
-    // Once the disk knows a later term, that term's leader may have replaced what was acknowledged; one sync can
-    // make both durable, and then the acknowledgement leaves after what it speaks of has come and gone.
-    let accepted = kind == MessageType::MsgAppendResponse && !message.reject && state.term == message.term;
-    let beyond = accepted && last.0 < message.index;
-    beyond.then(|| format!("member {from} acknowledged index {}, its disk ends at {last}", message.index))
-}
 
-fn durable(disk: &SimDisk) -> Result<(HardState, Index), String> {
-    let copy = disk.durable(LOG_FILE);
-    let mounted = copy.boot();
-    log::promised(&*mounted).map_err(|fault| fault.to_string())
+    /// Whether a disk holds the log up to an index.
+    pub fn holds(&mut self, machine: MachineId, disk: &SimDisk, index: Index) -> bool {
+        self.find(machine, disk, |promised| promised.last >= index).is_ok_and(|promised| promised.last >= index)
+    }
+
+    /// What a machine's disk was last seen to promise, in whichever boot.
+    pub fn last_seen(&self, machine: MachineId) -> Option<Promised> {
+        self.read.get(&machine).map(|(_, promised)| promised.clone())
+    }
+
+    /// A machine's disk was lost.
+    pub fn forget(&mut self, machine: MachineId) {
+        self.read.remove(&machine);
+    }
 }

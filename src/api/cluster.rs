@@ -62,7 +62,7 @@ impl ClusterService {
             };
         }
         if live.len() >= MEMBERS_MAX {
-            return Err(Status::resource_exhausted(format!("a cluster has at most {MEMBERS_MAX} members")));
+            return Err(Status::failed_precondition(format!("a cluster has at most {MEMBERS_MAX} members")));
         }
         if let Some(same) = live.iter().find(|member| member.address == request.address) {
             let text = format!("member {} has the address {} already", same.id, request.address);

@@ -53,11 +53,7 @@ pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address
             Ok(Err(status))
                 if matches!(
                     status.code(),
-                    Code::FailedPrecondition
-                        | Code::AlreadyExists
-                        | Code::InvalidArgument
-                        | Code::ResourceExhausted
-                        | Code::Unauthenticated
+                    Code::FailedPrecondition | Code::AlreadyExists | Code::InvalidArgument | Code::Unauthenticated
                 ) =>
             {
                 return Err(Fault::new(format!("the cluster at {target} refused this node: {}", status.message())));

@@ -1,0 +1,21 @@
+//! Oracle 14: no node ends itself, or panics, but for what the plan did to it (Schneider, "Fail-stop processors", 1983).
+
+use crate::sim::disk::DISK_ERROR;
+use crate::sim::network::MachineId;
+use crate::sim::plan::{Fault, Place, Plan};
+use crate::sim::world::FailStop;
+
+/// Whether the plan gives a reason why this boot ended itself; `machine` tells which machine is at a place.
+pub fn is_excused(plan: &Plan, stop: &FailStop, machine: impl Fn(Place) -> MachineId) -> bool {
+    let has = |wanted: &dyn Fn(&Fault) -> bool| plan.faults.iter().any(|(_, fault)| wanted(fault));
+    let full = has(&|fault| matches!(fault, Fault::Full { .. }));
+    let errors = has(&|fault| matches!(fault, Fault::DiskError { .. }));
+    let second_cut = has(&|fault| matches!(fault, Fault::Recovery { .. }));
+    let rotten = has(&|fault| matches!(fault, Fault::Rot { node, .. } if machine(*node) == stop.machine));
+    full && stop.why.contains("no space left")
+        || errors && stop.why.contains(DISK_ERROR)
+        || second_cut && stop.why.contains("the disk is off")
+        // Its operator tries again.
+        || stop.why.contains("no member took this node in")
+        || rotten
+}

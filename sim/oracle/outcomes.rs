@@ -1,0 +1,126 @@
+//! Oracle 9: after healing every admitted task ends, once, as its program ends, and its output can be had (the promise of
+//! the README; exactly once per submission as in oracle 6).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use madsim::time::{TimeHandle, sleep};
+
+use super::Violations;
+use super::attempts::Ledger;
+use crate::client::{Client, ClientError};
+use crate::ids::{NodeId, TaskId};
+use crate::limits::{TASK_LOSSES_MAX, WORKER_LEASE};
+use crate::proto::v1::{OutputRequest, Task, TaskPhase, exit::Reason};
+use crate::sim::tasks::{Heard, MARK, Submission, Submissions};
+use crate::state::task;
+
+/// Every task there is, once none is live any more; what is live still if that takes too long.
+pub async fn all_ended(client: &Client, patience: Duration) -> Result<Vec<Task>, String> {
+    let mut last = String::from("nobody answered");
+    let time = TimeHandle::current();
+    let deadline = time.now_instant() + patience;
+    while time.now_instant() < deadline {
+        match all(client).await {
+            Ok(tasks) => match tasks.iter().find(|task| !task::is_ended(task)) {
+                None => return Ok(tasks),
+                Some(live) => last = format!("{live:?}"),
+            },
+            Err(error) => last = error.to_string(),
+        }
+        sleep(Duration::from_millis(500)).await;
+    }
+    Err(last)
+}
+
+async fn all(client: &Client) -> Result<Vec<Task>, ClientError> {
+    let mut tasks = Vec::new();
+    loop {
+        let page = client.list_tasks(tasks.last().map_or(TaskId(0), |task: &Task| TaskId(task.id))).await?;
+        tasks.extend(page.tasks);
+        if !page.more {
+            return Ok(tasks);
+        }
+    }
+}
+
+fn mark(task: &Task) -> Option<u64> {
+    task.spec.as_ref()?.env.iter().find(|var| var.name == MARK)?.value.parse().ok()
+}
+
+/// What was taken exists once and ended as its program ends; what was not taken does not exist; what is unknown
+/// exists at most once. Where nothing disturbed the run, no attempt was lost.
+pub fn check(submissions: &Submissions, tasks: &[Task], undisturbed: bool, ledger: &Ledger, violations: &Violations) {
+    let submissions = submissions.all();
+    let mut by_mark: BTreeMap<u64, Vec<&Task>> = BTreeMap::new();
+    for task in tasks {
+        by_mark.entry(mark(task).unwrap_or(u64::MAX)).or_default().push(task);
+    }
+    for (mark, submission) in submissions.iter() {
+        let found = by_mark.remove(mark).unwrap_or_default();
+        let ids: Vec<u64> = found.iter().map(|task| task.id).collect();
+        let fine = match submission.heard {
+            Heard::Taken(id) => ids == [id.0],
+            Heard::NotDone => ids.is_empty(),
+            Heard::Unknown => ids.len() <= 1,
+        };
+        if !fine {
+            let what = format!("submission {mark} was {:?} and is there as {ids:?}", submission.heard);
+            violations.add("each submission is one task", what);
+        }
+        for task in found {
+            if undisturbed && task.losses > 0 {
+                violations.add("nothing is lost without a fault", format!("{task:?}"));
+            }
+            if let Some(why) = wrong_end(submission, task, ledger) {
+                violations.add("a task ends as its program does", format!("{why}: {task:?}"));
+            }
+        }
+    }
+    if let Some(task) = by_mark.values().flatten().next() {
+        violations.add("each submission is one task", format!("nobody has submitted {task:?}"));
+    }
+}
+
+fn wrong_end(submission: &Submission, task: &Task, ledger: &Ledger) -> Option<&'static str> {
+    let Submission { spec, stopped, .. } = submission;
+    let code: i32 = spec.command[2].parse().expect("written by the workload");
+    let ran = ledger.ended_with(TaskId(task.id), 0) > 0;
+    match task.phase() {
+        TaskPhase::Succeeded if code != 0 || !ran => Some("it succeeded and never did"),
+        TaskPhase::Stopped if !stopped => Some("nobody wanted it stopped"),
+        TaskPhase::Failed if task.failures != spec.retries + 1 => Some("it was given up too early or too late"),
+        TaskPhase::Lost if task.losses <= TASK_LOSSES_MAX => Some("it was given up for lost too early"),
+        TaskPhase::Succeeded | TaskPhase::Stopped | TaskPhase::Failed | TaskPhase::Lost => None,
+        _ => Some("it has not ended"),
+    }
+}
+
+/// The output of the last attempt of every task can be had from any member, if its worker is there.
+pub async fn check_output(client: &Client, tasks: &[Task], gone: &[NodeId], violations: &Violations) {
+    for task in tasks {
+        let Some(attempt) = task.attempts.last() else { continue };
+        let reason = attempt.exit.as_ref().map(crate::proto::v1::Exit::reason);
+        let ran = attempt.started_ms > 0 && reason != Some(Reason::Lost);
+        if gone.contains(&NodeId(attempt.worker)) || !ran {
+            continue;
+        }
+        let request = OutputRequest { task: task.id, token: attempt.token, offset: 0, follow: true };
+        let read = async {
+            let mut pieces = client.output(request).await.map_err(|error| error.to_string())?;
+            let mut text = Vec::new();
+            while let Some(piece) = pieces.message().await.map_err(|status| status.to_string())? {
+                text.extend(piece.records.iter().flat_map(|record| record.data.to_vec()));
+                if piece.ended {
+                    return Ok(String::from_utf8_lossy(&text).into_owned());
+                }
+            }
+            Err("it was cut short".to_string())
+        };
+        let expected = format!("attempt {} of task {}\n", attempt.token, task.id);
+        match madsim::time::timeout(WORKER_LEASE * 2, read).await {
+            Ok(Ok(text)) if text == expected => {}
+            other => violations.add("output can be had", format!("{other:?} instead of {expected:?}: {task:?}")),
+        }
+    }
+}
