@@ -47,6 +47,8 @@ pub struct Plan {
     pub stubborn_permille: u64,
     /// Keys they share.
     pub keys: u64,
+    /// Large values that are written once, before anything goes wrong, and must still be there at the end.
+    pub stock: u64,
     /// How much of the log the members keep for those behind: less than what happens, so that snapshots are needed.
     pub retention: Retention,
     /// Bytes of a snapshot's chunk.
@@ -425,6 +427,7 @@ impl Plan {
             tasks: 4,
             stubborn_permille: 200,
             keys: 2,
+            stock: 5,
             retention: Retention::default(),
             chunk_bytes: SNAPSHOT_CHUNK_BYTES,
             weather: Weather::CALM,
@@ -456,10 +459,11 @@ impl Plan {
             voters_max,
             election_timeout,
             token: rng.stream("plan/token").chance(500),
-            clients: load.range(1, 5) as usize,
+            clients: *load.pick(&[1, 2, 3, 4, 8]),
             operations: load.range(15, 50),
-            pause: Duration::from_millis(*load.pick(&[1_200, 1_200, 100, 3_000])),
+            pause: Duration::from_millis(*load.pick(&[1_200, 1_200, 300, 30, 3_000])),
             keys: load.range(1, 5),
+            stock: *load.pick(&[0, 0, 10, 60]),
             submitters: load.range(0, 3) as usize,
             tasks: load.range(2, 12),
             stubborn_permille: *load.pick(&[200, 200, 900]),
@@ -592,12 +596,19 @@ fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)> {
     };
     let (count, until) = match rng.range(0, 100) {
         0..8 => (rng.range(20, 120), 90_000),
+        8..25 => (rng.range(2, 10), 2_000),
         _ => (rng.range(0, 14), 25_000),
     };
+    // Some things go wrong together.
+    let together = *rng.pick(&[0, 0, 300, 600]);
+    let mut last = 0;
     let count = if enabled.is_empty() { 0 } else { count };
     let mut faults: Vec<(Duration, Fault)> = (0..count)
         .map(|_| {
-            let at = Duration::from_millis(rng.range(0, until));
+            if !rng.chance(together) {
+                last = rng.range(0, until);
+            }
+            let at = Duration::from_millis(last + rng.range(0, 300));
             let kind = *rng.pick(&enabled);
             (at, kind(&mut Draw { rng, nodes: nodes as u64 }))
         })
@@ -639,8 +650,8 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; one session: {}, idle {} in 1000",
-            self.clients, self.operations, self.keys, self.pause, self.one_session, self.idle_permille
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; one session: {}, idle {} in 1000; {} in stock",
+            self.clients, self.operations, self.keys, self.pause, self.one_session, self.idle_permille, self.stock
         )?;
         writeln!(
             f,

@@ -5,6 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use madsim::runtime::NodeHandle;
 use madsim::time::{Instant, TimeHandle, sleep};
 
@@ -204,10 +205,16 @@ impl Run {
     async fn phases(&self) -> Result<(), Verdict> {
         self.cluster.world.network.set_weather(self.cluster.plan.weather);
         self.form().await?;
+        let stock = self.stock(true).await;
         self.attack().await;
         self.check()?;
         self.serve_in_core().await?;
         self.heal().await?;
+        let there = self.stock(false).await;
+        if let Some(lost) = stock.iter().find(|number| !there.contains(number)) {
+            let what = format!("number {lost} of the stock is not");
+            self.cluster.watch.violations.add("what was acknowledged is there", what);
+        }
         self.scan()
     }
 
@@ -224,6 +231,28 @@ impl Run {
             watched.statuses.values().filter(full).count() >= target
         };
         self.within("the cluster forms", voters).await
+    }
+
+    /// Writes the values that nobody touches again, or reads them: those that were acknowledged, or are there.
+    async fn stock(&self, write: bool) -> Vec<u64> {
+        let (io, node) = self.caller();
+        let client = Client::new(io, &self.cluster.endpoints, RECOVERY_MAX);
+        let numbers = 0..self.cluster.plan.stock;
+        let one = move |number: u64| {
+            let client = client.clone();
+            async move {
+                let (key, value) = (format!("stock {number}"), number.to_be_bytes().repeat(256));
+                let there = match write {
+                    true => client.put(key.as_bytes(), &value, None).await.is_ok(),
+                    false => {
+                        client.get(key.as_bytes()).await.is_ok_and(|row| row.is_some_and(|row| row.value == value))
+                    }
+                };
+                there.then_some(number)
+            }
+        };
+        let all = node.spawn(async move { join_all(numbers.map(one)).await });
+        all.await.unwrap_or_default().into_iter().flatten().collect()
     }
 
     /// The seams of a machine of its own that may call the cluster.
