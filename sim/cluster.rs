@@ -14,7 +14,9 @@ use crate::ids::{Address, NodeId};
 use crate::node::{NodeBuilder, Origin};
 use crate::sim::network::MachineId;
 use crate::sim::oracle::fail_stops;
+use crate::sim::oracle::promise::Promised;
 use crate::sim::plan::{Fault, Links, MOVES_MAX, Place, Places, Plan};
+use crate::sim::trace::Note;
 use crate::sim::watch::Watch;
 use crate::sim::world::{Down, FailStop, Machine, World};
 
@@ -345,8 +347,11 @@ impl Cluster {
     pub fn inflict(self: &Arc<Self>, fault: Fault) -> impl Future<Output = ()> + Send + 'static + use<> {
         let cluster = self.clone();
         async move {
-            cluster.world.trace.event(format_args!("fault {fault:?}"));
+            let trace = &cluster.world.trace;
+            trace.event(format_args!("fault {fault:?}"));
+            trace.note(|| Note::Span(format!("{fault:?}"), true));
             cluster.perform(fault).await;
+            trace.note(|| Note::Span(format!("{fault:?}"), false));
         }
     }
 
@@ -467,9 +472,48 @@ impl Cluster {
         }
     }
 
+    /// What every member's machine is like, for whoever looks at a run that was stopped.
+    pub fn describe(&self) -> String {
+        let watched = self.watch.state();
+        let line = |(place, member): (Place, &Arc<Member>)| {
+            let machine = &member.machine;
+            let state = match (machine.is_up(), member.is_removed()) {
+                (true, _) => "up",
+                (false, true) => "off, removed",
+                (false, false) => "off",
+            };
+            let (id, status) = (member.id(), member.id().and_then(|id| watched.statuses.get(&id)));
+            let promised = Promised::of(&machine.disk).map_or_else(|why| why, |promised| promised.to_string());
+            let mut line = format!("place {place}, machine {}: {state}, member {:?}", machine.id, id.map(|id| id.0));
+            if let Some(status) = status {
+                line += &format!(
+                    "\n    says: {:?} in term {}, leader {:?}, commit {}, applied {}, log {}..={}, voters {:?}, learners {:?}, joint: {}",
+                    status.role,
+                    status.term,
+                    status.leader.map(|id| id.0),
+                    status.commit,
+                    status.applied,
+                    status.first,
+                    status.last,
+                    ids(&status.voters),
+                    ids(&status.learners),
+                    status.joint
+                );
+            }
+            line + &format!("\n    disk: {promised}; {:?}", machine.disk.counts())
+        };
+        let lines: Vec<String> = self.members.iter().enumerate().map(line).collect();
+        let cuts: Vec<String> = self.world.network.cuts().iter().map(|(from, to)| format!("{from}>{to}")).collect();
+        format!("{}\ncut: {}\nrunning: {:?}", lines.join("\n"), cuts.join(" "), self.world.ledger.live())
+    }
+
     /// The first boot that has ended itself without a reason that the plan gives.
     pub fn unexcused(&self) -> Option<FailStop> {
         let is_excused = |stop: &FailStop| fail_stops::is_excused(&self.plan, stop, |place| self.id(place));
         self.world.fail_stops().into_iter().find(|stop| !is_excused(stop))
     }
+}
+
+fn ids(ids: &[NodeId]) -> Vec<u64> {
+    ids.iter().map(|id| id.0).collect()
 }

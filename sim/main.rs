@@ -9,19 +9,23 @@ mod copy;
 mod sweep;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use cairn::sim::diagram;
+use cairn::sim::export;
 use cairn::sim::mutant::{self, Effort};
 use cairn::sim::oracle::determinism;
 use cairn::sim::plan::Plan;
 use cairn::sim::run::{Mode, Report};
 use cairn::sim::shrink::{Case, shrink, symptom};
+use cairn::sim::trace::Stop;
 use clap::{Parser, Subcommand};
 
 /// Runs the real node on simulated machines under attack. Every run follows from one number.
 #[derive(Parser)]
 #[command(
     name = "sim",
-    after_help = "With CAIRN_LOG=debug the nodes' own log goes to standard error.\n\nExamples:\n  sim run --seed 7\n  sim run --seed 7 --print\n  sim sweep --from 1000 --count 200\n  sim shrink --seed 7\n  sim run --case case-7.json\n  sim meta --from 0 --count 10"
+    after_help = "With CAIRN_LOG=debug the nodes' own log goes to standard error.\n\nExamples:\n  sim run --seed 7\n  sim run --seed 7 --html seed-7.html\n  sim replay --seed 7 --until 12.5\n  sim replay --seed 7 --break 'fault Power'\n  sim sweep --from 1000 --count 200\n  sim shrink --seed 7\n  sim run --case case-7.json\n  sim meta --from 0 --count 10"
 )]
 struct Cli {
     /// Switch on a planted bug; see sim/mutants.toml
@@ -29,6 +33,20 @@ struct Cli {
     mutant: Option<String>,
     #[command(subcommand)]
     command: Command,
+}
+
+/// What to write of a run.
+#[derive(clap::Args)]
+struct Files {
+    /// Write seed and plan there, as `shrink` does
+    #[arg(long)]
+    save: Option<PathBuf>,
+    /// Write a page there that shows what happened
+    #[arg(long)]
+    html: Option<PathBuf>,
+    /// Write there what clients did and saw, a line of JSON each; see sim/export.rs
+    #[arg(long)]
+    history: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -44,9 +62,27 @@ enum Command {
         /// Print every event to standard error
         #[arg(long)]
         print: bool,
-        /// Write seed and plan there, as `shrink` does
+        #[command(flatten)]
+        files: Files,
+    },
+    /// Run one seed up to a point, and say what everything is like there
+    #[command(group = clap::ArgGroup::new("where").required(true))]
+    Replay {
+        /// Which
+        #[arg(long, required_unless_present = "case", conflicts_with = "case")]
+        seed: Option<u64>,
+        /// A file that `shrink` wrote, instead
         #[arg(long)]
-        save: Option<PathBuf>,
+        case: Option<PathBuf>,
+        /// Up to this time, in virtual seconds, or this event, as in #1234
+        #[arg(long, group = "where")]
+        until: Option<String>,
+        /// Up to the first event that has this in its line
+        #[arg(long = "break", group = "where")]
+        text: Option<String>,
+        /// Print every event to standard error
+        #[arg(long)]
+        dump: bool,
     },
     /// Run a range of seeds
     Sweep {
@@ -130,8 +166,11 @@ fn main() {
 }
 
 fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<(), String> {
-    let text = serde_json::to_string_pretty(value).expect("numbers and names become JSON");
-    std::fs::write(path, text + "\n").map_err(|error| format!("write {}: {error}", path.display()))
+    write(path, serde_json::to_string_pretty(value).expect("numbers and names become JSON") + "\n")
+}
+
+fn write(path: &Path, text: String) -> Result<(), String> {
+    std::fs::write(path, text).map_err(|error| format!("write {}: {error}", path.display()))
 }
 
 fn cores() -> usize {
@@ -154,7 +193,14 @@ fn mode(mutant: Option<String>) -> Result<Mode, String> {
 
 fn perform(command: Command, mode: Mode) -> i32 {
     match command {
-        Command::Run { seed, case, print, save } => run(seed, case.as_deref(), save.as_deref(), Mode { print, ..mode }),
+        Command::Run { seed, case, print, files } => {
+            let record = files.html.is_some();
+            run(seed, case.as_deref(), &files, Mode { print, record, ..mode })
+        }
+        Command::Replay { seed, case, until, text, dump } => match stop(until, text) {
+            Ok(stop) => replay(seed, case.as_deref(), Mode { print: dump, stop: Some(stop), ..mode }),
+            Err(why) => usage(&why),
+        },
         Command::Shrink { seed, runs, out } => {
             shrink_seed(seed, runs, out.unwrap_or_else(|| format!("case-{seed}.json").into()), mode)
         }
@@ -192,22 +238,55 @@ fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>) -> i32 {
     code
 }
 
-fn run(seed: Option<u64>, case: Option<&Path>, save: Option<&Path>, mode: Mode) -> i32 {
-    let case = match case {
-        None => Ok(Case::of_seed(seed.unwrap_or_default())),
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
-            text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()))
-                .map_err(|why| format!("read {}: {why}", path.display()))
+fn find_case(seed: Option<u64>, case: Option<&Path>) -> Result<Case, String> {
+    let Some(path) = case else { return Ok(Case::of_seed(seed.unwrap_or_default())) };
+    let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+    let case = text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
+    case.map_err(|why| format!("read {}: {why}", path.display()))
+}
+
+fn run(seed: Option<u64>, case: Option<&Path>, files: &Files, mode: Mode) -> i32 {
+    let run = || {
+        let case = find_case(seed, case)?;
+        files.save.as_deref().map_or(Ok(()), |path| write_json(path, &case))?;
+        let report = case.run(mode);
+        println!("{}{report}", report.plan);
+        let page = report.recording.as_ref().map(|recording| diagram::page(&report, recording));
+        if let (Some(path), Some(page)) = (&files.html, page) {
+            write(path, page)?;
         }
+        files.history.as_deref().map_or(Ok(()), |path| write(path, export::json_lines(&report.history)))?;
+        Ok::<i32, String>(report.verdict.code())
     };
-    match case {
-        Ok(case) => {
-            if let Some(Err(why)) = save.map(|path| write_json(path, &case)) {
-                return usage(&why);
+    run().unwrap_or_else(|why| usage(&why))
+}
+
+fn stop(until: Option<String>, text: Option<String>) -> Result<Stop, String> {
+    let bad = |until: &str| format!("--until {until}: neither seconds, as in 12.5, nor an event, as in #1234");
+    match (until, text) {
+        // One string for the life of the process.
+        (_, Some(text)) => Ok(Stop::Text(text.leak())),
+        (Some(until), None) => match until.strip_prefix('#') {
+            Some(number) => number.parse().map(Stop::Event).map_err(|_| bad(&until)),
+            None => {
+                let seconds = until.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+                seconds.map(Stop::Time).ok_or_else(|| bad(&until))
             }
+        },
+        (None, None) => Err("nothing says where to stop".into()),
+    }
+}
+
+fn replay(seed: Option<u64>, case: Option<&Path>, mode: Mode) -> i32 {
+    match find_case(seed, case) {
+        Ok(case) => {
             let report = case.run(mode);
-            println!("{}{report}", report.plan);
+            match &report.stopped {
+                Some(stopped) => {
+                    println!("{stopped}\nstopped after {:.6} s: {}", report.elapsed.as_secs_f64(), report.verdict)
+                }
+                None => println!("it did not come to that\n{report}"),
+            }
             report.verdict.code()
         }
         Err(why) => usage(&why),

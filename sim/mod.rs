@@ -9,7 +9,9 @@
 
 pub mod clock;
 pub mod cluster;
+pub mod diagram;
 pub mod disk;
+pub mod export;
 pub mod history;
 pub mod launcher;
 pub mod mark;

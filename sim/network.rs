@@ -28,7 +28,7 @@ use tower::{Service, service_fn};
 
 use crate::ids::Address;
 use crate::io::{BoxError, Channel, ChannelError, Listener, Network, Rng};
-use crate::sim::trace::Trace;
+use crate::sim::trace::{Note, Trace};
 
 /// A machine's number.
 pub type MachineId = u64;
@@ -199,6 +199,12 @@ impl SimNetwork {
     /// must be let go: it may hold what holds the network.
     pub fn set_wiretap(&self, wiretap: Option<Wiretap>) {
         self.state.lock().unwrap().wiretap = wiretap;
+    }
+
+    /// The links that are cut.
+    pub fn cuts(&self) -> Vec<(MachineId, MachineId)> {
+        let state = self.state.lock().unwrap();
+        state.cuts.iter().filter(|(_, count)| **count > 0).map(|(link, _)| *link).collect()
     }
 
     /// How much the network has carried.
@@ -617,6 +623,10 @@ impl Sender {
             deliveries.clear();
         }
         network.state.lock().unwrap().counts.repeated += (deliveries.len() as u64).saturating_sub(1);
+        network.trace.note(|| {
+            let arrives = deliveries.iter().map(|delay| network.time.elapsed() + *delay).collect();
+            Note::Frame { from, to, frame: message.slice(5..), arrives }
+        });
         for delay in deliveries {
             let at = network.time.now_instant() + delay;
             let corrupt = weather.corrupt_per_100k > 0 && network.draw(from, to, 100_000) < weather.corrupt_per_100k;

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::future::{Either, join_all, select};
 use madsim::runtime::NodeHandle;
 use madsim::time::{Instant, TimeHandle, sleep};
 
@@ -24,6 +25,7 @@ use crate::sim::oracle::recovery::{RECOVERY_MAX, TASKS_MAX};
 use crate::sim::oracle::{Violation, bounds, disks, exactly_once, linearizable, outcomes, recovery};
 use crate::sim::plan::{self, Place, Plan};
 use crate::sim::tasks::{self, Submissions};
+use crate::sim::trace::{Note, Stop, Trace};
 use crate::sim::watch::Watch;
 use crate::sim::world::{self, Down, Machine, Seed, World};
 
@@ -91,6 +93,21 @@ pub struct Report {
     pub attempts: (u64, u64),
     /// The rare situations that it came by.
     pub marks: Hits,
+    /// What clients did and saw.
+    pub history: Vec<Record>,
+    /// What a diagram shows, if that was recorded.
+    pub recording: Option<Box<Recording>>,
+    /// What everything was like where the run was stopped, if it was to be.
+    pub stopped: Option<String>,
+}
+
+/// What a diagram shows.
+#[derive(Clone, Debug)]
+pub struct Recording {
+    /// What happened, with its time.
+    pub notes: Vec<(Duration, Note)>,
+    /// The members' machines, in the order of their places, and the ids that each has had.
+    pub machines: Vec<(MachineId, Vec<NodeId>)>,
 }
 
 impl fmt::Display for Report {
@@ -121,6 +138,10 @@ pub struct Mode {
     pub print: bool,
     /// The planted bug that is switched on.
     pub mutant: Option<&'static str>,
+    /// What a diagram shows is recorded.
+    pub record: bool,
+    /// Where to stop.
+    pub stop: Option<Stop>,
 }
 
 /// Runs one seed.
@@ -132,9 +153,10 @@ pub fn run_seed(seed: Seed, mode: Mode) -> Report {
 /// Runs a plan with the randomness of a seed.
 pub fn run_plan(seed: Seed, plan: Plan, mode: Mode) -> Report {
     let body = plan.clone();
-    let result = world::run(seed, mode.print, move |world| async move {
+    let trace = Trace::new(mode.print, mode.record, mode.stop);
+    let result = world::run(seed, trace, move |world| async move {
         mutant::switch_on(mode.mutant);
-        Run::new(world, body).live().await
+        Run::new(world, body).live(mode.record).await
     });
     result
         .unwrap_or_else(|panic| Report {
@@ -149,6 +171,9 @@ pub fn run_plan(seed: Seed, plan: Plan, mode: Mode) -> Report {
             snapshots: 0,
             attempts: (0, 0),
             marks: Hits::new(),
+            history: Vec::new(),
+            recording: None,
+            stopped: None,
         })
         .with_seed(seed)
 }
@@ -178,11 +203,20 @@ impl Run {
         Self { cluster, history: Arc::default(), submissions: Arc::default(), time: TimeHandle::current() }
     }
 
-    async fn live(self) -> Report {
-        let verdict = match self.phases().await {
-            Ok(()) => Verdict::Passed,
-            Err(verdict) => verdict,
+    async fn live(self, record: bool) -> Report {
+        let trace = self.cluster.world.trace.clone();
+        let (verdict, stopped) = match select(pin!(self.phases()), pin!(trace.stopped())).await {
+            Either::Left((verdict, _)) => (verdict.err().unwrap_or(Verdict::Passed), None),
+            Either::Right(_) => {
+                let dump = format!("{}\n{}", trace.last().join("\n"), self.cluster.describe());
+                (self.check().err().unwrap_or(Verdict::Passed), Some(dump))
+            }
         };
+        let machines = self.cluster.members.iter().enumerate().map(|(place, member)| {
+            let lost = self.cluster.condemned().into_iter().filter(|lost| lost.place == place).map(|lost| lost.id);
+            (member.machine.id, member.id().into_iter().chain(lost).collect())
+        });
+        let recording = Recording { machines: machines.collect(), notes: trace.take_notes() };
         self.cluster.world.network.set_wiretap(None);
         let watched = self.cluster.watch.state();
         let records = self.history.records();
@@ -199,6 +233,9 @@ impl Run {
             snapshots: watched.digests.installed,
             attempts: self.cluster.world.ledger.counts(),
             marks: mark::take(),
+            recording: record.then(|| Box::new(recording)),
+            stopped,
+            history: records,
         }
     }
 

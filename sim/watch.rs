@@ -20,7 +20,7 @@ use crate::sim::oracle::election::Elections;
 use crate::sim::oracle::membership::Membership;
 use crate::sim::oracle::monotonic::Monotonic;
 use crate::sim::oracle::promise::{Promised, Promises};
-use crate::sim::trace::Trace;
+use crate::sim::trace::{Note, Trace};
 use crate::sim::world::Machine;
 
 /// The oracles that listen while a run goes on.
@@ -80,6 +80,7 @@ impl Observer for Watch {
         };
         membership.on_status(status, holds, &self.violations);
         inner.statuses.insert(life.0, status.clone());
+        self.trace.note(|| Note::Status(life.0, Box::new(status.clone())));
     }
 }
 

@@ -14,7 +14,7 @@ use crate::sim::launcher::SimLauncher;
 use crate::sim::network::{MachineId, SimNetwork};
 use crate::sim::oracle::attempts::Ledger;
 use crate::sim::spawn::{SimSpawn, Stall};
-use crate::sim::trace::Trace;
+use crate::sim::trace::{Note, Trace};
 
 /// The seed of a run: everything about it follows from this number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ impl Seed {
 
 /// Runs `body` in a world of its own, in virtual time, on a fresh thread: the standard library's hash keys belong to
 /// a thread and are set from the seed.
-pub fn run<T, F, Fut>(seed: Seed, print: bool, body: F) -> Result<T, String>
+pub fn run<T, F, Fut>(seed: Seed, trace: Trace, body: F) -> Result<T, String>
 where
     T: Send + 'static,
     F: FnOnce(Arc<World>) -> Fut + Send + 'static,
@@ -42,7 +42,7 @@ where
     #[allow(clippy::disallowed_methods)]
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         let runtime = Runtime::with_seed_and_config(seed.0, madsim::Config::default());
-        runtime.block_on(async move { body(World::new(seed, print)).await })
+        runtime.block_on(async move { body(World::new(seed, trace)).await })
     });
     thread.map_err(|error| error.to_string())?.join().map_err(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
@@ -88,9 +88,9 @@ pub struct World {
 }
 
 impl World {
-    fn new(seed: Seed, print: bool) -> Arc<Self> {
+    fn new(seed: Seed, trace: Trace) -> Arc<Self> {
         let rng = seed.rng();
-        let trace = Arc::new(Trace::new(print));
+        let trace = Arc::new(trace);
         let network = SimNetwork::new(rng.child("network"), trace.clone());
         Arc::new(Self {
             rng,
@@ -185,6 +185,7 @@ impl Machine {
         assert!(boot.spawn.is_none(), "machine {} is on", self.id);
         boot.count += 1;
         self.trace.event(format_args!("boot {} #{}", self.id, boot.count));
+        self.trace.note(|| Note::Machine(self.id, "boot"));
         // A killed madsim node takes new tasks only after a restart.
         self.executor.restart(self.node);
         let node = self.executor.get_node(self.node).expect("the node was created with the machine");
@@ -219,6 +220,7 @@ impl Machine {
         let mut rng = self.rng.stream(&format!("down {count}"));
         if let Some(spawn) = spawn {
             self.trace.event(format_args!("down {} {how:?}", self.id));
+            self.trace.note(|| Note::Machine(self.id, "down"));
             // First the disk: destructors that run below must not be able to write.
             self.disk.cut_after(rng.range(0, 40));
             spawn.run_pending();
@@ -253,12 +255,14 @@ impl Machine {
     /// Stops its tasks without telling them; its clock runs on.
     pub fn pause(&self) {
         self.trace.event(format_args!("pause {}", self.id));
+        self.trace.note(|| Note::Machine(self.id, "pause"));
         self.executor.pause(self.node);
     }
 
     /// Ends a pause.
     pub fn resume(&self) {
         self.trace.event(format_args!("resume {}", self.id));
+        self.trace.note(|| Note::Machine(self.id, "resume"));
         self.executor.resume(self.node);
     }
 
@@ -270,6 +274,7 @@ impl Machine {
             }
         }
         self.trace.event(format_args!("fail-stop {}: {fault}", self.id));
+        self.trace.note(|| Note::Machine(self.id, "fail-stop"));
         self.fail_stops.lock().unwrap().push(FailStop { machine: self.id, why: fault.to_string() });
         self.down(Down::Kill);
     }

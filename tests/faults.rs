@@ -19,6 +19,7 @@ use cairn::sim::network::{QUEUED_MAX, REPLAY_MAX, STALL_MAX, Weather};
 use cairn::sim::plan::{Fault, Plan};
 use cairn::sim::run::{Mode, Verdict, run_plan};
 use cairn::sim::spawn::STALLED_MAX;
+use cairn::sim::trace::Trace;
 use cairn::sim::world::{Down, Machine, Seed, World, run};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
@@ -38,7 +39,7 @@ const BYTES: &str = "/bytes";
 type Arrived = Arc<Mutex<Vec<(Duration, Bytes)>>>;
 
 fn simulate<T: Send + 'static, F: Future<Output = T>>(body: impl FnOnce(Arc<World>) -> F + Send + 'static) -> T {
-    run(Seed(1), false, body).unwrap()
+    run(Seed(1), Trace::default(), body).unwrap()
 }
 
 fn now() -> Duration {

@@ -73,6 +73,12 @@ impl Ledger {
         inner.ended.get(&task).map_or(0, |ended| ended.iter().filter(|(_, found)| *found == Some(code)).count())
     }
 
+    /// What runs: task, attempt and machine.
+    pub fn live(&self) -> Vec<(TaskId, Token, MachineId)> {
+        let inner = self.inner.lock().unwrap();
+        inner.live.iter().map(|(task, (token, machine, _))| (*task, *token, *machine)).collect()
+    }
+
     /// How many attempts began, and how many of them were cut short.
     pub fn counts(&self) -> (u64, u64) {
         let inner = self.inner.lock().unwrap();
