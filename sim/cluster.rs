@@ -240,6 +240,16 @@ impl Cluster {
         }
     }
 
+    /// Stops a node in order; its machine stays on.
+    async fn stop(&self, place: Place) {
+        let stop = self.members[place].stop.lock().unwrap().take();
+        if let Some((stop, stopped)) = stop
+            && stop.send(()).is_ok()
+        {
+            let _ = timeout(STOP_MAX, stopped).await;
+        }
+    }
+
     async fn transfer(&self, to: Place) {
         sometimes!(self.watch.voters().is_none(), "leadership was to be transferred in a joint configuration");
         if let Some(id) = self.members[to].id() {
@@ -398,12 +408,7 @@ impl Cluster {
                 (0..self.members.len()).for_each(|place| self.boot(place));
             }
             Fault::Stop { node, down } => {
-                let stop = self.members[node].stop.lock().unwrap().take();
-                if let Some((stop, stopped)) = stop
-                    && stop.send(()).is_ok()
-                {
-                    let _ = timeout(STOP_MAX, stopped).await;
-                }
+                self.stop(node).await;
                 off(node, Down::Kill, down).await;
             }
             Fault::Pause { node, span } => {
@@ -440,9 +445,12 @@ impl Cluster {
                 machine(node).disk.fail_next(None);
                 self.boot(node);
             }
-            Fault::Rot { node, permille, down } => {
+            Fault::Rot { node, permille, stopped, down } => {
                 if self.members[node].id().is_none() || !self.members[node].present.load(Ordering::Relaxed) {
                     return;
+                }
+                if stopped {
+                    self.stop(node).await;
                 }
                 self.members[node].rotten.store(true, Ordering::Relaxed);
                 machine(node).rot(permille);

@@ -186,6 +186,8 @@ pub enum Fault {
         node: Place,
         /// Pages, in thousandths.
         permille: u64,
+        /// It was stopped in order before.
+        stopped: bool,
         /// How long it stays off.
         down: Duration,
     },
@@ -546,7 +548,10 @@ const KINDS: &[Kind] = &[
         let op = *d.rng.pick(&[DiskOp::Read, DiskOp::Write, DiskOp::Sync]);
         Fault::DiskError { node: d.place(), op, down: d.span() }
     },
-    |d| Fault::Rot { node: d.place(), permille: *d.rng.pick(&[5, 50, 500]), down: d.span() },
+    |d| {
+        let (permille, stopped) = (*d.rng.pick(&[5, 50, 500]), d.rng.chance(500));
+        Fault::Rot { node: d.place(), permille, stopped, down: d.span() }
+    },
     |d| Fault::Replace { node: d.place(), down: d.span() },
     |d| {
         let millis = *d.rng.pick(&[-3_600_000, -20_000, 20_000, 3_600_000]);

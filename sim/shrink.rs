@@ -35,6 +35,18 @@ impl Case {
     }
 }
 
+/// A case that once failed: a file in `sim/scenarios`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Scenario {
+    /// What was wrong.
+    pub what: String,
+    /// How it was mended.
+    pub fixed: String,
+    /// The run in which it showed.
+    #[serde(flatten)]
+    pub case: Case,
+}
+
 /// In what way a run failed: what a smaller one must do as well. `None` if it passed.
 pub fn symptom(verdict: &Verdict) -> Option<&'static str> {
     match verdict {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cairn::sim::mutant;
 use cairn::sim::plan::Plan;
 use cairn::sim::run::{Mode, Report, Verdict, run_seed};
-use cairn::sim::shrink::{Case, shrink};
+use cairn::sim::shrink::{Case, Scenario, shrink};
 use cairn::sim::world::Seed;
 
 /// Seeds run in CI, from the first.
@@ -48,6 +48,19 @@ fn a_seed_is_one_run_in_this_process_and_in_a_fresh_one_that_logs() {
         let text = String::from_utf8(fresh.stdout).unwrap();
         let expected = format!("trace {:016x} of {} events", first.trace.0, first.trace.1);
         assert!(text.contains(&expected), "a fresh process gave another trace than {expected}: {text}");
+    }
+}
+
+#[test]
+fn what_once_failed_passes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("sim/scenarios");
+    let mut files: Vec<_> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    assert!(!files.is_empty());
+    for file in files {
+        let scenario: Scenario = serde_json::from_str(&std::fs::read_to_string(&file).unwrap()).unwrap();
+        let report = scenario.case.run(Mode::default());
+        assert_eq!(report.verdict, Verdict::Passed, "{}: {}\n{report}", file.display(), scenario.what);
     }
 }
 

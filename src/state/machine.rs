@@ -69,7 +69,7 @@ impl State {
     /// there is no such file. Other states in the directory are left over from an interrupted install: they are removed.
     ///
     /// # Errors
-    /// The database cannot be opened or is corrupt.
+    /// The database cannot be opened or is corrupt: every row is read and counted.
     pub fn open(disk: Arc<dyn Disk>, installed: Index) -> Result<Self, Fault> {
         let name = file_name(installed);
         let what = || format!("open {name} in {}", disk.describe());
@@ -84,7 +84,17 @@ impl State {
         let db = Arc::new(db);
         let durable = Index(head.applied_index);
         let current = Arc::new(Mutex::new(db.clone()));
-        Ok(Self { disk, name, db, current, head, durable, since_durable: 0 })
+        let state = Self { disk, name, db, current, head, durable, since_durable: 0 };
+        // The database checks its pages only where a file was not closed in order.
+        if state.reader().full_digest()? != state.digest() {
+            let (name, disk) = (&state.name, state.disk.describe());
+            let text = format!(
+                "{name} in {disk} is damaged: its rows are not those that its digest counts. Remove this member, and join with an \
+                 empty data directory"
+            );
+            return Err(Fault::new(text));
+        }
+        Ok(state)
     }
 
     /// A state that was installed must be there: an empty one in its place would be made up.
