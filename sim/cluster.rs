@@ -11,6 +11,7 @@ use tokio::sync::oneshot;
 
 use crate::client::Client;
 use crate::ids::{Address, NodeId};
+use crate::limits::WORKER_RENEWAL;
 use crate::node::{NodeBuilder, Origin};
 use crate::sim::network::MachineId;
 use crate::sim::oracle::fail_stops;
@@ -141,10 +142,13 @@ impl Cluster {
 
     /// Boots every machine whose place is not empty any more; all of them are there from now on.
     pub fn boot_all(self: &Arc<Self>) {
-        for (place, member) in self.members.iter().enumerate() {
-            member.present.store(true, Ordering::Relaxed);
-            self.boot(place);
-        }
+        (0..self.members.len()).for_each(|place| self.bring(place));
+    }
+
+    /// Has a machine there from now on, and boots it.
+    pub fn bring(self: &Arc<Self>, place: Place) {
+        self.members[place].present.store(true, Ordering::Relaxed);
+        self.boot(place);
     }
 
     /// Boots a member's machine and its node, unless it runs, was removed, or may not join yet.
@@ -399,10 +403,13 @@ impl Cluster {
                 sleep(down).await;
                 self.boot(node);
             }
-            Fault::Blackout { cut, down } => {
+            Fault::Blackout { cut, down, gone } => {
                 sometimes!(self.members.iter().all(|member| member.machine.is_up()), "the power went for all at once");
                 for member in &self.members {
                     member.machine.down(Down::Power(cut));
+                }
+                if let Some(gone) = gone {
+                    self.members[gone].present.store(false, Ordering::Relaxed);
                 }
                 sleep(down).await;
                 (0..self.members.len()).for_each(|place| self.boot(place));
@@ -429,6 +436,16 @@ impl Cluster {
                 }
             }
             Fault::Cut { links, span } => self.cut(links, span).await,
+            Fault::Strand { node, span } => {
+                let network = &self.world.network;
+                // Longer than a worker waits between two renewals, so that it is late with one.
+                network.set_late(self.id(node), true);
+                sleep(2 * WORKER_RENEWAL).await;
+                self.set_isolated(node, true);
+                network.set_late(self.id(node), false);
+                sleep(span.saturating_sub(2 * WORKER_RENEWAL)).await;
+                self.set_isolated(node, false);
+            }
             Fault::Full { node, left, span } => {
                 machine(node).disk.set_free(left);
                 sleep(span).await;
@@ -473,10 +490,7 @@ impl Cluster {
                     self.remove(leader).await;
                 }
             }
-            Fault::Join { node } => {
-                self.members[node].present.store(true, Ordering::Relaxed);
-                self.boot(node);
-            }
+            Fault::Join { node } => self.bring(node),
         }
     }
 

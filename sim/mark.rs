@@ -53,7 +53,6 @@ pub const MARKS: &[&str] = &[
     "an answer came to a question of an earlier life",
     "entries were read from the disk",
     "entries were replaced by another leader's",
-    "entries were replaced while they were read",
     "forgetting the log waited for a checkpoint",
     "growth was refused for want of space",
     "leadership was to be transferred in a joint configuration",
@@ -67,7 +66,6 @@ pub const MARKS: &[&str] = &[
     "the log was kept for a snapshot on its way",
     "the power went for all at once",
     "the stream of a snapshot broke and went on where it was",
-    "what is no longer this worker's was still running",
 ];
 
 /// How often each mark was hit.

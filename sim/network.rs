@@ -6,7 +6,7 @@
 //! stream of Raft messages is treated harder than TCP would: single messages are lost, repeated and reordered.
 //! A stream cut short reads as an error here; that it may also read as a clean end is covered by dropping its tail.
 
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, ready};
@@ -105,6 +105,8 @@ pub struct SimNetwork {
 
 struct State {
     listeners: BTreeMap<Address, Endpoint>,
+    /// Machines whose calls and answers are all held up.
+    late: BTreeSet<MachineId>,
     /// How many faults cut each link.
     cuts: BTreeMap<(MachineId, MachineId), u32>,
     weather: Weather,
@@ -152,6 +154,7 @@ impl SimNetwork {
     pub fn new(rng: Rng, trace: Arc<Trace>) -> Arc<Self> {
         let state = State {
             listeners: BTreeMap::new(),
+            late: BTreeSet::new(),
             cuts: BTreeMap::new(),
             weather: Weather::CALM,
             draws: BTreeMap::new(),
@@ -189,9 +192,23 @@ impl SimNetwork {
         self.changed.notify_waiters();
     }
 
+    /// Has all calls and answers of a machine held up, or no longer.
+    pub fn set_late(&self, machine: MachineId, late: bool) {
+        let mut state = self.state.lock().unwrap();
+        if late {
+            state.late.insert(machine)
+        } else {
+            state.late.remove(&machine)
+        };
+    }
+
     /// Mends every link.
     pub fn mend(&self) {
-        self.state.lock().unwrap().cuts.clear();
+        {
+            let mut state = self.state.lock().unwrap();
+            state.cuts.clear();
+            state.late.clear();
+        }
         self.changed.notify_waiters();
     }
 
@@ -240,7 +257,10 @@ impl SimNetwork {
 
     /// By how much a call or an answer is held up beyond its delay.
     fn stall(&self, from: MachineId, to: MachineId, path: &str) -> Duration {
-        let permille = self.state.lock().unwrap().weather.stall_permille;
+        let state = self.state.lock().unwrap();
+        let late = state.late.contains(&from) || state.late.contains(&to);
+        let permille = if late { 1000 } else { state.weather.stall_permille };
+        drop(state);
         if from == to || path == RAFT_STREAM || permille == 0 || self.draw(from, to, 1000) >= permille {
             return Duration::ZERO;
         }

@@ -57,6 +57,8 @@ pub struct Plan {
     pub weather: Weather,
     /// What happens, in order of time since the cluster was formed.
     pub faults: Vec<(Duration, Fault)>,
+    /// It goes wrong from the beginning on, while the cluster forms.
+    pub early: bool,
     /// What draws the majority that must serve while the others stay broken.
     pub core: u64,
 }
@@ -147,6 +149,15 @@ pub enum Fault {
         cut: PowerCut,
         /// How long they stay off.
         down: Duration,
+        /// One that stays off until everything is healed.
+        gone: Option<Place>,
+    },
+    /// All that a member asks and is told comes late for a while, and then it is cut off.
+    Strand {
+        /// Which.
+        node: Place,
+        /// For how long, both together.
+        span: Duration,
     },
     /// Links are cut.
     Cut {
@@ -309,7 +320,7 @@ impl Fault {
             | Self::Pause { .. }
             | Self::Slow { .. }
             | Self::Blackout { .. } => Class::Process,
-            Self::Cut { .. } => Class::Network,
+            Self::Cut { .. } | Self::Strand { .. } => Class::Network,
             Self::Full { .. }
             | Self::Stall { .. }
             | Self::DiskError { .. }
@@ -335,6 +346,7 @@ impl Fault {
             | Self::Storm { node, .. }
             | Self::Pause { node, .. }
             | Self::Slow { node, .. }
+            | Self::Strand { node, .. }
             | Self::Full { node, .. }
             | Self::Stall { node, .. }
             | Self::DiskError { node, .. }
@@ -347,7 +359,8 @@ impl Fault {
             Self::Transfer { to } => vec![to],
             Self::TransferRace { to, other } => vec![to, other],
             Self::Cut { links, .. } => links.places(),
-            Self::Blackout { .. } | Self::RemoveLeader => Vec::new(),
+            Self::Blackout { gone, .. } => gone.into_iter().collect(),
+            Self::RemoveLeader => Vec::new(),
         }
     }
 
@@ -390,6 +403,7 @@ impl Fault {
             Self::Pause { span, .. }
             | Self::Slow { span, .. }
             | Self::Cut { span, .. }
+            | Self::Strand { span, .. }
             | Self::Stall { span, .. }
             | Self::Full { span, .. } => Some(span),
             Self::WallStep { .. }
@@ -434,6 +448,7 @@ impl Plan {
             chunk_bytes: SNAPSHOT_CHUNK_BYTES,
             weather: Weather::CALM,
             faults: Vec::new(),
+            early: false,
             core: 0,
         }
     }
@@ -455,6 +470,10 @@ impl Plan {
         let voters_max = *cluster.pick(&[3, VOTERS_TARGET_MAX, VOTERS_TARGET_MAX, 7]);
         let timeouts = [ELECTION_TIMEOUT_MIN, ELECTION_TIMEOUT, ELECTION_TIMEOUT, 3 * ELECTION_TIMEOUT];
         let election_timeout = *cluster.pick(&timeouts);
+        let early = cluster.chance(150);
+        let mut faults = faults(&mut rng.stream("plan/faults"), nodes);
+        // While the cluster forms there is nobody yet to have what one member loses.
+        faults.retain(|(_, fault)| !(early && fault.is_loss()));
         let mut load = rng.stream("plan/load");
         Self {
             nodes,
@@ -478,7 +497,8 @@ impl Plan {
             },
             chunk_bytes: *load.pick(&[1, 100, SNAPSHOT_CHUNK_BYTES]),
             weather: weather(&mut rng.stream("plan/weather")),
-            faults: faults(&mut rng.stream("plan/faults"), nodes),
+            faults,
+            early,
             core: rng.stream("plan/core").range(0, u64::MAX),
         }
     }
@@ -527,7 +547,11 @@ const KINDS: &[Kind] = &[
     |d| Fault::Storm { node: d.place(), times: d.rng.range(2, 8), down: Duration::from_millis(d.rng.range(1, 1_500)) },
     |d| Fault::Pause { node: d.place(), span: d.span() },
     |d| Fault::Slow { node: d.place(), span: d.span() },
-    |d| Fault::Blackout { cut: d.cut(), down: d.span() },
+    |d| {
+        let gone = if d.rng.chance(300) { Some(d.place()) } else { None };
+        Fault::Blackout { cut: d.cut(), down: d.span(), gone }
+    },
+    |d| Fault::Strand { node: d.place(), span: Duration::from_millis(d.rng.range(12_000, 25_000)) },
     |d| Fault::Cut { links: Links::OneWay { from: d.place(), to: d.place() }, span: d.span() },
     |d| Fault::Cut { links: Links::Isolate { node: d.place() }, span: d.span() },
     |d| Fault::Cut { links: Links::Leader, span: d.span() },
@@ -650,8 +674,8 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} nodes, of which {} may vote, election timeout {:?}, token: {}",
-            self.nodes, self.voters_max, self.election_timeout, self.token
+            "{} nodes, of which {} may vote, election timeout {:?}, token: {}, attacked while it forms: {}",
+            self.nodes, self.voters_max, self.election_timeout, self.token, self.early
         )?;
         writeln!(
             f,

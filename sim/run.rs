@@ -242,7 +242,7 @@ impl Run {
     async fn phases(&self) -> Result<(), Verdict> {
         self.cluster.world.network.set_weather(self.cluster.plan.weather);
         self.form().await?;
-        let stock = self.stock(true).await;
+        let stock = if self.cluster.plan.early { Vec::new() } else { self.stock(true).await };
         self.attack().await;
         self.check()?;
         self.serve_in_core().await?;
@@ -260,6 +260,9 @@ impl Run {
         let plan = &self.cluster.plan;
         let early: Vec<Place> = (0..plan.nodes).filter(|place| !plan.is_late(*place)).collect();
         early.iter().for_each(|place| self.cluster.boot(*place));
+        if plan.early {
+            return Ok(());
+        }
         let most = early.len().min(plan.voters_max);
         let target = most - usize::from(most % 2 == 0);
         let voters = || {
@@ -408,7 +411,7 @@ impl Run {
                 _ => cluster.set_isolated(place, true),
             }
         }
-        core.iter().for_each(|place| cluster.boot(*place));
+        core.iter().for_each(|place| cluster.bring(*place));
         let served = self.serve(1).await;
         for member in &cluster.members {
             member.machine.resume();

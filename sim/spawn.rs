@@ -30,7 +30,7 @@ impl Stall {
 }
 
 /// By how much a held-up disk delays blocking work at most.
-pub const STALLED_MAX: Duration = Duration::from_millis(2_000);
+pub const STALLED_MAX: Duration = Duration::from_secs(4);
 
 /// Spawns onto one boot of a machine.
 pub struct SimSpawn {

@@ -72,7 +72,6 @@ impl Hands {
         }
         for found in found.values().filter(|found| !tokens.contains(&found.token) && found.exit.is_none()) {
             // It runs under a token that is over.
-            sometimes!("what is no longer this worker's was still running");
             note(found.token, "stop", self.launcher.stop(found.token, Reason::Lost));
         }
         let over = |found: &&Found| found.exit.is_some() && !tokens.contains(&found.token);
