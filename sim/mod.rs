@@ -14,6 +14,7 @@ pub mod disk;
 pub mod export;
 pub mod history;
 pub mod launcher;
+pub mod load;
 pub mod mark;
 pub mod mutant;
 pub mod network;

@@ -10,6 +10,7 @@ use crate::limits::{ELECTION_TIMEOUT, FREE_SPACE_FLOOR, LOG_BYTES_KEPT, LOG_ENTR
 use crate::limits::{ELECTION_TIMEOUT_MIN, TAIL_BYTES_MAX, VOTERS_TARGET_MAX};
 use crate::raft::tail::Retention;
 use crate::sim::disk::{DiskOp, PowerCut};
+use crate::sim::load::Load;
 use crate::sim::network::Weather;
 
 /// A machine of the cluster, by its place in it (0 is the founder's).
@@ -420,6 +421,12 @@ impl Plan {
     /// Gives seams what they need to call the cluster.
     pub fn admit(&self, io: Io) -> Io {
         if self.token { io.with_tokens(tokens("cluster")) } else { io }
+    }
+
+    /// What each client does.
+    pub fn load(&self) -> Load {
+        let Self { operations, pause, keys, idle_permille, .. } = *self;
+        Load { operations, pause, keys, idle_permille }
     }
 
     /// Whether a place is empty until its machine joins.

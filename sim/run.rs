@@ -10,14 +10,13 @@ use futures_util::future::{Either, join_all, select};
 use madsim::runtime::NodeHandle;
 use madsim::time::{Instant, TimeHandle, sleep};
 
-use crate::client::{Client, ClientError};
-use crate::error::Reject;
-use crate::ids::{NodeId, Revision};
-use crate::io::{Io, RngStream};
-use crate::limits::SESSION_TTL;
+use crate::client::Client;
+use crate::ids::NodeId;
+use crate::io::Io;
 use crate::raft::core::Status;
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, Condemned, Member};
 use crate::sim::history::{History, Op, Record, Seen};
+use crate::sim::load;
 use crate::sim::mark::{self, Hits};
 use crate::sim::mutant;
 use crate::sim::network::{MachineId, Weather};
@@ -264,7 +263,7 @@ impl Run {
             return Ok(());
         }
         let most = early.len().min(plan.voters_max);
-        let target = most - usize::from(most % 2 == 0);
+        let target = most - usize::from(most.is_multiple_of(2));
         let voters = || {
             let watched = self.cluster.watch.state();
             let full = |status: &&Status| status.voters.len() == target && !status.joint && status.leader.is_some();
@@ -366,28 +365,16 @@ impl Run {
             true => one.clone(),
             false => Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT),
         };
-        let mut rng = self.cluster.world.rng.stream(&format!("client {id}"));
+        let rng = self.cluster.world.rng.stream(&format!("client {id}"));
         let (plan, history, time) = (self.cluster.plan.clone(), self.history.clone(), self.time.clone());
         let trace = self.cluster.world.trace.clone();
         node.spawn(async move {
-            let mut known = BTreeMap::new();
-            for count in 0..plan.operations {
-                sleep(Duration::from_millis(rng.range(1, plan.pause.as_millis() as u64))).await;
-                if rng.chance(plan.idle_permille) {
-                    // About as long as a session lives, so that its end and its use cross.
-                    sleep(SESSION_TTL - Duration::from_millis(2_000) + Duration::from_millis(rng.range(0, 8_000)))
-                        .await;
-                }
-                let key = rng.range(0, plan.keys);
-                let op = draw_op(&mut rng, id << 32 | count, known.get(&key).copied());
-                let from = time.elapsed();
-                let seen = perform(&client, key, op).await;
-                if let Seen::Put(revision) | Seen::Mismatch(revision) | Seen::Got(Some((_, revision))) = seen {
-                    known.insert(key, revision);
-                }
+            let ended = |record: Record| {
+                let Record { op, key, seen, .. } = &record;
                 trace.event(format_args!("client {id} {op:?} on {key}: {seen:?}"));
-                history.add(Record { client: id, key, op, from, to: time.elapsed(), seen });
-            }
+                history.add(record);
+            };
+            load::run(&client, id, &plan.load(), rng, &|| time.elapsed(), &ended).await;
         })
     }
 
@@ -432,9 +419,10 @@ impl Run {
         let all = node.spawn(async move {
             let mut all = true;
             for key in 0..keys {
-                for op in [Op::Get, Op::Put { value: 99 << 32 | number + key, expected: None }, Op::Get] {
+                let value = (99 << 32) | (number + key);
+                for op in [Op::Get, Op::Put { value, expected: None }, Op::Get] {
                     let from = time.elapsed();
-                    let seen = perform(&client, key, op).await;
+                    let seen = load::perform(&client, key, op).await;
                     all &= !matches!(seen, Seen::Unknown | Seen::NotDone);
                     history.add(Record { client: 99, key, op, from, to: time.elapsed(), seen });
                 }
@@ -580,32 +568,4 @@ fn sorted(ids: &[NodeId]) -> Vec<NodeId> {
     let mut ids = ids.to_vec();
     ids.sort_unstable();
     ids
-}
-
-fn draw_op(rng: &mut RngStream, value: u64, known: Option<u64>) -> Op {
-    match rng.range(0, 10) {
-        0..4 => Op::Get,
-        4..7 => Op::Put { value, expected: None },
-        7..9 => Op::Put { value, expected: Some(known.unwrap_or(0)) },
-        _ => Op::Delete,
-    }
-}
-
-async fn perform(client: &Client, key: u64, op: Op) -> Seen {
-    let key = key.to_be_bytes();
-    let failed = |error: ClientError| match error {
-        ClientError::Rejected(Reject::RevisionMismatch { actual, .. }) => Seen::Mismatch(actual.0),
-        ClientError::Unavailable(_) => Seen::NotDone,
-        _ => Seen::Unknown,
-    };
-    match op {
-        Op::Get => client.get(&key).await.map_or_else(failed, |found| {
-            Seen::Got(found.map(|row| (u64::from_be_bytes(row.value[..].try_into().unwrap_or_default()), row.revision)))
-        }),
-        Op::Put { value, expected } => client
-            .put(&key, &value.to_be_bytes(), expected.map(Revision))
-            .await
-            .map_or_else(failed, |revision| Seen::Put(revision.0)),
-        Op::Delete => client.delete(&key, None).await.map_or_else(failed, Seen::Deleted),
-    }
 }

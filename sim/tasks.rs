@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use madsim::time::sleep;
-
 use crate::client::{Client, ClientError};
 use crate::ids::TaskId;
 use crate::io::RngStream;
@@ -86,7 +84,7 @@ pub async fn submit(
     trace: &Trace,
 ) {
     for number in 0..count {
-        sleep(Duration::from_millis(rng.range(1, 4_000))).await;
+        client.pause(Duration::from_millis(rng.range(1, 4_000))).await;
         let mark = id << 32 | number;
         let spec = draw_spec(&mut rng, mark, stubborn_permille);
         let heard = match client.submit_task(spec.clone()).await {
@@ -98,7 +96,7 @@ pub async fn submit(
         let stopped = rng.chance(150);
         submissions.0.lock().unwrap().insert(mark, Submission { spec, heard, stopped });
         if let (Heard::Taken(task), true) = (heard, stopped) {
-            sleep(Duration::from_millis(rng.range(1, 5_000))).await;
+            client.pause(Duration::from_millis(rng.range(1, 5_000))).await;
             let phase = client.stop_task(task).await;
             trace.event(format_args!("client {id} stops task {task}: {phase:?}"));
         }
