@@ -1,6 +1,8 @@
-//! Each machine's own clock: it started at another moment and runs at another speed, and somebody may set the time of day.
+//! Each machine's own clock: it started at another moment and runs at another speed, which may change; it may stand still; and
+//! somebody may set the time of day.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -9,13 +11,51 @@ use madsim::time::TimeHandle;
 use crate::io::{Clock, RngStream};
 use crate::time::{Monotonic, WallTime};
 
-/// A clock that is off by `offset` and runs `drift_ppm` millionths fast.
-pub struct SimClock {
+/// A clock of its own. What it shows is what it showed when its speed last changed, and what has passed since at that speed.
+#[derive(Clone)]
+pub struct SimClock(Arc<Inner>);
+
+struct Inner {
     time: TimeHandle,
     offset: Duration,
-    drift_ppm: i64,
+    pace: Mutex<Pace>,
     wall_offset_ms: AtomicU64,
 }
+
+#[derive(Clone, Copy)]
+struct Pace {
+    /// When the speed last changed, in the world's time.
+    since: Duration,
+    /// What the clock had run by then.
+    ran: Duration,
+    /// How many millionths fast it runs.
+    ppm: i64,
+    /// How many it runs fast by itself.
+    drift_ppm: i64,
+}
+
+impl Pace {
+    fn ran(&self, world: Duration) -> Duration {
+        let passed = world.saturating_sub(self.since).as_nanos() * (MILLION + self.ppm) as u128 / MILLION as u128;
+        self.ran + Duration::from_nanos(passed as u64)
+    }
+
+    /// How long the world takes until the clock has run for this much longer; rounded up, so that no timer fires early.
+    fn takes(&self, own: Duration) -> Duration {
+        match (MILLION + self.ppm) as u128 {
+            0 => LOOK,
+            speed => Duration::from_nanos((own.as_nanos() * MILLION as u128 / speed + 1) as u64),
+        }
+    }
+}
+
+const MILLION: i64 = 1_000_000;
+
+/// The speed, in millionths fast, of a clock that stands still.
+pub const FROZEN_PPM: i64 = -MILLION;
+
+/// How often a timer on a clock that stands still looks whether it goes on.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// 2026-01-01, where the wall clocks of simulated machines start, give or take.
 const WALL_START_MS: u64 = 1_767_225_600_000;
@@ -23,41 +63,58 @@ const WALL_START_MS: u64 = 1_767_225_600_000;
 impl SimClock {
     /// A clock drawn from `rng` that drifts by at most `drift_ppm_max` either way.
     pub fn draw(rng: &mut RngStream, drift_ppm_max: u64) -> Self {
-        let drift = rng.range(0, 2 * drift_ppm_max + 1) as i64 - drift_ppm_max as i64;
-        Self {
+        let drift_ppm = rng.range(0, 2 * drift_ppm_max + 1) as i64 - drift_ppm_max as i64;
+        let (since, ran) = Default::default();
+        Self(Arc::new(Inner {
             time: TimeHandle::current(),
             offset: Duration::from_millis(rng.range(0, 1_000_000_000)),
-            drift_ppm: drift,
+            pace: Mutex::new(Pace { since, ran, ppm: drift_ppm, drift_ppm }),
             wall_offset_ms: AtomicU64::new(rng.range(0, 120_000)),
-        }
+        }))
+    }
+
+    /// Has it run so many millionths fast from now on, or as it does by itself. At [`FROZEN_PPM`] it stands still.
+    pub fn set_speed(&self, ppm: Option<i64>) {
+        let world = self.0.time.elapsed();
+        let pace = &mut *self.0.pace.lock().unwrap();
+        (pace.ran, pace.since) = (pace.ran(world), world);
+        pace.ppm = ppm.unwrap_or(pace.drift_ppm).max(FROZEN_PPM);
     }
 
     /// Sets the time of day forward, or back if `millis` is negative, at most to where it began. Time that passes is not
     /// touched.
     pub fn step_wall(&self, millis: i64) {
         let step = |offset: u64| Some(offset.saturating_add_signed(millis));
-        let _ = self.wall_offset_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+        let _ = self.0.wall_offset_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
     }
 
     fn ran(&self) -> Duration {
-        let world = self.time.elapsed().as_nanos();
-        Duration::from_nanos((world * (1_000_000 + self.drift_ppm) as u128 / 1_000_000) as u64)
+        self.0.pace.lock().unwrap().ran(self.0.time.elapsed())
     }
 }
 
 impl Clock for SimClock {
     fn now(&self) -> Monotonic {
-        Monotonic::from_nanos((self.offset + self.ran()).as_nanos() as u64)
+        Monotonic::from_nanos((self.0.offset + self.ran()).as_nanos() as u64)
     }
 
     fn wall(&self) -> WallTime {
-        WallTime(WALL_START_MS + self.wall_offset_ms.load(Ordering::Relaxed) + self.ran().as_millis() as u64)
+        let offset = self.0.wall_offset_ms.load(Ordering::Relaxed);
+        WallTime(WALL_START_MS + offset + self.ran().as_millis() as u64)
     }
 
     fn sleep_until(&self, at: Monotonic) -> BoxFuture<'static, ()> {
-        let own = at.since(self.now()).as_nanos();
-        // Rounded up, so that a timer never fires before its point on this clock.
-        let world = own * 1_000_000 / (1_000_000 + self.drift_ppm) as u128 + 1;
-        Box::pin(self.time.sleep(Duration::from_nanos(world as u64)))
+        let clock = self.clone();
+        Box::pin(async move {
+            loop {
+                let left = at.since(clock.now());
+                let takes = clock.0.pace.lock().unwrap().takes(left);
+                clock.0.time.sleep(takes).await;
+                // The clock may have gone slower meanwhile, or not at all.
+                if clock.now() >= at {
+                    return;
+                }
+            }
+        })
     }
 }

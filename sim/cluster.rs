@@ -119,6 +119,9 @@ impl Cluster {
     pub fn new(world: Arc<World>, plan: Plan, watch: Arc<Watch>) -> Arc<Self> {
         let member = |place| Member::new(world.machine(), !plan.is_late(place));
         let members: Vec<Arc<Member>> = (0..plan.nodes).map(member).collect();
+        if plan.model_log {
+            members.iter().for_each(|member| member.machine.disk.set_model());
+        }
         let moving = |place: usize| {
             plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Move { node, .. } if *node == place))
         };

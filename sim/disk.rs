@@ -11,12 +11,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex};
 
 use redb::StorageBackend;
 use serde::{Deserialize, Serialize};
 
-use crate::io::{Backend, Disk, RngStream};
+use crate::io::{Backend, Batch, Disk, Journal, RngStream};
+use crate::sim::journal::{Records, Stored};
 
 const PAGE: usize = 4096;
 const SECTOR: usize = 512;
@@ -98,6 +100,8 @@ impl File {
 #[derive(Default)]
 struct State {
     files: BTreeMap<String, File>,
+    /// Journals in memory, if this disk has them.
+    journals: Option<BTreeMap<String, Stored>>,
     /// Names whose directory entry is durable.
     named: BTreeSet<String>,
     /// Operations until the disk stops answering; `None` while it works.
@@ -167,6 +171,11 @@ impl SimDisk {
         Self { state: Arc::new(Mutex::new(state)), name }
     }
 
+    /// Has it keep journals in memory, instead of databases in files, from the next boot on.
+    pub fn set_model(&self) {
+        self.state.lock().unwrap().journals.get_or_insert_default();
+    }
+
     /// The disk as the machine's next boot sees it. Handles of earlier boots fail from here on.
     pub fn boot(&self) -> Arc<dyn Disk> {
         let mut state = self.state.lock().unwrap();
@@ -197,7 +206,14 @@ impl SimDisk {
     pub fn power_cut(&self, fate: PowerCut, rng: &mut RngStream) {
         let mut state = self.state.lock().unwrap();
         state.cut_after = Some(0);
-        let State { files, named, counts, .. } = &mut *state;
+        let State { files, journals, named, counts, .. } = &mut *state;
+        for journal in journals.iter_mut().flat_map(BTreeMap::values_mut) {
+            journal.cut(|| {
+                let lost = rng.chance(fate.drop_permille);
+                counts.dropped += u64::from(lost);
+                lost
+            });
+        }
         files.retain(|name, _| named.contains(name) || !rng.chance(fate.drop_permille));
         for (name, file) in files.iter_mut() {
             named.insert(name.clone());
@@ -227,11 +243,15 @@ impl SimDisk {
         }
     }
 
-    /// The durable image of a file, on a second disk: what a machine would find after a power cut at this instant that
+    /// The durable image of a file, or of a journal, on a second disk: what a machine would find after a power cut at this instant that
     /// loses everything unsynced.
     pub fn durable(&self, name: &str) -> Self {
         let state = self.state.lock().unwrap();
         let copy = Self::new(format!("{} (durable image)", self.name));
+        if let Some(journals) = &state.journals {
+            let there = journals.get(name).map(|journal| (name.to_owned(), Stored::of(journal.durable())));
+            copy.state.lock().unwrap().journals = Some(there.into_iter().collect());
+        }
         if let Some(file) = state.files.get(name).filter(|_| state.named.contains(name)) {
             let image = file.durable.clone();
             let file = File { live: image.clone(), durable: image, ..File::default() };
@@ -273,6 +293,7 @@ impl SimDisk {
     pub fn wipe(&self) {
         let mut state = self.state.lock().unwrap();
         state.files.clear();
+        state.journals.iter_mut().for_each(BTreeMap::clear);
         state.named.clear();
         state.cut_after = Some(0);
     }
@@ -303,6 +324,11 @@ impl State {
         self.files.get_mut(name).ok_or_else(gone)
     }
 
+    fn stored(&mut self, name: &str) -> io::Result<&mut Stored> {
+        let gone = || io::Error::new(io::ErrorKind::NotFound, format!("{name} was removed"));
+        self.journals.as_mut().and_then(|journals| journals.get_mut(name)).ok_or_else(gone)
+    }
+
     /// Fails if the next operation of this kind is to fail.
     fn fail(&mut self, op: DiskOp, name: &str) -> io::Result<()> {
         if self.failing != Some(op) {
@@ -311,9 +337,13 @@ impl State {
         self.failing = None;
         self.counts.failed += 1;
         if op == DiskOp::Sync {
-            let file = self.file(name)?;
-            file.unsynced.clear();
-            file.live = file.durable.clone();
+            if let Some(journal) = self.journals.as_mut().and_then(|journals| journals.get_mut(name)) {
+                journal.cut(|| true);
+            } else {
+                let file = self.file(name)?;
+                file.unsynced.clear();
+                file.live = file.durable.clone();
+            }
         }
         Err(io::Error::other(format!("{DISK_ERROR}: {op:?} of {name}")))
     }
@@ -391,8 +421,60 @@ impl Disk for Mounted {
         self.with(|state| Ok(state.capacity - state.used().min(state.capacity)))
     }
 
+    fn journal(&self, name: &str) -> io::Result<Option<Box<dyn Journal>>> {
+        self.with(|state| {
+            let Some(journals) = &mut state.journals else { return Ok(None) };
+            let live = journals.entry(name.to_owned()).or_default().live();
+            let mounted = Mounted { disk: self.disk.clone(), boot: self.boot };
+            Ok(Some(Box::new(Handed { handle: Handle { mounted, name: name.to_owned() }, live }) as Box<dyn Journal>))
+        })
+    }
+
     fn describe(&self) -> String {
         self.disk.name.clone()
+    }
+}
+
+/// A journal in memory as its owner has it.
+struct Handed {
+    handle: Handle,
+    live: Arc<Records>,
+}
+
+impl Journal for Handed {
+    fn named(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        self.handle.file(|state, file| state.fail(DiskOp::Read, file))?;
+        Ok(self.live.named.get(name).cloned())
+    }
+
+    fn last(&self) -> io::Result<Option<u64>> {
+        self.handle.file(|state, file| state.fail(DiskOp::Read, file))?;
+        Ok(self.live.numbered.keys().next_back().copied())
+    }
+
+    fn scan(&self, range: Range<u64>, each: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>) -> io::Result<()> {
+        self.handle.file(|state, file| state.fail(DiskOp::Read, file))?;
+        let _ = self.live.numbered.range(range).try_for_each(|(number, record)| each(*number, record));
+        Ok(())
+    }
+
+    fn commit(&mut self, batch: &Batch) -> io::Result<()> {
+        // Two operations: what is between them may be lost.
+        self.handle.file(|state, file| {
+            state.fail(DiskOp::Write, file)?;
+            state.counts.writes += 1;
+            state.stored(file)?.write(batch);
+            Ok(())
+        })?;
+        self.live = self.handle.file(|state, file| {
+            state.fail(DiskOp::Sync, file)?;
+            state.counts.syncs += 1;
+            let stored = state.stored(file)?;
+            self.live = Arc::default(); // else the sync would have to copy what it changes
+            stored.sync();
+            Ok(stored.durable())
+        })?;
+        Ok(())
     }
 }
 

@@ -39,7 +39,7 @@ struct Attempt {
 pub struct SimLauncher {
     machine: MachineId,
     attempts: Arc<Mutex<BTreeMap<Token, Attempt>>>,
-    clock: Arc<SimClock>,
+    clock: SimClock,
     shims: Mutex<NodeHandle>,
     ledger: Arc<Ledger>,
     trace: Arc<Trace>,
@@ -47,13 +47,7 @@ pub struct SimLauncher {
 
 impl SimLauncher {
     /// The processes of a machine, which run on `shims`.
-    pub fn new(
-        machine: MachineId,
-        clock: Arc<SimClock>,
-        shims: NodeHandle,
-        ledger: Arc<Ledger>,
-        trace: Arc<Trace>,
-    ) -> Self {
+    pub fn new(machine: MachineId, clock: SimClock, shims: NodeHandle, ledger: Arc<Ledger>, trace: Arc<Trace>) -> Self {
         Self { machine, attempts: Arc::default(), clock, shims: Mutex::new(shims), ledger, trace }
     }
 
@@ -98,12 +92,7 @@ fn program(command: &[String]) -> Option<Program> {
 }
 
 /// How a process ends under its shim.
-async fn run(
-    program: Program,
-    token: Token,
-    clock: Arc<SimClock>,
-    attempts: Arc<Mutex<BTreeMap<Token, Attempt>>>,
-) -> Exit {
+async fn run(program: Program, token: Token, clock: SimClock, attempts: Arc<Mutex<BTreeMap<Token, Attempt>>>) -> Exit {
     let began = clock.now();
     let mut asked: Option<(Monotonic, Reason)> = None;
     loop {

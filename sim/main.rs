@@ -319,10 +319,10 @@ fn shrink_seed(seed: u64, runs: usize, out: PathBuf, mode: Mode) -> i32 {
 fn sweep(from: u64, count: u64, jobs: usize, options: (bool, Option<PathBuf>), mode: Mode) -> i32 {
     let (all_marks, json) = options;
     let outcome = sweep::run(from, count, jobs, mode);
-    if let Some(path) = json {
-        if let Err(why) = write_json(&path, &outcome) {
-            return usage(&why);
-        }
+    if let Some(path) = json
+        && let Err(why) = write_json(&path, &outcome)
+    {
+        return usage(&why);
     }
     outcome.code(all_marks)
 }

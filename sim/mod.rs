@@ -13,6 +13,7 @@ pub mod diagram;
 pub mod disk;
 pub mod export;
 pub mod history;
+pub mod journal;
 pub mod launcher;
 pub mod load;
 pub mod mark;

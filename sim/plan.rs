@@ -50,6 +50,8 @@ pub struct Plan {
     pub keys: u64,
     /// Large values that are written once, before anything goes wrong, and must still be there at the end.
     pub stock: u64,
+    /// The log is kept in memory instead of a database on the simulated disk.
+    pub model_log: bool,
     /// How much of the log the members keep for those behind: less than what happens, so that snapshots are needed.
     pub retention: Retention,
     /// Bytes of a snapshot's chunk.
@@ -371,6 +373,11 @@ impl Fault {
         matches!(self, Self::Rot { .. } | Self::Replace { .. } | Self::Remove { .. } | Self::RemoveLeader)
     }
 
+    /// Whether it needs files to harm.
+    fn is_on_files(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::DiskError { .. } | Self::Rot { .. })
+    }
+
     /// One of each kind, for a cluster of so many.
     pub fn of_each_kind(rng: &mut RngStream, nodes: usize) -> Vec<Self> {
         KINDS.iter().map(|kind| kind(&mut Draw { rng, nodes: nodes as u64 })).collect()
@@ -451,6 +458,7 @@ impl Plan {
             stubborn_permille: 200,
             keys: 2,
             stock: 5,
+            model_log: false,
             retention: Retention::default(),
             chunk_bytes: SNAPSHOT_CHUNK_BYTES,
             weather: Weather::CALM,
@@ -497,6 +505,8 @@ impl Plan {
             stubborn_permille: *load.pick(&[200, 200, 900]),
             one_session: load.chance(300),
             idle_permille: if load.chance(200) { 30 } else { 0 },
+            // What damages files wants files.
+            model_log: rng.stream("plan/log").chance(750) && !faults.iter().any(|(_, fault)| fault.is_on_files()),
             retention: Retention {
                 entries: *load.pick(&[1, 8, 40, 200, LOG_ENTRIES_KEPT]),
                 bytes: *load.pick(&[2_000, LOG_BYTES_KEPT, LOG_BYTES_KEPT]),
@@ -694,7 +704,8 @@ impl fmt::Display for Plan {
             "{} clients with {} tasks each, stubborn {} in 1000",
             self.submitters, self.tasks, self.stubborn_permille
         )?;
-        writeln!(f, "{:?}, snapshots in chunks of {} bytes", self.retention, self.chunk_bytes)?;
+        let log = if self.model_log { "in memory" } else { "in a database" };
+        writeln!(f, "log {log}, {:?}, snapshots in chunks of {} bytes", self.retention, self.chunk_bytes)?;
         writeln!(f, "{:?}", self.weather)?;
         for (at, fault) in &self.faults {
             writeln!(f, "{:>7.3} s  {fault:?}", at.as_secs_f64())?;

@@ -156,6 +156,7 @@ impl Shrinker<'_> {
             |plan| plan.retention = Retention::default(),
             |plan| plan.chunk_bytes = crate::limits::SNAPSHOT_CHUNK_BYTES,
             |plan| plan.early = false,
+            |plan| plan.model_log = true,
             |plan| plan.stock = 0,
             |plan| plan.submitters = 0,
             |plan| plan.clients = 1,

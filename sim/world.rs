@@ -109,7 +109,7 @@ impl World {
         let id = machines.len() as MachineId + 1;
         let node = self.executor.create_node().name(format!("machine-{id}")).build();
         let rng = self.rng.child(&format!("machine {id}"));
-        let clock = Arc::new(SimClock::draw(&mut rng.stream("clock"), 500));
+        let clock = SimClock::draw(&mut rng.stream("clock"), 500);
         let shims = self.executor.create_node().name(format!("shims-{id}")).build();
         let (ledger, trace) = (self.ledger.clone(), self.trace.clone());
         let machine = Arc::new(Machine {
@@ -146,7 +146,7 @@ pub struct Machine {
     /// Whether that is held up.
     pub stall: Stall,
     /// Its clock.
-    pub clock: Arc<SimClock>,
+    pub clock: SimClock,
     rng: Rng,
     node: madsim::task::NodeId,
     shims: madsim::task::NodeId,
@@ -200,7 +200,7 @@ impl Machine {
         let spawn = Arc::new(SimSpawn::new(node.clone(), rng.child("spawn"), self.stall.clone(), fail_stop));
         boot.spawn = Some(spawn.clone());
         let io = Io {
-            clock: self.clock.clone(),
+            clock: Arc::new(self.clock.clone()),
             network: self.network.attach(self.id, node.clone()),
             disk: self.disk.boot(),
             launcher: Some(self.launcher.clone()),

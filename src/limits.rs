@@ -131,6 +131,14 @@ pub const RETRY_PAUSE_MAX: Duration = Duration::from_secs(60);
 pub const WORKER_LEASE: Duration = Duration::from_secs(10);
 /// Cluster time by which the lease is over for the leader, too: more than clocks drift apart within a lease.
 pub const WORKER_LEASE_MARGIN: Duration = Duration::from_secs(1);
+/// By how many millionths a clock may run fast or slow for leases to hold: the slowest worker's has ended before the fastest
+/// leader's is over.
+pub const CLOCK_DRIFT_PPM_MAX: u64 = 45_000;
+const _: () = {
+    let (lease, over) =
+        (WORKER_LEASE.as_millis() as u64, (WORKER_LEASE.as_millis() + WORKER_LEASE_MARGIN.as_millis()) as u64);
+    assert!(lease * (1_000_000 + CLOCK_DRIFT_PPM_MAX) <= over * (1_000_000 - CLOCK_DRIFT_PPM_MAX));
+};
 /// How long a worker that stops in order waits for its tasks to end.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(8);
 /// How often a worker renews its lease.

@@ -1,7 +1,7 @@
 //! Oracle 3: at the instant a message leaves, what it promises is already on the sender's disk (Raft paper, figure 2:
 //! "updated on stable storage before responding to RPCs").
 //!
-//! The disk is asked the way a restart would ask: its durable image is opened as a log, unless what it said last already
+//! The disk is asked the way a restart would ask: its durable image is opened as a log's journal, unless what it said last already
 //! implies the promise: within a boot it takes nothing back. A term is promised by any
 //! message sent in it, a vote by its grant, entries by their acknowledgement. Pre-votes promise nothing.
 
@@ -30,8 +30,11 @@ impl Promised {
     /// Its log does not open.
     pub fn of(disk: &SimDisk) -> Result<Self, String> {
         let copy = disk.durable(LOG_FILE);
-        let (hard_state, last) = log::promised(&*copy.boot()).map_err(|fault| fault.to_string())?;
-        Ok(Self { hard_state, last })
+        let journal = log::open_journal(&*copy.boot()).map_err(|fault| fault.to_string())?;
+        let promised = log::promised(&*journal).map_err(|fault| fault.to_string());
+        // A database that is closed in order writes more than it took to read it; nobody will read this copy again.
+        copy.cut_after(0);
+        promised.map(|(hard_state, last)| Self { hard_state, last })
     }
 
     /// Whether this takes nothing back of what was promised before.

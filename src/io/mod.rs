@@ -6,6 +6,7 @@
 mod access;
 mod clock;
 mod disk;
+mod journal;
 mod launcher;
 mod network;
 mod rng;
@@ -16,6 +17,7 @@ use std::sync::Arc;
 pub use access::{TokenError, Tokens};
 pub use clock::{Clock, Elapsed};
 pub use disk::{Backend, Disk};
+pub use journal::{Batch, BatchChange, Journal};
 pub use launcher::{Found, Launch, Launcher, LogPiece};
 pub use network::{BoxError, Channel, ChannelError, Listener, Network};
 pub(crate) use rng::scale;

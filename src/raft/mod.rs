@@ -1,6 +1,7 @@
 //! Consensus: one log, the same on a majority's disks before anyone hears of it.
 //!
-//! [`core`] is Raft without I/O, [`manager`] drives it, [`snapshot`] is for members that are behind the log. Data goes down once and comes back once:
+//! [`core`] is Raft without I/O, [`manager`] drives it, [`snapshot`] is for members that are behind the log. Data goes down
+//! once and comes back once:
 //!
 //! ```text
 //!   clients ──► manager ──► core ──► effects ─┬─► messages ──► transport ──► peers
@@ -19,6 +20,7 @@
 
 pub mod codec;
 pub mod core;
+mod journal;
 pub mod log;
 pub mod manager;
 pub mod owner;
