@@ -10,13 +10,16 @@ use madsim::time::{sleep, timeout};
 use tokio::sync::oneshot;
 
 use crate::client::Client;
-use crate::ids::{Address, NodeId};
+use crate::ids::{Address, Index, NodeId, Term};
 use crate::limits::WORKER_RENEWAL;
 use crate::node::{NodeBuilder, Origin};
+use crate::raft::core::Role;
+use crate::raft::log::{self, LOG_FILE};
 use crate::sim::network::MachineId;
+use crate::sim::oracle::budget::Budget;
 use crate::sim::oracle::fail_stops;
 use crate::sim::oracle::promise::Promised;
-use crate::sim::plan::{Fault, Links, MOVES_MAX, Place, Places, Plan};
+use crate::sim::plan::{CRASH_PATIENCE, Fault, Links, MOVES_MAX, Place, Places, Plan};
 use crate::sim::trace::Note;
 use crate::sim::watch::Watch;
 use crate::sim::world::{Down, FailStop, Machine, World};
@@ -25,6 +28,12 @@ use crate::sim::world::{Down, FailStop, Machine, World};
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a node whose disk has rotted may take to find out.
 const ROT_FOUND: Duration = Duration::from_secs(3);
+/// How long a member may take to hear that it was removed before nobody waits to start it again.
+const REMOVAL_TOLD: Duration = Duration::from_secs(20);
+/// How long a machine with another's disk may take to notice.
+const MISLED_MAX: Duration = Duration::from_secs(20);
+/// How long after that nobody else's is mistaken.
+const MISLED_PAUSE: Duration = Duration::from_secs(10);
 /// How long an operator waits for a node to stop in order.
 const STOP_MAX: Duration = Duration::from_secs(15);
 
@@ -47,11 +56,13 @@ pub struct Member {
     moves: AtomicU16,
     /// Its node said that it was removed, and ended.
     removed: AtomicBool,
+    /// Its disk is another's.
+    misled: AtomicBool,
 }
 
 impl Member {
     fn new(machine: Arc<Machine>, present: bool) -> Arc<Self> {
-        let (stop, id, founded, rotten, waiting, moves, removed) = Default::default();
+        let (stop, id, founded, rotten, waiting, moves, removed, misled) = Default::default();
         Arc::new(Self {
             machine,
             stop,
@@ -62,6 +73,7 @@ impl Member {
             waiting,
             moves,
             removed,
+            misled,
         })
     }
 
@@ -73,6 +85,11 @@ impl Member {
     /// Wherever it may ever be.
     fn addresses(&self) -> impl Iterator<Item = Address> {
         (0..=MOVES_MAX).map(|moves| self.machine.address(moves))
+    }
+
+    /// Whether its disk is damaged, and nobody has replaced it.
+    pub fn is_rotten(&self) -> bool {
+        self.rotten.load(Ordering::Relaxed)
     }
 
     /// Whether its node said that it was removed.
@@ -112,6 +129,8 @@ pub struct Cluster {
     /// The oracles.
     pub watch: Arc<Watch>,
     condemned: Mutex<Vec<Condemned>>,
+    /// A machine has another's disk, or had lately.
+    misleading: AtomicBool,
 }
 
 impl Cluster {
@@ -130,7 +149,16 @@ impl Cluster {
             .flat_map(|(place, member)| member.addresses().take(if moving(place) { usize::MAX } else { 1 }))
             .collect();
         let operator = Client::new(plan.admit(world.machine().boot().0), &endpoints, CLIENT_TIMEOUT);
-        Arc::new(Self { plan, world, members, endpoints, operator, watch, condemned: Mutex::default() })
+        Arc::new(Self {
+            plan,
+            world,
+            members,
+            endpoints,
+            operator,
+            watch,
+            condemned: Mutex::default(),
+            misleading: AtomicBool::new(false),
+        })
     }
 
     /// The members that belong to the cluster, or are to.
@@ -161,7 +189,8 @@ impl Cluster {
         if member.machine.is_up() || member.is_removed() || absent {
             return;
         }
-        if !member.rotten.load(Ordering::Relaxed) {
+        let misled = member.misled.load(Ordering::Relaxed);
+        if !member.is_rotten() && !misled {
             self.watch.on_boot(&member.machine);
         }
         let io = self.plan.admit(member.machine.boot().0);
@@ -171,12 +200,16 @@ impl Cluster {
         let (stop, stopping) = oneshot::channel();
         let (ended, stopped) = oneshot::channel();
         *member.stop.lock().unwrap() = Some((stop, stopped));
-        let spawn = io.spawn.clone();
+        let (spawn, watch) = (io.spawn.clone(), self.watch.clone());
         let builder = NodeBuilder::new(io.clone(), address).origin(origin).observer(self.watch.clone());
         let builder = builder.log_kept(self.plan.retention).snapshot_chunk_bytes(self.plan.chunk_bytes);
         let builder = builder.election_timeout(self.plan.election_timeout).voters_max(self.plan.voters_max);
         let life = async move {
             match builder.start().await {
+                Ok(_) if misled => {
+                    let what = format!("machine {} runs on what is on another's disk", member.machine.id);
+                    watch.violations.add("a member runs once", what);
+                }
                 Ok(node) => {
                     *member.id.lock().unwrap() = Some(node.identity().id);
                     member.founded.store(true, Ordering::Relaxed);
@@ -196,6 +229,31 @@ impl Cluster {
             }
         };
         spawn.spawn("node", Box::pin(life)).detach();
+    }
+
+    /// Has a machine start from a copy of another's disk until it ends itself, or for too long.
+    async fn mislead(self: &Arc<Self>, place: Place, other: Place) {
+        let (member, from) = (&self.members[place], &self.members[other]);
+        let there = [member, from].iter().all(|member| member.id().is_some() && member.machine.is_up());
+        if !there || self.misleading.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // Nothing that is asked of its disk is true of it until it has its own again.
+        self.watch.on_lost(&member.machine);
+        let own = member.machine.take_copy(&from.machine);
+        member.misled.store(true, Ordering::Relaxed);
+        self.boot(place);
+        let deadline = madsim::time::Instant::now() + MISLED_MAX;
+        while member.machine.is_up() && madsim::time::Instant::now() < deadline {
+            sleep(Duration::from_millis(50)).await;
+        }
+        sometimes!(!member.machine.is_up(), "a machine noticed that its disk is another's");
+        member.machine.take_own(own);
+        member.misled.store(false, Ordering::Relaxed);
+        self.boot(place);
+        // Its own frames must be heard again before anyone may have its disk.
+        sleep(MISLED_PAUSE).await;
+        self.misleading.store(false, Ordering::Relaxed);
     }
 
     /// Puts a machine with an empty disk in a member's place, once the old member is removed.
@@ -227,7 +285,7 @@ impl Cluster {
     /// Replaces machines that do not start because their disks have rotted.
     pub async fn replace_rotten(self: &Arc<Self>) {
         for (place, member) in self.members.iter().enumerate() {
-            if member.rotten.load(Ordering::Relaxed) {
+            if member.is_rotten() {
                 sleep(ROT_FOUND).await;
                 sometimes!(!member.machine.is_up(), "a rotten disk was found out");
                 sometimes!(member.machine.is_up(), "a rotten disk did no harm");
@@ -238,13 +296,54 @@ impl Cluster {
         }
     }
 
-    async fn remove(&self, place: Place) {
+    async fn remove(self: &Arc<Self>, place: Place, returns: bool) {
+        let Some(id) = self.members[place].id().filter(|_| self.affords(place)) else { return };
         sometimes!(self.leader() == Some(place), "the leader was removed");
-        if let Some(id) = self.members[place].id() {
-            self.condemned.lock().unwrap().push(Condemned { id, place, lost: false });
-            let done = self.operator.remove_member(id).await;
-            self.world.trace.event(format_args!("remove {id}: {done:?}"));
+        self.condemned.lock().unwrap().push(Condemned { id, place, lost: false });
+        let done = self.operator.remove_member(id).await;
+        self.world.trace.event(format_args!("remove {id}: {done:?}"));
+        let member = &self.members[place];
+        let deadline = madsim::time::Instant::now() + REMOVAL_TOLD;
+        while returns && !member.is_removed() && madsim::time::Instant::now() < deadline {
+            sleep(Duration::from_millis(100)).await;
         }
+        if returns && member.is_removed() {
+            sometimes!("a removed member was started again");
+            member.machine.down(Down::Kill);
+            member.removed.store(false, Ordering::Relaxed);
+            self.boot(place);
+        }
+    }
+
+    /// Whether a member may be lost: see `oracle/budget.rs`.
+    fn affords(&self, place: Place) -> bool {
+        let (member, watched) = (&self.members[place], self.watch.state());
+        let Some(id) = member.id() else { return true };
+        // All that are known to be members agree on who has a vote, and nobody who is to go is still among them.
+        let known = || watched.statuses.iter().filter(|(id, _)| self.members.iter().any(|m| m.id() == Some(**id)));
+        let Some(newest) = known().map(|(_, status)| status).max_by_key(|status| status.applied) else { return true };
+        let listed = |id: &NodeId| newest.voters.contains(id) || newest.learners.contains(id);
+        let unsettled = known().any(|(_, status)| status.joint || !newest.voters.iter().eq(&status.voters))
+            || self.condemned().iter().any(|condemned| listed(&condemned.id))
+            || self.members.iter().any(|member| member.is_rotten() || member.waiting.load(Ordering::Relaxed));
+        let budget = Budget { voters: &newest.voters, unsettled, committed: watched.canonical.last() };
+        let affords = self.plan.beyond_budget || budget.affords(id, |id, record| self.holds(id, record));
+        sometimes!(!affords, "a loss was spared: it would have been one too many");
+        self.world.trace.event(format_args!("loss of {id}: {}", if affords { "afforded" } else { "spared" }));
+        affords
+    }
+
+    /// Whether a member's disk holds a record, and with it all before it.
+    fn holds(&self, id: NodeId, (index, term): (Index, Term)) -> bool {
+        let Some(member) = self.members.iter().find(|member| member.id() == Some(id)) else { return false };
+        let copy = member.machine.disk.durable(LOG_FILE);
+        let journal = log::open_journal(&*copy.boot());
+        // What it no longer has as a record it has in its state.
+        journal.is_ok_and(|journal| match log::term_at(&*journal, index) {
+            Ok(Some(found)) => found == term,
+            Ok(None) => log::promised(&*journal).is_ok_and(|(_, (last, _))| last > index),
+            Err(_) => false,
+        })
     }
 
     /// Stops a node in order; its machine stays on.
@@ -269,6 +368,13 @@ impl Cluster {
     fn leader(&self) -> Option<Place> {
         let leader = self.watch.leader()?;
         self.members.iter().position(|member| member.id() == Some(leader))
+    }
+
+    /// Who campaigns, as far as anyone said.
+    fn candidate(&self) -> Option<Place> {
+        let watched = self.watch.state();
+        let campaigns = |id| watched.statuses.get(&id).is_some_and(|status| status.role == Role::Candidate);
+        self.members.iter().position(|member| member.machine.is_up() && member.id().is_some_and(campaigns))
     }
 
     fn id(&self, place: Place) -> MachineId {
@@ -320,6 +426,19 @@ impl Cluster {
                 set(true);
                 sleep(span).await;
                 set(false);
+            }
+            Links::Candidate => {
+                let (mut left, look) = (span, Duration::from_millis(10));
+                while self.candidate().is_none() && !left.is_zero() {
+                    sleep(look).await;
+                    left = left.saturating_sub(look);
+                }
+                if let Some(candidate) = self.candidate() {
+                    sometimes!("a candidate was cut off");
+                    self.set_isolated(candidate, true);
+                    sleep(left).await;
+                    self.set_isolated(candidate, false);
+                }
             }
             Links::Halves { these } => {
                 let set = |cut| self.set_between(among(these), |place| !among(these)(place), cut);
@@ -465,32 +584,48 @@ impl Cluster {
                 machine(node).disk.fail_next(None);
                 self.boot(node);
             }
-            Fault::Rot { node, permille, stopped, down } => {
-                if self.members[node].id().is_none() || !self.members[node].present.load(Ordering::Relaxed) {
+            Fault::Rot { node, damage, permille, stopped, down } => {
+                let there = self.members[node].id().is_some() && self.members[node].present.load(Ordering::Relaxed);
+                if !there || !self.affords(node) {
                     return;
                 }
                 if stopped {
                     self.stop(node).await;
                 }
                 self.members[node].rotten.store(true, Ordering::Relaxed);
-                machine(node).rot(permille);
+                machine(node).rot(damage, permille);
                 self.watch.on_lost(machine(node));
                 sleep(down).await;
                 self.boot(node);
                 self.replace_rotten().await;
             }
             Fault::Replace { node, down } => {
-                if self.members[node].id().is_some() {
+                if self.members[node].id().is_some() && self.affords(node) {
                     self.replace(node, down).await;
                 }
+            }
+            Fault::Crash { node, places, cut, down } => {
+                let hit = machine(node).crash_at(places);
+                if let Ok(Ok(place)) = timeout(CRASH_PATIENCE, hit).await {
+                    self.world.trace.event(format_args!("crash {} where {place}", self.id(node)));
+                    sometimes!("a machine crashed at a marked place");
+                    off(node, Down::Power(cut), down).await;
+                }
+                machine(node).crash_nowhere();
+            }
+            Fault::WrongDisk { node, other } => self.mislead(node, other).await,
+            Fault::Speed { node, ppm, span } => {
+                machine(node).clock.set_speed(Some(ppm));
+                sleep(span).await;
+                machine(node).clock.set_speed(None);
             }
             Fault::WallStep { node, millis } => machine(node).clock.step_wall(millis),
             Fault::Transfer { to } => self.transfer(to).await,
             Fault::TransferRace { to, other } => drop(join(self.transfer(to), self.transfer(other)).await),
-            Fault::Remove { node } => self.remove(node).await,
+            Fault::Remove { node, returns } => self.remove(node, returns).await,
             Fault::RemoveLeader => {
                 if let Some(leader) = self.leader() {
-                    self.remove(leader).await;
+                    self.remove(leader, false).await;
                 }
             }
             Fault::Join { node } => self.bring(node),

@@ -5,7 +5,8 @@
 //! write and keeping a later one is what reordering looks like. The kernel's file system keeps sizes and names apart
 //! from contents, so a length may lag, and a file whose directory entry was not synced may be gone.
 //!
-//! A disk may also fail one operation, rot, or be wiped. What rots was not written lately: damage in the very last commit
+//! A disk may also fail one operation, rot, lose or misdirect writes, hold what is another machine's, or be wiped. What is damaged
+//! was not written lately: damage in the very last commit
 //! is what a power cut does, and it is told apart from nothing else (ARCHITECTURE, known limits).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -89,9 +90,26 @@ struct File {
     unsynced: Vec<Change>,
     /// Pages written since the last sync, between that and the one before, and once more so.
     fresh: [BTreeSet<usize>; 3],
+    /// What durable pages held before they were last changed.
+    before: BTreeMap<usize, Option<Arc<[u8; PAGE]>>>,
 }
 
 impl File {
+    fn sync(&mut self) {
+        for number in &self.fresh[0] {
+            let (now, then) = (self.live.pages.get(*number), self.durable.pages.get(*number));
+            if let (Some(Some(now)), Some(then)) = (now, then)
+                && then.as_ref().is_none_or(|then| !Arc::ptr_eq(now, then))
+            {
+                self.before.insert(*number, then.clone());
+            }
+        }
+        self.durable = self.live.clone();
+        self.unsynced.clear();
+        self.fresh.rotate_right(1);
+        self.fresh[0].clear();
+    }
+
     fn touch(&mut self, offset: u64, len: usize) {
         self.fresh[0].extend(offset as usize / PAGE..(offset as usize + len).div_ceil(PAGE));
     }
@@ -113,6 +131,24 @@ struct State {
     /// The next operation of this kind fails.
     failing: Option<DiskOp>,
     counts: DiskCounts,
+}
+
+/// Everything on a disk.
+pub struct Contents {
+    files: BTreeMap<String, File>,
+    journals: Option<BTreeMap<String, Stored>>,
+    named: BTreeSet<String>,
+}
+
+/// What becomes of a page that was durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Damage {
+    /// A bit of it is another.
+    Flipped,
+    /// The last write to it never reached the disk: it holds what it held before.
+    Lost,
+    /// A write that was for another page went there: it holds what that one holds.
+    Misdirected,
 }
 
 /// A kind of operation that can fail.
@@ -140,7 +176,7 @@ pub struct DiskCounts {
     pub writes: u64,
     /// Operations that failed because they were told to.
     pub failed: u64,
-    /// Bits that rotted.
+    /// Pages that were damaged.
     pub rotten: u64,
     /// Writes of which a power cut left a part.
     pub torn: u64,
@@ -189,6 +225,13 @@ impl SimDisk {
     /// Lets `operations` more through, then fails everything: the machine is going down in the middle of something.
     pub fn cut_after(&self, operations: u64) {
         self.state.lock().unwrap().cut_after = Some(operations);
+    }
+
+    /// The same from a place where the disk may be in the middle of something; then nothing happens.
+    pub fn try_cut_after(&self, operations: u64) {
+        if let Ok(mut state) = self.state.try_lock() {
+            state.cut_after = Some(operations);
+        }
     }
 
     /// Limits the bytes of all files together.
@@ -270,22 +313,61 @@ impl SimDisk {
         self.state.lock().unwrap().failing = op;
     }
 
-    /// Flips a bit in each page with this probability, in thousandths, but in those written lately. The disk is off.
-    pub fn rot(&self, permille: u64, rng: &mut RngStream) {
+    /// Damages each page with this probability, in thousandths, but those written lately. The disk is off.
+    pub fn rot(&self, damage: Damage, permille: u64, rng: &mut RngStream) {
         let mut state = self.state.lock().unwrap();
         let State { files, counts, .. } = &mut *state;
-        for File { live, durable, fresh, .. } in files.values_mut() {
-            for (number, page) in durable.pages.iter_mut().enumerate() {
-                let Some(bytes) = page.as_mut().filter(|_| fresh.iter().all(|pages| !pages.contains(&number))) else {
+        for File { live, durable, fresh, before, .. } in files.values_mut() {
+            let is_old = |number: &usize| fresh.iter().all(|pages| !pages.contains(number));
+            let old: Vec<usize> = (0..durable.pages.len()).filter(is_old).collect();
+            for number in &old {
+                if durable.pages[*number].is_none() || !rng.chance(permille) {
                     continue;
-                };
-                if rng.chance(permille) {
-                    let bit = rng.range(0, 8 * PAGE as u64) as usize;
-                    Arc::make_mut(bytes)[bit / 8] ^= 1 << (bit % 8);
-                    counts.rotten += 1;
                 }
+                let there = durable.pages[*number].clone();
+                durable.pages[*number] = match damage {
+                    Damage::Flipped => {
+                        let bit = rng.range(0, 8 * PAGE as u64) as usize;
+                        let mut flipped = there.clone();
+                        flipped.iter_mut().for_each(|bytes| Arc::make_mut(bytes)[bit / 8] ^= 1 << (bit % 8));
+                        flipped
+                    }
+                    Damage::Lost => before.get(number).cloned().unwrap_or_else(|| there.clone()),
+                    Damage::Misdirected => durable.pages[*rng.pick(&old)].clone(),
+                };
+                counts.rotten += u64::from(durable.pages[*number] != there);
             }
             *live = durable.clone();
+        }
+    }
+
+    /// What another disk holds for certain is now on this one, which is off; gives back what was on this one.
+    pub fn swap_for_copy(&self, other: &Self) -> Contents {
+        let copy = {
+            let state = other.state.lock().unwrap();
+            let named = |(name, file): (&String, &File)| {
+                let image = file.durable.clone();
+                state
+                    .named
+                    .contains(name)
+                    .then(|| (name.clone(), File { live: image.clone(), durable: image, ..File::default() }))
+            };
+            let files: BTreeMap<String, File> = state.files.iter().filter_map(named).collect();
+            let journal = |(name, stored): (&String, &Stored)| (name.clone(), Stored::of(stored.durable()));
+            let journals = state.journals.as_ref().map(|journals| journals.iter().map(journal).collect());
+            Contents { named: files.keys().cloned().collect(), files, journals }
+        };
+        self.swap(copy)
+    }
+
+    /// Puts back what was on this disk, which is off.
+    pub fn swap(&self, contents: Contents) -> Contents {
+        let state = &mut *self.state.lock().unwrap();
+        state.cut_after = Some(0);
+        Contents {
+            files: std::mem::replace(&mut state.files, contents.files),
+            journals: std::mem::replace(&mut state.journals, contents.journals),
+            named: std::mem::replace(&mut state.named, contents.named),
         }
     }
 
@@ -521,11 +603,7 @@ impl StorageBackend for Handle {
         self.file(|state, name| {
             state.fail(DiskOp::Sync, name)?;
             state.counts.syncs += 1;
-            let file = state.file(name)?;
-            file.durable = file.live.clone();
-            file.unsynced.clear();
-            file.fresh.rotate_right(1);
-            file.fresh[0].clear();
+            state.file(name)?.sync();
             Ok(())
         })
     }
@@ -639,7 +717,7 @@ mod tests {
         mounted.sync_dir().unwrap();
         let mut rng = Rng::from_seed([1; 32]).stream("t");
         disk.power_cut(PowerCut { drop_permille: 0, tear_permille: 0 }, &mut rng);
-        disk.rot(1000, &mut rng);
+        disk.rot(Damage::Flipped, 1000, &mut rng);
         let file = disk.boot().open("f").unwrap();
         let rotten = epochs.map(|epoch| {
             let mut page = [0; PAGE];
@@ -647,6 +725,71 @@ mod tests {
             page.iter().map(|byte| (byte ^ 7).count_ones()).sum::<u32>()
         });
         assert_eq!(rotten, [1, 1, 0, 0], "bits that differ, by page, the last one written last");
+    }
+
+    /// Four pages, each written twice, the last one lately.
+    fn damaged(damage: Damage) -> [u8; 4] {
+        let disk = SimDisk::new("disk".into());
+        let mounted = disk.boot();
+        let file = mounted.open("f").unwrap();
+        for byte in [10, 20] {
+            for page in 0..3 {
+                file.write(page * PAGE as u64, &[byte + page as u8; PAGE]).unwrap();
+                file.sync_data().unwrap();
+            }
+        }
+        for byte in [13, 23] {
+            file.write(3 * PAGE as u64, &[byte; PAGE]).unwrap();
+            file.sync_data().unwrap();
+        }
+        file.sync_data().unwrap();
+        file.write(3 * PAGE as u64, &[33; PAGE]).unwrap();
+        file.sync_data().unwrap();
+        mounted.sync_dir().unwrap();
+        let mut rng = Rng::from_seed([1; 32]).stream("t");
+        disk.power_cut(PowerCut { drop_permille: 0, tear_permille: 0 }, &mut rng);
+        disk.rot(damage, 1000, &mut rng);
+        let file = disk.boot().open("f").unwrap();
+        [0, 1, 2, 3].map(|page| {
+            let mut byte = [0];
+            file.read(page * PAGE as u64, &mut byte).unwrap();
+            byte[0]
+        })
+    }
+
+    #[test]
+    fn writes_are_lost_or_go_elsewhere() {
+        assert_eq!(damaged(Damage::Lost), [10, 11, 12, 33], "each old page holds what it held before");
+        let misdirected = damaged(Damage::Misdirected);
+        assert_ne!(misdirected, [20, 21, 22, 33]);
+        assert_eq!(misdirected[3], 33);
+        assert!(misdirected.iter().all(|byte| [20, 21, 22, 33].contains(byte)), "{misdirected:?}");
+    }
+
+    #[test]
+    fn a_disk_may_hold_what_is_durable_on_another_and_get_its_own_back() {
+        let (one, other) = (SimDisk::new("one".into()), SimDisk::new("other".into()));
+        let handles = [&one, &other].map(|disk| {
+            let mounted = disk.boot();
+            let file = mounted.open("f").unwrap();
+            mounted.sync_dir().unwrap();
+            file
+        });
+        for (byte, file) in handles.iter().enumerate() {
+            file.write(0, &[byte as u8 + 1]).unwrap();
+            file.sync_data().unwrap();
+        }
+        handles[1].write(0, &[9]).unwrap();
+        one.power_cut(PowerCut { drop_permille: 0, tear_permille: 0 }, &mut Rng::from_seed([1; 32]).stream("t"));
+        let read = |disk: &SimDisk| {
+            let mut byte = [0];
+            disk.boot().open("f").unwrap().read(0, &mut byte).unwrap();
+            byte[0]
+        };
+        let own = one.swap_for_copy(&other);
+        assert_eq!(read(&one), 2, "what is not synced is not copied");
+        one.swap(own);
+        assert_eq!((read(&one), read(&other)), (1, 9));
     }
 
     #[test]

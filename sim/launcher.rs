@@ -22,8 +22,20 @@ use crate::sim::oracle::attempts::Ledger;
 use crate::sim::trace::Trace;
 use crate::time::Monotonic;
 
-/// What every simulated machine has.
+/// What every simulated machine has; what it says that it has may be less, but enough for any task, or twice as much.
 pub const RESOURCES: Resources = Resources { cpu_milli: 1_000, memory_bytes: 1 << 30, disk_bytes: 1 << 30 };
+
+/// What a machine says that it has.
+struct Claim {
+    now: Resources,
+    /// The most that it ever said: what was placed on it then may be there still.
+    most: Resources,
+}
+
+fn quarters(of: u64) -> Resources {
+    let Resources { cpu_milli, memory_bytes, disk_bytes } = RESOURCES;
+    Resources { cpu_milli: cpu_milli * of / 4, memory_bytes: memory_bytes * of / 4, disk_bytes: disk_bytes * of / 4 }
+}
 
 /// How often a shim looks at its deadline.
 const LOOK: Duration = Duration::from_millis(50);
@@ -41,6 +53,7 @@ pub struct SimLauncher {
     attempts: Arc<Mutex<BTreeMap<Token, Attempt>>>,
     clock: SimClock,
     shims: Mutex<NodeHandle>,
+    claim: Mutex<Claim>,
     ledger: Arc<Ledger>,
     trace: Arc<Trace>,
 }
@@ -48,7 +61,17 @@ pub struct SimLauncher {
 impl SimLauncher {
     /// The processes of a machine, which run on `shims`.
     pub fn new(machine: MachineId, clock: SimClock, shims: NodeHandle, ledger: Arc<Ledger>, trace: Arc<Trace>) -> Self {
-        Self { machine, attempts: Arc::default(), clock, shims: Mutex::new(shims), ledger, trace }
+        let claim = Mutex::new(Claim { now: RESOURCES, most: RESOURCES });
+        Self { machine, attempts: Arc::default(), clock, shims: Mutex::new(shims), claim, ledger, trace }
+    }
+
+    /// Has it say from now on that it has so many quarters of what it has.
+    pub fn set_claim(&self, of: u64) {
+        let claim = &mut *self.claim.lock().unwrap();
+        claim.now = quarters(of);
+        if claim.now.cpu_milli > claim.most.cpu_milli {
+            claim.most = claim.now;
+        }
     }
 
     /// The power goes: nothing runs any more, and what ran leaves no record. What is started from now on runs on `shims`.
@@ -123,7 +146,7 @@ async fn run(program: Program, token: Token, clock: SimClock, attempts: Arc<Mute
 
 impl Launcher for SimLauncher {
     fn resources(&self) -> Resources {
-        RESOURCES
+        self.claim.lock().unwrap().now
     }
 
     fn launch(&self, launch: &Launch, deadline: Monotonic) -> io::Result<()> {
@@ -135,7 +158,8 @@ impl Launcher for SimLauncher {
         let (token, task) = (launch.token, launch.task);
         let attempt = Attempt { launch: launch.clone(), deadline, stop: None, exit: None };
         let before = self.attempts.lock().unwrap().insert(token, attempt);
-        self.ledger.begin(task, token, self.machine, launch.resources, before.is_some());
+        let most = self.claim.lock().unwrap().most;
+        self.ledger.begin(task, token, (self.machine, &most), launch.resources, before.is_some());
         self.trace.event(format_args!("launch {} task {task} attempt {token}", self.machine));
         let (attempts, clock) = (self.attempts.clone(), self.clock.clone());
         let (ledger, trace) = (self.ledger.clone(), self.trace.clone());

@@ -3,8 +3,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
 /// All of them. A test compares this list with the sources.
 pub const MARKS: &[&str] = &[
+    "a candidate was cut off",
     "a change of members was refused: there was one since it was decided",
     "a change of members was superseded",
     "a client was told who leads",
@@ -12,11 +15,15 @@ pub const MARKS: &[&str] = &[
     "a confirmed read waited for the state",
     "a connection broke while a command was passed on",
     "a corrupt message was refused",
+    "a database whose making was cut short was made anew",
     "a joint configuration had to be left twice",
     "a leader found itself in no configuration",
     "a leader that stepped down had proposals left",
     "a leader's messages waited for its vote",
+    "a loss was spared: it would have been one too many",
     "a lost worker had tasks",
+    "a machine crashed at a marked place",
+    "a machine noticed that its disk is another's",
     "a machine was replaced",
     "a majority served while others stayed broken",
     "a member said that it is elsewhere than the state has it",
@@ -24,6 +31,7 @@ pub const MARKS: &[&str] = &[
     "a node recovered under a disk that was about to go",
     "a proposal was superseded",
     "a read was asked for anew",
+    "a removed member was started again",
     "a removed member was told so",
     "a report had to be repeated",
     "a report named an attempt that is over",
@@ -73,11 +81,45 @@ pub type Hits = BTreeMap<&'static str, u64>;
 
 thread_local! {
     static HITS: RefCell<Hits> = const { RefCell::new(Hits::new()) };
+    static TRAPS: RefCell<Vec<Trap>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Notes a mark, in the run on this thread.
 pub fn note(name: &'static str) {
     HITS.with_borrow_mut(|hits| *hits.entry(name).or_default() += 1);
+    let hit = TRAPS.with_borrow_mut(|traps| {
+        let at = traps.iter().position(|trap| trap.node == madsim::plugin::node() && trap.is_at(name))?;
+        Some(traps.remove(at).hit)
+    });
+    if let Some(hit) = hit {
+        hit(name);
+    }
+}
+
+/// Something that is to happen when a machine comes by one of some marks: about a quarter of all.
+pub struct Trap {
+    /// The machine.
+    pub node: madsim::task::NodeId,
+    /// What draws the marks.
+    pub places: u64,
+    /// What happens. It is called in the middle of things, and may only do what never waits.
+    pub hit: Box<dyn FnOnce(&'static str)>,
+}
+
+impl Trap {
+    fn is_at(&self, name: &str) -> bool {
+        xxh3_64_with_seed(name.as_bytes(), self.places).is_multiple_of(4)
+    }
+}
+
+/// Sets a trap; it is gone once it was hit.
+pub fn set(trap: Trap) {
+    TRAPS.with_borrow_mut(|traps| traps.push(trap));
+}
+
+/// Takes a machine's traps away.
+pub fn unset(node: madsim::task::NodeId) {
+    TRAPS.with_borrow_mut(|traps| traps.retain(|trap| trap.node != node));
 }
 
 /// What was noted since the last call.

@@ -4,13 +4,15 @@ use std::future::Future;
 use std::sync::{Arc, Mutex};
 
 use madsim::runtime::{Handle, NodeHandle, Runtime};
+use tokio::sync::oneshot;
 
 use crate::error::Fault;
 use crate::ids::Address;
 use crate::io::{Io, Rng};
 use crate::sim::clock::SimClock;
-use crate::sim::disk::{PowerCut, SimDisk};
+use crate::sim::disk::{Contents, Damage, PowerCut, SimDisk};
 use crate::sim::launcher::SimLauncher;
+use crate::sim::mark::{self, Trap};
 use crate::sim::network::{MachineId, SimNetwork};
 use crate::sim::oracle::attempts::Ledger;
 use crate::sim::spawn::{SimSpawn, Stall};
@@ -190,6 +192,10 @@ impl Machine {
         self.executor.restart(self.node);
         let node = self.executor.get_node(self.node).expect("the node was created with the machine");
         let rng = self.rng.child(&format!("boot {}", boot.count));
+        // A machine may come back with another memory, or its operator may have miscounted.
+        if boot.count > 1 {
+            self.launcher.set_claim(*rng.stream("claim").pick(&[4, 4, 4, 3, 8]));
+        }
         let weak = Arc::downgrade(self);
         let count = boot.count;
         let fail_stop = Arc::new(move |fault: Fault| {
@@ -236,12 +242,43 @@ impl Machine {
         }
     }
 
-    /// Bits of its disk rot while the power is off.
-    pub fn rot(&self, permille: u64) {
+    /// Cuts its disk at the next of some marked places that it comes by, and says which: its power is to go then.
+    pub fn crash_at(&self, places: u64) -> oneshot::Receiver<&'static str> {
+        let (sender, receiver) = oneshot::channel();
+        let (disk, mut rng) = (self.disk.clone(), self.rng.stream(&format!("crash {places}")));
+        let hit = Box::new(move |place| {
+            disk.try_cut_after(rng.range(0, 3));
+            let _ = sender.send(place);
+        });
+        mark::set(Trap { node: self.node, places, hit });
+        receiver
+    }
+
+    /// It does not crash at marked places any more.
+    pub fn crash_nowhere(&self) {
+        mark::unset(self.node);
+    }
+
+    /// What its disk holds is damaged while the power is off.
+    pub fn rot(&self, damage: Damage, permille: u64) {
         self.down(Down::Power(CLEAN_CUT));
         let boots = self.disk.counts().boots;
-        self.disk.rot(permille, &mut self.rng.stream(&format!("rot {boots}")));
-        self.trace.event(format_args!("rot {}: {} bits", self.id, self.disk.counts().rotten));
+        self.disk.rot(damage, permille, &mut self.rng.stream(&format!("rot {boots}")));
+        self.trace.event(format_args!("rot {}: {} pages", self.id, self.disk.counts().rotten));
+    }
+
+    /// Its disk holds what is durable on another machine's; gives what it held.
+    pub fn take_copy(&self, other: &Self) -> Contents {
+        self.down(Down::Power(CLEAN_CUT));
+        self.trace.event(format_args!("machine {} has a copy of the disk of {}", self.id, other.id));
+        self.disk.swap_for_copy(&other.disk)
+    }
+
+    /// Its disk holds its own again.
+    pub fn take_own(&self, own: Contents) {
+        self.down(Down::Power(CLEAN_CUT));
+        self.trace.event(format_args!("machine {} has its own disk", self.id));
+        self.disk.swap(own);
     }
 
     /// Another machine takes its place, with an empty disk and nothing that runs.

@@ -8,9 +8,15 @@ use std::sync::Mutex;
 use super::Violations;
 use crate::ids::{TaskId, Token};
 use crate::proto::v1::Resources;
-use crate::sim::launcher::RESOURCES;
 use crate::sim::network::MachineId;
 use crate::state::worker;
+
+const ONE_LIVE: &str = "one live attempt per task";
+const TOKENS: &str = "tokens grow";
+const CAPACITY: &str = "capacity";
+
+/// What holds only as long as leases do: while clocks run evenly.
+pub const BY_LEASE: [&str; 3] = [ONE_LIVE, TOKENS, CAPACITY];
 
 /// What ran, and runs, on all machines.
 #[derive(Default)]
@@ -30,8 +36,15 @@ struct Inner {
 }
 
 impl Ledger {
-    /// An attempt begins to have effects.
-    pub fn begin(&self, task: TaskId, token: Token, machine: MachineId, wants: Resources, again: bool) {
+    /// An attempt begins to have effects on a machine that says that it has so much.
+    pub fn begin(
+        &self,
+        task: TaskId,
+        token: Token,
+        (machine, has): (MachineId, &Resources),
+        wants: Resources,
+        again: bool,
+    ) {
         let inner = &mut *self.inner.lock().unwrap();
         inner.began += 1;
         if again {
@@ -39,10 +52,10 @@ impl Ledger {
         }
         if let Some((other, place, _)) = inner.live.get(&task) {
             let what = format!("attempt {token} of task {task} began on {machine} while {other} ran on {place}");
-            self.violations.add("one live attempt per task", what);
+            self.violations.add(ONE_LIVE, what);
         }
         if inner.newest.get(&task).is_some_and(|newest| *newest >= token) {
-            self.violations.add("tokens grow", format!("attempt {token} of task {task} began after a later one"));
+            self.violations.add(TOKENS, format!("attempt {token} of task {task} began after a later one"));
         }
         inner.newest.insert(task, token);
         inner.live.insert(task, (token, machine, wants));
@@ -52,8 +65,8 @@ impl Ledger {
             memory_bytes: sum.memory_bytes + wants.memory_bytes,
             disk_bytes: sum.disk_bytes + wants.disk_bytes,
         });
-        if !worker::fits(&used, &RESOURCES) {
-            self.violations.add("capacity", format!("machine {machine} runs {used:?} at once"));
+        if !worker::fits(&used, has) {
+            self.violations.add(CAPACITY, format!("machine {machine} runs {used:?} at once"));
         }
     }
 

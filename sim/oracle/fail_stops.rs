@@ -12,9 +12,12 @@ pub fn is_excused(plan: &Plan, stop: &FailStop, machine: impl Fn(Place) -> Machi
     let errors = has(&|fault| matches!(fault, Fault::DiskError { .. }));
     let second_cut = has(&|fault| matches!(fault, Fault::Recovery { .. }));
     let rotten = has(&|fault| matches!(fault, Fault::Rot { node, .. } if machine(*node) == stop.machine));
+    let crash = has(&|fault| matches!(fault, Fault::Crash { node, .. } if machine(*node) == stop.machine));
+    let misled = has(&|fault| matches!(fault, Fault::WrongDisk { node, .. } if machine(*node) == stop.machine));
     full && stop.why.contains("no space left")
         || errors && stop.why.contains(DISK_ERROR)
-        || second_cut && stop.why.contains("the disk is off")
+        || misled && stop.why.contains("is a copy of its data")
+        || (second_cut || crash) && stop.why.contains("the disk is off")
         // Its operator tries again.
         || stop.why.contains("no member took this node in")
         || rotten

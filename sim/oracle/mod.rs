@@ -5,6 +5,7 @@
 
 pub mod attempts;
 pub mod bounds;
+pub mod budget;
 pub mod canonical;
 pub mod determinism;
 pub mod digest;

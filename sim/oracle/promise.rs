@@ -11,7 +11,7 @@ use std::fmt;
 use raft::eraftpb::{HardState, Message, MessageType};
 
 use super::Violations;
-use crate::ids::Index;
+use crate::ids::{Index, Term};
 use crate::raft::log::{self, LOG_FILE};
 use crate::sim::disk::SimDisk;
 use crate::sim::network::MachineId;
@@ -20,7 +20,7 @@ use crate::sim::network::MachineId;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Promised {
     hard_state: HardState,
-    last: Index,
+    last: (Index, Term),
 }
 
 impl Promised {
@@ -37,16 +37,19 @@ impl Promised {
         promised.map(|(hard_state, last)| Self { hard_state, last })
     }
 
-    /// Whether this takes nothing back of what was promised before.
+    /// Whether this takes nothing back of what was promised before. In a later term its leader may have replaced entries, and
+    /// in the same one those that are older than it.
     pub fn keeps(&self, before: &Self) -> bool {
         let (now, then) = (&self.hard_state, &before.hard_state);
-        let same_term = now.term == then.term && (then.vote == 0 || now.vote == then.vote) && self.last >= before.last;
+        let replaced = self.last.1.0 == now.term && before.last.1.0 < now.term;
+        let same_log = self.last.0 >= before.last.0 || replaced;
+        let same_term = now.term == then.term && (then.vote == 0 || now.vote == then.vote) && same_log;
         now.term > then.term || same_term
     }
 
     /// How a message promises more than this.
     fn broken(&self, message: &Message) -> Option<String> {
-        let (state, last) = (&self.hard_state, self.last);
+        let (state, last) = (&self.hard_state, self.last.0);
         let (from, kind) = (message.from, message.get_msg_type());
         if state.term < message.term {
             let text =
@@ -72,7 +75,7 @@ impl Promised {
 impl fmt::Display for Promised {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let HardState { term, vote, .. } = &self.hard_state;
-        write!(f, "term {term}, a vote for {vote} and a log up to {}", self.last)
+        write!(f, "term {term}, a vote for {vote} and a log up to {} of term {}", self.last.0, self.last.1)
     }
 }
 
@@ -120,7 +123,7 @@ impl Promises {
 
     /// Whether a disk holds the log up to an index.
     pub fn holds(&mut self, machine: MachineId, disk: &SimDisk, index: Index) -> bool {
-        self.find(machine, disk, |promised| promised.last >= index).is_ok_and(|promised| promised.last >= index)
+        self.find(machine, disk, |promised| promised.last.0 >= index).is_ok_and(|promised| promised.last.0 >= index)
     }
 
     /// What a machine's disk was last seen to promise, in whichever boot.
@@ -131,5 +134,28 @@ impl Promises {
     /// A machine's disk was lost.
     pub fn forget(&mut self, machine: MachineId) {
         self.read.remove(&machine);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn promised(term: u64, vote: u64, last: u64, last_term: u64) -> Promised {
+        let mut hard_state = HardState::default();
+        (hard_state.term, hard_state.vote) = (term, vote);
+        Promised { hard_state, last: (Index(last), Term(last_term)) }
+    }
+
+    #[test]
+    fn what_may_change_between_two_looks() {
+        let before = promised(8, 2, 222, 7);
+        assert!(promised(8, 2, 222, 7).keeps(&before));
+        assert!(promised(8, 2, 211, 8).keeps(&before), "the leader of the term replaced what was older");
+        assert!(promised(9, 0, 100, 8).keeps(&before), "a later one may have replaced more");
+        assert!(!promised(8, 2, 211, 7).keeps(&before), "entries are gone, and none is in their place");
+        assert!(!promised(8, 3, 222, 7).keeps(&before), "another vote");
+        assert!(!promised(7, 2, 222, 7).keeps(&before), "an earlier term");
+        assert!(!promised(8, 2, 221, 8).keeps(&promised(8, 2, 222, 8)), "a leader replaces nothing of its own");
     }
 }

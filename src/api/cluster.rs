@@ -174,8 +174,13 @@ impl v1::cluster_server::Cluster for ClusterService {
     }
 
     async fn heard(&self, request: Request<HeardRequest>) -> Result<Response<HeardReply>, Status> {
-        let heard = self.0.raft.heard(NodeId(request.into_inner().id));
-        let (frames, address) = heard.map_or((0, String::new()), |(frames, address)| (frames, address.to_string()));
+        let id = NodeId(request.into_inner().id);
+        // Where it is heard; a member that has had nothing to say to this one is where the state has it.
+        let (frames, address) = match self.0.raft.heard(id) {
+            Some((frames, address)) => (frames, Some(address)),
+            None => (0, self.0.address_of(id)?),
+        };
+        let address = address.map_or_else(String::new, |address| address.to_string());
         Ok(Response::new(HeardReply { cluster_id: self.0.identity.cluster.0, frames, address }))
     }
 

@@ -63,6 +63,24 @@ pub trait Disk: Send + Sync + 'static {
     fn describe(&self) -> String;
 }
 
+/// Opens a file for a database. One whose making was cut short is emptied if it `may_be_new`: redb writes its magic number last,
+/// when all before it is synced, so a file that begins with zeros has never held anything.
+///
+/// # Errors
+/// What the file system says, with the path.
+pub fn open_for_database(disk: &dyn Disk, name: &str, may_be_new: bool) -> io::Result<Backend> {
+    const MAGIC_BYTES: usize = 9;
+    let file = disk.open(name)?;
+    let mut begin = [0; MAGIC_BYTES];
+    let read = MAGIC_BYTES.min(usize::try_from(file.len()?).unwrap_or(MAGIC_BYTES));
+    file.read(0, &mut begin[..read])?;
+    if may_be_new && read > 0 && begin == [0; MAGIC_BYTES] {
+        sometimes!("a database whose making was cut short was made anew");
+        file.set_len(0)?;
+    }
+    Ok(file)
+}
+
 /// An open file in the shape redb takes: a boxed [`StorageBackend`].
 pub struct Backend(pub Box<dyn StorageBackend>);
 

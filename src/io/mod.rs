@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub use access::{TokenError, Tokens};
 pub use clock::{Clock, Elapsed};
-pub use disk::{Backend, Disk};
+pub use disk::{Backend, Disk, open_for_database};
 pub use journal::{Batch, BatchChange, Journal};
 pub use launcher::{Found, Launch, Launcher, LogPiece};
 pub use network::{BoxError, Channel, ChannelError, Listener, Network};

@@ -76,20 +76,37 @@ pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address
     Err(Fault::new(format!("no member took this node in within {PATIENCE:?}; the last answer: {last}")))
 }
 
-/// Makes sure that this member does not run already, from another copy of its data: those at `others` would hear it. And that
-/// whoever it was told to join is of its cluster: else one was mistaken for another.
+/// Where a member that starts looks for itself.
+pub struct Whereabouts {
+    /// Where it is now.
+    pub own: Address,
+    /// Where its own state has it.
+    pub known: Option<Address>,
+    /// Where the others are, or were.
+    pub others: BTreeSet<Address>,
+    /// Where it was told to look for others.
+    pub seeds: Vec<Address>,
+}
+
+/// Makes sure that this member does not run already, from another copy of its data: it would answer where it is known to be, and
+/// the others would hear it. And that whoever it was told to join is of its cluster: else one was mistaken for another.
 ///
 /// # Errors
-/// It runs elsewhere, or one of the `seeds` is of another cluster.
-pub async fn check_alone(
-    io: &Io,
-    identity: Identity,
-    mut others: BTreeSet<Address>,
-    seeds: &[Address],
-) -> Result<(), Fault> {
+/// It runs elsewhere, or one of the seeds is of another cluster.
+pub async fn check_alone(io: &Io, identity: Identity, at: Whereabouts) -> Result<(), Fault> {
+    let Whereabouts { own, known, mut others, seeds } = at;
+    let runs = |place: &Address, how: &str| {
+        Fault::new(format!(
+            "member {} runs at {place} already, {how}; {} is a copy of its data. To move the member, stop it there first; to add \
+             another, start with an empty data directory and --join",
+            identity.id,
+            io.disk.describe()
+        ))
+    };
     others.extend(seeds.iter().cloned());
+    others.remove(&own);
     let mut before = heard(io, identity, &others).await;
-    for seed in seeds {
+    for seed in &seeds {
         if let Some(HeardReply { cluster_id, .. }) = before.get(seed)
             && *cluster_id != identity.cluster.0
         {
@@ -105,6 +122,14 @@ pub async fn check_alone(
     }
     // Where others were once, strangers may be now.
     before.retain(|_, reply| reply.cluster_id == identity.cluster.0);
+    // A member that follows nobody says nothing to the others, but it answers.
+    let heard_at = before.values().filter_map(|reply| reply.address.parse::<Address>().ok());
+    let places: BTreeSet<Address> = heard_at.chain(known).filter(|place| *place != own).collect();
+    for place in &places {
+        if who(io, place).await == Some((identity.cluster, identity.id)) {
+            return Err(runs(place, "where it answers"));
+        }
+    }
     if before.is_empty() {
         return Ok(());
     }
@@ -120,12 +145,10 @@ pub async fn check_alone(
         match now.iter().find_map(goes_on) {
             None => return Ok(()),
             Some((other, at)) if pause == HEARD_PAUSES[HEARD_PAUSES.len() - 1] => {
-                return Err(Fault::new(format!(
-                    "member {} runs at {at} already, where the member at {other} hears it; {} is a copy of its data. To move \
-                     the member, stop it there first; to add another, start with an empty data directory and --join",
-                    identity.id,
-                    io.disk.describe()
-                )));
+                return match at.parse::<Address>() {
+                    Ok(place) => Err(runs(&place, &format!("where the member at {other} hears it"))),
+                    Err(error) => Err(Fault::new(format!("{other} hears this member at {at}: {error}"))),
+                };
             }
             Some(_) => before = now,
         }

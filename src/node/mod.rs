@@ -19,6 +19,7 @@ use std::time::Duration;
 use prost::Message;
 use tokio::sync::oneshot;
 
+use self::join::Whereabouts;
 use self::machine::StateSnapshots;
 use crate::api::{self, Health};
 use crate::controller;
@@ -178,11 +179,12 @@ impl NodeBuilder {
             Origin::Existing | Origin::Bootstrap => Vec::new(),
         };
         if was_member {
+            let peers = machine.peers()?;
             let mut others: BTreeSet<Address> = log.first_peers()?.into_values().collect();
-            others.extend(machine.peers()?.into_iter().filter(|(id, _)| *id != identity.id).map(|(_, at)| at));
-            others.remove(&address);
-            let seeds: Vec<Address> = seeds.iter().filter(|seed| **seed != address).cloned().collect();
-            join::check_alone(&io, identity, others, &seeds).await?;
+            others.extend(peers.iter().filter(|(id, _)| **id != identity.id).map(|(_, at)| at.clone()));
+            let seeds = seeds.iter().filter(|seed| **seed != address).cloned().collect();
+            let known = peers.get(&identity.id).cloned();
+            join::check_alone(&io, identity, Whereabouts { own: address.clone(), known, others, seeds }).await?;
         }
         let reader = machine.reader();
         let metrics = Metrics::new();

@@ -14,7 +14,7 @@ use super::codec;
 use super::journal::FileJournal;
 use crate::error::{Context, Fault};
 use crate::ids::{Address, ClusterId, Incarnation, Index, NodeId, Term};
-use crate::io::{Batch, Disk, Journal};
+use crate::io::{Batch, Disk, Journal, open_for_database};
 use crate::proto::v1;
 
 /// The file that holds the log.
@@ -258,14 +258,34 @@ impl Log {
     }
 }
 
-/// What the log in a journal has promised: its hard state and last index. For whoever must know that without starting a
-/// member.
+/// What the log in a journal has promised: its hard state, and index and term of its last entry. For whoever must know that
+/// without starting a member.
 ///
 /// # Errors
 /// It is corrupt.
-pub fn promised(journal: &dyn Journal) -> Result<(HardState, Index), Fault> {
+pub fn promised(journal: &dyn Journal) -> Result<(HardState, (Index, Term)), Fault> {
     let hard_state = get(journal, HARD_STATE)?.map(|bytes| hard_state(&bytes)).transpose()?.unwrap_or_default();
-    Ok((hard_state, last_index(journal)?))
+    let last = last_index(journal)?;
+    let term = term_at(journal, last)?.ok_or_else(|| Fault::new(format!("the log lacks its last entry, {last}")))?;
+    Ok((hard_state, (last, term)))
+}
+
+/// The term of the entry at an index of the log in a journal; `None` if the log does not reach there, from either side.
+///
+/// # Errors
+/// It is corrupt.
+pub fn term_at(journal: &dyn Journal, index: Index) -> Result<Option<Term>, Fault> {
+    let (last, term) = compacted(journal)?;
+    if index == last {
+        return Ok(Some(term));
+    }
+    let what = || format!("read the entry {index}");
+    let mut found = None;
+    each(journal, index.0..index.next().0, what, &mut |_, record| {
+        found = Some(Term(codec::entry_of_record(index, record).context(what)?.term));
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(found)
 }
 
 /// Opens the journal that the disk brings, or one in a file.
@@ -276,7 +296,12 @@ pub fn open_journal(disk: &dyn Disk) -> Result<Box<dyn Journal>, Fault> {
     let what = || format!("open {LOG_FILE} in {}", disk.describe());
     match disk.journal(LOG_FILE).context(what)? {
         Some(journal) => Ok(journal),
-        None => Ok(Box::new(FileJournal::open(disk.open(LOG_FILE).context(what)?).context(what)?)),
+        None => {
+            // Every other file comes after the log: where there is one, the log was there, and what it promised must be.
+            let is_first = disk.list().context(what)?.iter().all(|name| name == LOG_FILE || !name.ends_with(".redb"));
+            let file = open_for_database(disk, LOG_FILE, is_first).context(what)?;
+            Ok(Box::new(FileJournal::open(file).context(what)?))
+        }
     }
 }
 
