@@ -243,10 +243,7 @@ impl Cluster {
         let own = member.machine.take_copy(&from.machine);
         member.misled.store(true, Ordering::Relaxed);
         self.boot(place);
-        let deadline = madsim::time::Instant::now() + MISLED_MAX;
-        while member.machine.is_up() && madsim::time::Instant::now() < deadline {
-            sleep(Duration::from_millis(50)).await;
-        }
+        wait(MISLED_MAX, || !member.machine.is_up()).await;
         sometimes!(!member.machine.is_up(), "a machine noticed that its disk is another's");
         member.machine.take_own(own);
         member.misled.store(false, Ordering::Relaxed);
@@ -303,11 +300,11 @@ impl Cluster {
         let done = self.operator.remove_member(id).await;
         self.world.trace.event(format_args!("remove {id}: {done:?}"));
         let member = &self.members[place];
-        let deadline = madsim::time::Instant::now() + REMOVAL_TOLD;
-        while returns && !member.is_removed() && madsim::time::Instant::now() < deadline {
-            sleep(Duration::from_millis(100)).await;
+        if !returns {
+            return;
         }
-        if returns && member.is_removed() {
+        wait(REMOVAL_TOLD, || member.is_removed()).await;
+        if member.is_removed() {
             sometimes!("a removed member was started again");
             member.machine.down(Down::Kill);
             member.removed.store(false, Ordering::Relaxed);
@@ -428,11 +425,7 @@ impl Cluster {
                 set(false);
             }
             Links::Candidate => {
-                let (mut left, look) = (span, Duration::from_millis(10));
-                while self.candidate().is_none() && !left.is_zero() {
-                    sleep(look).await;
-                    left = left.saturating_sub(look);
-                }
+                let left = wait(span, || self.candidate().is_some()).await;
                 if let Some(candidate) = self.candidate() {
                     sometimes!("a candidate was cut off");
                     self.set_isolated(candidate, true);
@@ -589,10 +582,11 @@ impl Cluster {
                 if !there || !self.affords(node) {
                     return;
                 }
+                // From here on, for nothing else may be lost meanwhile.
+                self.members[node].rotten.store(true, Ordering::Relaxed);
                 if stopped {
                     self.stop(node).await;
                 }
-                self.members[node].rotten.store(true, Ordering::Relaxed);
                 machine(node).rot(damage, permille);
                 self.watch.on_lost(machine(node));
                 sleep(down).await;
@@ -672,6 +666,16 @@ impl Cluster {
         let is_excused = |stop: &FailStop| fail_stops::is_excused(&self.plan, stop, |place| self.id(place));
         self.world.fail_stops().into_iter().find(|stop| !is_excused(stop))
     }
+}
+
+/// Waits until something holds, but not for longer than this; says how much of that is left.
+async fn wait(patience: Duration, holds: impl Fn() -> bool) -> Duration {
+    let (mut left, look) = (patience, Duration::from_millis(10));
+    while !holds() && !left.is_zero() {
+        sleep(look).await;
+        left = left.saturating_sub(look);
+    }
+    left
 }
 
 fn ids(ids: &[NodeId]) -> Vec<u64> {

@@ -6,6 +6,7 @@
 #![allow(clippy::disallowed_methods)] // files of cases: this is the edge
 
 mod copy;
+mod report;
 mod sweep;
 
 use std::path::{Path, PathBuf};
@@ -31,6 +32,9 @@ struct Cli {
     /// Switch on a planted bug; see sim/mutants.toml
     #[arg(long, global = true)]
     mutant: Option<String>,
+    /// Keep every log in a database on the simulated disk, as otherwise only some seeds do
+    #[arg(long, global = true)]
+    file_log: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -137,6 +141,18 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Measure how fast seeds run, and where the time goes
+    Report {
+        /// The first
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// How many of each kind
+        #[arg(long, default_value_t = 100)]
+        count: u64,
+        /// Write it there, too
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
     /// Run each seed of a range twice, the second time after all others, and compare
     Meta {
         /// The first
@@ -153,12 +169,12 @@ fn main() {
         cairn::os::start_logging(); // what all nodes of all machines say, as it comes
     }
     std::panic::set_hook(Box::new(|_| {})); // panics of simulated nodes are findings, reported with their seed
-    let Cli { mutant, command } = Cli::parse();
+    let Cli { mutant, file_log, command } = Cli::parse();
     let code = if (mutant.is_some() || matches!(command, Command::Mutants { .. })) && !mutant::PLANTED {
         copy::run(std::env::args_os().skip(1)).unwrap_or_else(|why| usage(&why))
     } else {
         match mode(mutant) {
-            Ok(mode) => perform(command, mode),
+            Ok(mode) => perform(command, Mode { file_log, ..mode }),
             Err(why) => usage(&why),
         }
     };
@@ -205,6 +221,11 @@ fn perform(command: Command, mode: Mode) -> i32 {
             shrink_seed(seed, runs, out.unwrap_or_else(|| format!("case-{seed}.json").into()), mode)
         }
         Command::Sweep { from, count, jobs, all_marks, json } => sweep(from, count, jobs, (all_marks, json), mode),
+        Command::Report { from, count, json } => {
+            let kinds = report::run(from, count, mode);
+            report::print(&kinds);
+            json.map_or(0, |path| write_json(&path, &kinds).map_or_else(|why| usage(&why), |()| 0))
+        }
         Command::Meta { from, count } => meta(from, count),
         Command::Mutants { names, from, seeds, kills, ablation, jobs, out } => {
             mutants(&names, Effort { from, seeds, kills, ablation, jobs }, out)
@@ -238,8 +259,12 @@ fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>) -> i32 {
     code
 }
 
-fn find_case(seed: Option<u64>, case: Option<&Path>) -> Result<Case, String> {
-    let Some(path) = case else { return Ok(Case::of_seed(seed.unwrap_or_default())) };
+fn find_case(seed: Option<u64>, case: Option<&Path>, file_log: bool) -> Result<Case, String> {
+    let Some(path) = case else {
+        let mut case = Case::of_seed(seed.unwrap_or_default());
+        case.plan.model_log &= !file_log;
+        return Ok(case);
+    };
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
     let case = text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
     case.map_err(|why| format!("read {}: {why}", path.display()))
@@ -247,10 +272,12 @@ fn find_case(seed: Option<u64>, case: Option<&Path>) -> Result<Case, String> {
 
 fn run(seed: Option<u64>, case: Option<&Path>, files: &Files, mode: Mode) -> i32 {
     let run = || {
-        let case = find_case(seed, case)?;
+        let case = find_case(seed, case, mode.file_log)?;
         files.save.as_deref().map_or(Ok(()), |path| write_json(path, &case))?;
         let report = case.run(mode);
         println!("{}{report}", report.plan);
+        let marks: Vec<String> = report.marks.iter().map(|(name, count)| format!("{name} ({count})")).collect();
+        println!("came by: {}", marks.join("; "));
         let page = report.recording.as_ref().map(|recording| diagram::page(&report, recording));
         if let (Some(path), Some(page)) = (&files.html, page) {
             write(path, page)?;
@@ -278,7 +305,7 @@ fn stop(until: Option<String>, text: Option<String>) -> Result<Stop, String> {
 }
 
 fn replay(seed: Option<u64>, case: Option<&Path>, mode: Mode) -> i32 {
-    match find_case(seed, case) {
+    match find_case(seed, case, mode.file_log) {
         Ok(case) => {
             let report = case.run(mode);
             match &report.stopped {

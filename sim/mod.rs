@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod cluster;
+pub mod cost;
 pub mod diagram;
 pub mod disk;
 pub mod export;

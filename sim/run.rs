@@ -15,6 +15,7 @@ use crate::ids::NodeId;
 use crate::io::Io;
 use crate::raft::core::Status;
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, Condemned, Member};
+use crate::sim::cost::{self, Costs};
 use crate::sim::history::{History, Op, Record, Seen};
 use crate::sim::load;
 use crate::sim::mark::{self, Hits};
@@ -92,6 +93,8 @@ pub struct Report {
     pub attempts: (u64, u64),
     /// The rare situations that it came by.
     pub marks: Hits,
+    /// Where the real time went, if that was measured.
+    pub costs: Costs,
     /// What clients did and saw.
     pub history: Vec<Record>,
     /// What a diagram shows, if that was recorded.
@@ -141,11 +144,16 @@ pub struct Mode {
     pub record: bool,
     /// Where to stop.
     pub stop: Option<Stop>,
+    /// Where the real time goes is measured.
+    pub measure: bool,
+    /// The log is kept in databases, whatever the plan says.
+    pub file_log: bool,
 }
 
 /// Runs one seed.
 pub fn run_seed(seed: Seed, mode: Mode) -> Report {
-    let plan = Plan::draw(&seed.rng());
+    let mut plan = Plan::draw(&seed.rng());
+    plan.model_log &= !mode.file_log;
     run_plan(seed, plan, mode)
 }
 
@@ -155,6 +163,9 @@ pub fn run_plan(seed: Seed, plan: Plan, mode: Mode) -> Report {
     let trace = Trace::new(mode.print, mode.record, mode.stop);
     let result = world::run(seed, trace, move |world| async move {
         mutant::switch_on(mode.mutant);
+        if mode.measure {
+            cost::measure();
+        }
         Run::new(world, body).live(mode.record).await
     });
     result
@@ -170,6 +181,7 @@ pub fn run_plan(seed: Seed, plan: Plan, mode: Mode) -> Report {
             snapshots: 0,
             attempts: (0, 0),
             marks: Hits::new(),
+            costs: Costs::new(),
             history: Vec::new(),
             recording: None,
             stopped: None,
@@ -232,6 +244,7 @@ impl Run {
             snapshots: watched.digests.installed,
             attempts: self.cluster.world.ledger.counts(),
             marks: mark::take(),
+            costs: cost::take(),
             recording: record.then(|| Box::new(recording)),
             stopped,
             history: records,
@@ -551,14 +564,15 @@ impl Run {
     /// Checks the history and every disk.
     fn scan(&self) -> Result<(), Verdict> {
         let records = self.history.records();
-        exactly_once::check(&records, &self.cluster.watch.violations);
-        linearizable::check(&records, &self.cluster.watch.violations);
+        let violations = &self.cluster.watch.violations;
+        cost::of("oracle: exactly once", || exactly_once::check(&records, violations));
+        cost::of("oracle: linearizable", || linearizable::check(&records, violations));
         for member in &self.cluster.members {
             member.machine.down(Down::Kill);
             // One that waits to be let in, or was removed, may have nothing, and what is damaged may have anything.
             if member.id().is_some() && !member.is_rotten() {
-                disks::check(&member.machine, &self.cluster.watch.violations);
-                bounds::check(&member.machine, self.cluster.plan.retention, &self.cluster.watch.violations);
+                cost::of("oracle: disks at the end", || disks::check(&member.machine, violations));
+                cost::of("oracle: bounds", || bounds::check(&member.machine, self.cluster.plan.retention, violations));
             }
         }
         self.check()

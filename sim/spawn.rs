@@ -11,6 +11,7 @@ use madsim::runtime::NodeHandle;
 
 use crate::error::Fault;
 use crate::io::{BlockingLoop, Rng, Spawn, TaskHandle};
+use crate::sim::cost;
 
 /// What a boot reports when it ends itself.
 pub type FailStop = Arc<dyn Fn(Fault) + Send + Sync>;
@@ -111,7 +112,7 @@ impl Spawn for SimSpawn {
                 // Gone only if the machine went down meanwhile, and then this task never runs again.
                 let Some(taken) = slot.lock().unwrap().take() else { return };
                 work = taken;
-                if let Err(panic) = std::panic::catch_unwind(AssertUnwindSafe(|| work.run())) {
+                if let Err(panic) = cost::of(name, || std::panic::catch_unwind(AssertUnwindSafe(|| work.run()))) {
                     fail_stop(Fault::new(format!("the thread {name} panicked: {}", describe(&*panic))));
                     return;
                 }

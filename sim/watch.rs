@@ -12,6 +12,7 @@ use crate::proto::v1;
 use crate::raft::codec;
 use crate::raft::core::{Role, Status};
 use crate::raft::manager::Observer;
+use crate::sim::cost;
 use crate::sim::oracle::Violations;
 use crate::sim::oracle::canonical::Canonical;
 use crate::sim::oracle::digest::Digests;
@@ -53,11 +54,7 @@ pub struct Watched {
 
 impl Observer for Watch {
     fn on_applied(&self, life: (NodeId, Incarnation), entry: &Entry, outcome: &Outcome) {
-        self.trace.event(format_args!("applied {} {} {:016x}", life.0, entry.index, outcome.digest));
-        let state = &mut *self.state();
-        state.canonical.on_applied(life.0, entry, outcome, &self.violations);
-        state.digests.on_applied(life.0, entry.index, outcome.digest, &self.violations);
-        state.membership.on_applied(life.0, entry, &self.violations);
+        cost::of("oracles of what is applied", || self.note_applied(life, entry, outcome));
     }
 
     fn on_installed(&self, life: (NodeId, Incarnation), applied: (Index, Term), digest: u64) {
@@ -66,6 +63,20 @@ impl Observer for Watch {
     }
 
     fn on_status(&self, life: (NodeId, Incarnation), status: &Status) {
+        cost::of("oracles of what members say", || self.note_status(life, status));
+    }
+}
+
+impl Watch {
+    fn note_applied(&self, life: (NodeId, Incarnation), entry: &Entry, outcome: &Outcome) {
+        self.trace.event(format_args!("applied {} {} {:016x}", life.0, entry.index, outcome.digest));
+        let state = &mut *self.state();
+        state.canonical.on_applied(life.0, entry, outcome, &self.violations);
+        state.digests.on_applied(life.0, entry.index, outcome.digest, &self.violations);
+        state.membership.on_applied(life.0, entry, &self.violations);
+    }
+
+    fn note_status(&self, life: (NodeId, Incarnation), status: &Status) {
         let inner = &mut *self.state();
         if status.role == Role::Leader {
             inner.elections.on_leader(life.0, status.term, &self.violations);
@@ -82,9 +93,7 @@ impl Observer for Watch {
         inner.statuses.insert(life.0, status.clone());
         self.trace.note(|| Note::Status(life.0, Box::new(status.clone())));
     }
-}
 
-impl Watch {
     /// Oracles that have seen nothing.
     pub fn new(trace: Arc<Trace>) -> Arc<Self> {
         Arc::new(Self { trace, inner: Mutex::default(), violations: Violations::default() })
@@ -128,6 +137,10 @@ impl Watch {
 
     /// A frame of Raft messages leaves a machine.
     pub fn on_frame(&self, machine: &Arc<Machine>, frame: &[u8]) {
+        cost::of("oracles of what leaves a machine", || self.note_frame(machine, frame));
+    }
+
+    fn note_frame(&self, machine: &Arc<Machine>, frame: &[u8]) {
         let Ok(frame) = v1::RaftFrame::decode(frame) else {
             return self.violations.add("frames are well formed", format!("machine {} sent garbage", machine.id));
         };

@@ -14,7 +14,9 @@ use axum::routing::post;
 use bytes::Bytes;
 use cairn::ids::Address;
 use cairn::io::{BlockingLoop, Io, Rng};
+use cairn::sim::clock::FROZEN_PPM;
 use cairn::sim::disk::PowerCut;
+use cairn::sim::mark;
 use cairn::sim::network::{QUEUED_MAX, REPLAY_MAX, STALL_MAX, Weather};
 use cairn::sim::plan::{Fault, Plan};
 use cairn::sim::run::{Mode, Verdict, run_plan};
@@ -411,6 +413,62 @@ fn clocks_drift_apart_and_a_set_time_of_day_moves_no_timer() {
         assert_eq!(io[0].clock.now(), own);
         machines[0].clock.step_wall(-20_000);
         assert_eq!(io[0].clock.wall().0, wall.0 + 3_580_000);
+    });
+}
+
+#[test]
+fn a_clock_runs_fast_or_slow_or_stands_still_and_timers_go_by_it() {
+    simulate(|world| async move {
+        let machine = world.machine();
+        let (io, node) = machine.boot();
+        let ran = async |ppm| {
+            machine.clock.set_speed(ppm);
+            let before = io.clock.now();
+            sleep(Duration::from_secs(10)).await;
+            io.clock.now().since(before).as_millis()
+        };
+        assert_eq!(ran(Some(200_000)).await, 12_000);
+        assert_eq!(ran(Some(-200_000)).await, 8_000);
+        assert_eq!(ran(Some(FROZEN_PPM)).await, 0);
+        assert!(ran(None).await.abs_diff(10_000) <= 5);
+
+        // A timer that was set before the clock stood still fires when the clock, not the world, gets there.
+        let (clock, fired) = (io.clock.clone(), Arc::new(Mutex::new(None)));
+        let noted = fired.clone();
+        let due = clock.now() + Duration::from_secs(1);
+        node.spawn(async move {
+            clock.sleep_until(due).await;
+            *noted.lock().unwrap() = Some(clock.now());
+        });
+        assert_eq!(ran(Some(FROZEN_PPM)).await, 0);
+        assert_eq!(*fired.lock().unwrap(), None, "it fired while its clock stood still");
+        ran(None).await;
+        let late = fired.lock().unwrap().unwrap().since(due);
+        assert!(late < Duration::from_millis(100), "{late:?}");
+    });
+}
+
+#[test]
+fn a_machine_crashes_where_it_is_told_to() {
+    simulate(|world| async move {
+        let (machine, other) = (world.machine(), world.machine());
+        let ((io, node), (_, elsewhere)) = (machine.boot(), other.boot());
+        let names = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"];
+        let mut hit = machine.crash_at(7);
+        let pass = move |node: &madsim::runtime::NodeHandle| {
+            node.spawn(async move { names.iter().for_each(|name| mark::note(name)) })
+        };
+        pass(&elsewhere).await.unwrap();
+        assert!(hit.try_recv().is_err(), "another machine set it off");
+        pass(&node).await.unwrap();
+        assert!(names.contains(&hit.await.unwrap()));
+        // Its disk lets through two operations more at most.
+        assert!((0..3).any(|_| io.disk.list().is_err()), "its disk works on");
+
+        let mut again = machine.crash_at(7);
+        machine.crash_nowhere();
+        pass(&node).await.unwrap();
+        assert!(again.try_recv().is_err(), "it was told not to");
     });
 }
 

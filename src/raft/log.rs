@@ -323,12 +323,15 @@ fn append(batch: &mut Batch, entries: &[Entry], last: Index) -> Index {
     Index(end.index)
 }
 
+/// What is called for a record.
+type EachRecord<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<ControlFlow<()>, Fault>;
+
 /// Calls `each` for the records of a range until it breaks.
 fn each(
     journal: &dyn Journal,
     range: std::ops::Range<u64>,
     what: impl Fn() -> String,
-    each: &mut dyn FnMut(u64, &[u8]) -> Result<ControlFlow<()>, Fault>,
+    each: EachRecord<'_>,
 ) -> Result<(), Fault> {
     let mut failed = None;
     let scanned = journal.scan(range, &mut |index, record| match each(index, record) {
