@@ -680,7 +680,10 @@ const KINDS: &[Kind] = &[
         let (node, places) = (d.place(), d.rng.range(0, u64::MAX));
         Fault::Crash { node, places, cut: d.cut(), down: d.span() }
     },
-    |d| Fault::WrongDisk { node: d.place(), other: d.place() },
+    |d| {
+        let (node, further) = (d.place(), d.rng.range(1, d.nodes.max(2)));
+        Fault::WrongDisk { node, other: (node + further as usize) % d.nodes as usize }
+    },
     |d| Fault::Transfer { to: d.place() },
     |d| Fault::TransferRace { to: d.place(), other: d.place() },
     |d| Fault::Remove { node: d.place(), returns: d.rng.chance(500) },
