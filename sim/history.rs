@@ -65,6 +65,11 @@ impl History {
         self.records.lock().unwrap().push(record);
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.records.lock().unwrap().len()
+    }
+
     /// All of them.
     pub fn records(&self) -> Vec<Record> {
         self.records.lock().unwrap().clone()

@@ -13,8 +13,10 @@ use crate::sim::history::{Op, Record, Seen};
 /// What each client does.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
-    /// How many operations.
+    /// How many operations, at most.
     pub operations: u64,
+    /// No operation begins after this time.
+    pub until: Duration,
     /// How long it pauses between two of them, at most.
     pub pause: Duration,
     /// Keys that all clients share.
@@ -34,6 +36,9 @@ pub async fn run(
 ) {
     let mut known = BTreeMap::new();
     for count in 0..load.operations {
+        if elapsed() >= load.until {
+            return;
+        }
         client.pause(Duration::from_millis(rng.range(1, load.pause.as_millis() as u64))).await;
         if rng.chance(load.idle_permille) {
             // About as long as a session lives, so that its end and its use cross.

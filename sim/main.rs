@@ -3,9 +3,10 @@
 //! Exit status: 0 passed; 2 wrong usage; 10 safety; 11 liveness; 12 crash; 13 not deterministic; 14 a mark was never
 //! hit.
 
-#![allow(clippy::disallowed_methods)] // files of cases: this is the edge
+#![allow(clippy::disallowed_methods, clippy::disallowed_types)] // files, processes and sockets: this is the edge
 
 mod copy;
+mod real;
 mod report;
 mod sweep;
 
@@ -118,6 +119,8 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Attack three real processes under the same load, and check them in the same way
+    Real(real::Options),
     /// Plant bugs and see how many seeds it takes to notice each
     Mutants {
         /// Only these
@@ -227,6 +230,7 @@ fn perform(command: Command, mode: Mode) -> i32 {
             json.map_or(0, |path| write_json(&path, &kinds).map_or_else(|why| usage(&why), |()| 0))
         }
         Command::Meta { from, count } => meta(from, count),
+        Command::Real(options) => real::run(options).unwrap_or_else(|why| usage(&why)),
         Command::Mutants { names, from, seeds, kills, ablation, jobs, out } => {
             mutants(&names, Effort { from, seeds, kills, ablation, jobs }, out)
         }

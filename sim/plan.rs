@@ -482,7 +482,7 @@ impl Plan {
     /// What each client does.
     pub fn load(&self) -> Load {
         let Self { operations, pause, keys, idle_permille, .. } = *self;
-        Load { operations, pause, keys, idle_permille }
+        Load { operations, until: Duration::MAX, pause, keys, idle_permille }
     }
 
     /// Whether nothing goes wrong at all.

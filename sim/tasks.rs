@@ -1,6 +1,7 @@
 //! Clients that submit tasks. What must become of every one of them, `oracle/outcomes` tells.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -74,31 +75,55 @@ fn draw_spec(rng: &mut RngStream, mark: u64, stubborn_permille: u64) -> TaskSpec
     }
 }
 
-/// Submits tasks, and wants some of them stopped.
+/// Submits tasks that the simulator's machines can run, and wants some of them stopped.
 pub async fn submit(
     client: Client,
     id: u64,
     (count, stubborn_permille): (u64, u64),
-    mut rng: RngStream,
+    rng: RngStream,
     submissions: &Submissions,
     trace: &Trace,
 ) {
-    for number in 0..count {
+    let submitter = Submitter {
+        id,
+        goes_on: &|number| number < count,
+        draw: &|rng, mark| draw_spec(rng, mark, stubborn_permille),
+        tell: &|what| trace.event(what),
+    };
+    submit_each(&client, submitter, rng, submissions).await;
+}
+
+/// Who submits what, and for how long.
+pub struct Submitter<'a> {
+    /// Unique in a run.
+    pub id: u64,
+    /// Whether there is to be a task of this number.
+    pub goes_on: &'a (dyn Fn(u64) -> bool + Sync),
+    /// Draws the task of a mark.
+    pub draw: &'a (dyn Fn(&mut RngStream, u64) -> TaskSpec + Sync),
+    /// Told of everything that is done.
+    pub tell: &'a (dyn Fn(fmt::Arguments<'_>) + Sync),
+}
+
+/// Submits tasks, and wants some of them stopped.
+pub async fn submit_each(client: &Client, submitter: Submitter<'_>, mut rng: RngStream, submissions: &Submissions) {
+    let Submitter { id, goes_on, draw, tell } = submitter;
+    for number in (0..).take_while(|number| goes_on(*number)) {
         client.pause(Duration::from_millis(rng.range(1, 4_000))).await;
         let mark = id << 32 | number;
-        let spec = draw_spec(&mut rng, mark, stubborn_permille);
+        let spec = draw(&mut rng, mark);
         let heard = match client.submit_task(spec.clone()).await {
             Ok(reply) => Heard::Taken(TaskId(reply.id)),
             Err(ClientError::Unavailable(_)) => Heard::NotDone,
             Err(_) => Heard::Unknown,
         };
-        trace.event(format_args!("client {id} submits {mark}: {heard:?}"));
+        tell(format_args!("client {id} submits {mark}: {heard:?}"));
         let stopped = rng.chance(150);
         submissions.0.lock().unwrap().insert(mark, Submission { spec, heard, stopped });
         if let (Heard::Taken(task), true) = (heard, stopped) {
             client.pause(Duration::from_millis(rng.range(1, 5_000))).await;
             let phase = client.stop_task(task).await;
-            trace.event(format_args!("client {id} stops task {task}: {phase:?}"));
+            tell(format_args!("client {id} stops task {task}: {phase:?}"));
         }
     }
 }

@@ -33,7 +33,11 @@ pub async fn all_ended(client: &Client, patience: Duration) -> Result<Vec<Task>,
     Err(last)
 }
 
-async fn all(client: &Client) -> Result<Vec<Task>, ClientError> {
+/// Every task there is.
+///
+/// # Errors
+/// See [`ClientError`].
+pub async fn all(client: &Client) -> Result<Vec<Task>, ClientError> {
     let mut tasks = Vec::new();
     loop {
         let page = client.list_tasks(tasks.last().map_or(TaskId(0), |task: &Task| TaskId(task.id))).await?;

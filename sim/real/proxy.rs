@@ -1,0 +1,362 @@
+//! A loopback proxy before each member, and the links between members that it can cut.
+//!
+//! Members advertise their proxies, so all that one says to another goes through here. Who dials is told by the kernel: the
+//! socket at the other end of an accepted connection belongs to a process, and the processes of the members are known. A
+//! connection of anybody else is carried as it is. A connection dialled by `a` to `b` has its bytes on the link `a→b` in one
+//! direction and on `b→a` in the other, and obeys both.
+//!
+//! What waits here is bounded: a buffer for each direction of a connection, and connections up to a number.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cairn::sim::plan::Place;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, Semaphore};
+
+use super::plan::{How, MEMBERS};
+
+/// Connections that one proxy carries at once; more are refused.
+const CONNECTIONS_MAX: usize = 256;
+/// Bytes of one direction of a connection that may wait here; the kernel's buffers come on top.
+const BUFFER_BYTES: usize = 16 * 1024;
+/// Pause after a connection that could not be taken.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a link does with bytes. Attacks overlap, so each adds its own and takes it back.
+#[derive(Clone, Copy, Default)]
+struct Flow {
+    stalls: u32,
+    resets: u32,
+    delay: Duration,
+}
+
+/// One direction between two members.
+#[derive(Default)]
+struct Link {
+    flow: Mutex<Flow>,
+    changed: Notify,
+}
+
+impl Link {
+    fn flow(&self) -> Flow {
+        *self.flow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Flow)) {
+        change(&mut self.flow.lock().unwrap_or_else(PoisonError::into_inner));
+        self.changed.notify_waiters();
+    }
+
+    async fn until(&self, holds: impl Fn(Flow) -> bool) {
+        loop {
+            // Enabled before the look: a change in between is not missed.
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if holds(self.flow()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+}
+
+/// All links between members, and whose processes are whose.
+#[derive(Default)]
+pub struct Links {
+    links: [[Link; MEMBERS]; MEMBERS],
+    processes: Mutex<BTreeMap<Place, u32>>,
+}
+
+impl Links {
+    /// A member runs as this process from now on.
+    pub fn set_process(&self, place: Place, pid: u32) {
+        self.processes.lock().unwrap_or_else(PoisonError::into_inner).insert(place, pid);
+    }
+
+    /// Cuts a link; each cut wants to be mended.
+    pub fn cut(&self, from: Place, to: Place, how: How) {
+        self.links[from][to].change(|flow| match how {
+            How::Stall => flow.stalls += 1,
+            How::Reset => flow.resets += 1,
+        });
+    }
+
+    /// Takes a cut back.
+    pub fn mend(&self, from: Place, to: Place, how: How) {
+        self.links[from][to].change(|flow| match how {
+            How::Stall => flow.stalls -= 1,
+            How::Reset => flow.resets -= 1,
+        });
+    }
+
+    /// Has what passes a link take longer.
+    pub fn slow(&self, from: Place, to: Place, by: Duration) {
+        self.links[from][to].change(|flow| flow.delay += by);
+    }
+
+    /// Takes that back.
+    pub fn quicken(&self, from: Place, to: Place, by: Duration) {
+        self.links[from][to].change(|flow| flow.delay -= by);
+    }
+
+    /// The member whose process has the socket at `peer` that is connected to `own`.
+    fn owner(&self, peer: SocketAddr, own: SocketAddr) -> Option<Place> {
+        let processes = self.processes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        processes.into_iter().find(|(_, pid)| owns(*pid, peer, own).unwrap_or(false)).map(|(place, _)| place)
+    }
+}
+
+/// Whether a process has the socket at `local` that is connected to `remote`.
+fn owns(pid: u32, local: SocketAddr, remote: SocketAddr) -> io::Result<bool> {
+    let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp"))?;
+    let Some(inode) = inode(&table, local.port(), remote.port()) else { return Ok(false) };
+    let name = format!("socket:[{inode}]");
+    let mut files = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+    // A file that was closed meanwhile is not it.
+    Ok(files.any(|file| file.and_then(|file| std::fs::read_link(file.path())).is_ok_and(|to| to.as_os_str() == &*name)))
+}
+
+/// The inode of the socket with these ports in the kernel's table: `sl local:port remote:port state … inode …`.
+fn inode(table: &str, local: u16, remote: u16) -> Option<u64> {
+    let port = |field: &str| u16::from_str_radix(field.rsplit(':').next()?, 16).ok();
+    table.lines().skip(1).find_map(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let here = port(fields.get(1)?) == Some(local) && port(fields.get(2)?) == Some(remote);
+        here.then(|| fields.get(9)?.parse().ok()).flatten()
+    })
+}
+
+/// What stands before one member.
+pub struct Proxy {
+    place: Place,
+    /// Where it listens: what the member advertises.
+    pub address: SocketAddr,
+    target: SocketAddr,
+    links: Arc<Links>,
+    room: Arc<Semaphore>,
+}
+
+impl Proxy {
+    /// Listens, and carries what comes to the member at `target`.
+    pub async fn start(place: Place, target: SocketAddr, links: Arc<Links>) -> io::Result<Arc<Self>> {
+        let listener = TcpListener::bind("127.0.0.1:0").await?;
+        let address = listener.local_addr()?;
+        let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        let proxy = Arc::new(Self { place, address, target, links, room });
+        tokio::spawn(proxy.clone().accept(listener));
+        Ok(proxy)
+    }
+
+    async fn accept(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            match (listener.accept().await, self.room.clone().try_acquire_owned()) {
+                (Ok((accepted, peer)), Ok(permit)) => {
+                    let proxy = self.clone();
+                    tokio::spawn(async move {
+                        proxy.carry(accepted, peer).await;
+                        drop(permit);
+                    });
+                }
+                (Ok(_), Err(_)) => {}
+                (Err(_), _) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        }
+    }
+
+    async fn carry(self: Arc<Self>, mut accepted: TcpStream, peer: SocketAddr) {
+        let (links, own) = (self.links.clone(), self.address);
+        let owner = tokio::task::spawn_blocking(move || links.owner(peer, own)).await.ok().flatten();
+        let free = Link::default();
+        let (there, back) = match owner {
+            Some(from) => (&self.links.links[from][self.place], &self.links.links[self.place][from]),
+            None => (&free, &free),
+        };
+        let is_reset = |flow: Flow| flow.resets > 0;
+        let connect = async {
+            // What does not arrive does not connect either.
+            there.until(|flow| flow.stalls == 0).await;
+            TcpStream::connect(self.target).await
+        };
+        let mut target = tokio::select! {
+            biased;
+            () = there.until(is_reset) => return reset(&accepted),
+            () = back.until(is_reset) => return reset(&accepted),
+            target = connect => match target {
+                Ok(target) => target,
+                Err(_) => return reset(&accepted),
+            },
+        };
+        let _ = (accepted.set_nodelay(true), target.set_nodelay(true));
+        let was_reset = {
+            let (from_dialler, to_dialler) = accepted.split();
+            let (from_target, to_target) = target.split();
+            tokio::select! {
+                biased;
+                () = there.until(is_reset) => true,
+                () = back.until(is_reset) => true,
+                // A connection that is closed at one end is closed as soon as the other may know.
+                _ = pump(from_dialler, to_target, there) => false,
+                _ = pump(from_target, to_dialler, back) => false,
+            }
+        };
+        if was_reset {
+            reset(&accepted);
+            reset(&target);
+        }
+    }
+}
+
+/// Has a connection break when it is dropped, instead of being closed in order.
+fn reset(stream: &TcpStream) {
+    // If it is broken already, it needs no more.
+    let _ = stream.set_zero_linger();
+}
+
+/// Carries bytes until there are no more, as the link permits.
+async fn pump(from: ReadHalf<'_>, to: WriteHalf<'_>, link: &Link) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    loop {
+        from.readable().await?;
+        let read = match from.try_read(&mut buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            read => read,
+        };
+        let delay = link.flow().delay;
+        if delay > Duration::ZERO {
+            tokio::time::sleep(delay).await;
+        }
+        link.until(|flow| flow.stalls == 0).await;
+        let mut left = match read? {
+            0 => return Ok(()),
+            len => &buffer[..len],
+        };
+        while !left.is_empty() {
+            to.writable().await?;
+            match to.try_write(left) {
+                Ok(len) => left = &left[len..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A member at place 1 that answers every byte with the same, and its proxy; this process is the member at place 0.
+    async fn pair() -> (Arc<Links>, Arc<Proxy>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (links, target) = (Arc::<Links>::default(), listener.local_addr().unwrap());
+        links.set_process(0, std::process::id());
+        let proxy = Proxy::start(1, target, links.clone()).await.unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    while let Ok(byte) = receive(&stream).await {
+                        send(&stream, byte).await;
+                    }
+                });
+            }
+        });
+        (links, proxy)
+    }
+
+    async fn send(stream: &TcpStream, byte: u8) {
+        stream.writable().await.unwrap();
+        stream.try_write(&[byte]).unwrap();
+    }
+
+    async fn receive(stream: &TcpStream) -> io::Result<u8> {
+        let mut byte = [0];
+        loop {
+            stream.readable().await?;
+            match stream.try_read(&mut byte) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) => return Ok(byte[0]),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn is_silent(stream: &TcpStream) -> bool {
+        tokio::time::timeout(Duration::from_millis(100), receive(stream)).await.is_err()
+    }
+
+    #[tokio::test]
+    async fn a_cut_link_stalls_in_its_direction_and_mends() {
+        let (links, proxy) = pair().await;
+        let stream = TcpStream::connect(proxy.address).await.unwrap();
+        for (from, to) in [(0, 1), (1, 0)] {
+            send(&stream, 1).await;
+            assert_eq!(receive(&stream).await.unwrap(), 1);
+            links.cut(from, to, How::Stall);
+            links.cut(from, to, How::Stall);
+            send(&stream, 2).await;
+            links.mend(from, to, How::Stall);
+            assert!(is_silent(&stream).await, "one of two cuts was mended");
+            links.mend(from, to, How::Stall);
+            assert_eq!(receive(&stream).await.unwrap(), 2, "what waited was lost");
+        }
+        // A link to another member is another link, and one that is made while it is cut waits.
+        links.cut(0, 2, How::Stall);
+        send(&stream, 3).await;
+        assert_eq!(receive(&stream).await.unwrap(), 3);
+        links.cut(0, 1, How::Stall);
+        let late = TcpStream::connect(proxy.address).await.unwrap();
+        send(&late, 4).await;
+        assert!(is_silent(&late).await);
+        links.mend(0, 1, How::Stall);
+        assert_eq!(receive(&late).await.unwrap(), 4);
+    }
+
+    #[tokio::test]
+    async fn a_reset_resets_what_there_is_and_what_comes() {
+        let (links, proxy) = pair().await;
+        let stream = TcpStream::connect(proxy.address).await.unwrap();
+        send(&stream, 1).await;
+        assert_eq!(receive(&stream).await.unwrap(), 1);
+        links.cut(1, 0, How::Reset);
+        assert_eq!(receive(&stream).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        let late = TcpStream::connect(proxy.address).await.unwrap();
+        assert_eq!(receive(&late).await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+        links.mend(1, 0, How::Reset);
+        let stream = TcpStream::connect(proxy.address).await.unwrap();
+        send(&stream, 2).await;
+        assert_eq!(receive(&stream).await.unwrap(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_slow_link_takes_longer_and_others_are_not_touched() {
+        let (links, proxy) = pair().await;
+        let by = Duration::from_millis(80);
+        links.slow(1, 0, by);
+        let stream = TcpStream::connect(proxy.address).await.unwrap();
+        let began = tokio::time::Instant::now();
+        send(&stream, 1).await;
+        assert_eq!(receive(&stream).await.unwrap(), 1);
+        assert!(began.elapsed() >= by);
+        links.quicken(1, 0, by);
+        // Who is no member is carried whatever is cut.
+        links.set_process(0, 0);
+        links.cut(0, 1, How::Stall);
+        let client = TcpStream::connect(proxy.address).await.unwrap();
+        send(&client, 2).await;
+        assert_eq!(receive(&client).await.unwrap(), 2);
+    }
+
+    #[test]
+    fn the_kernels_table_is_read() {
+        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
+                     0: 0100007F:1F90 0100007F:C350 01 00000000:00000000 00:00000000 00000000  1000        0 4711 1 0 20 4 30 10 -1\n";
+        assert_eq!(inode(table, 0x1F90, 0xC350), Some(4711));
+        assert_eq!(inode(table, 0xC350, 0x1F90), None);
+    }
+}
