@@ -11,9 +11,9 @@ use futures_util::future::{join_all, try_join_all};
 use nix::sys::signal::Signal;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::links::Links;
 use super::member::Member;
 use super::plan::{Attack, How, MEMBERS, Planned, Way, Who};
-use super::proxy::Links;
 use super::watch::Watch;
 
 /// Longest pause of an operator between two wishes.

@@ -15,8 +15,8 @@ use cairn::sim::plan::Place;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::links::Links;
 use super::plan::Plan;
-use super::proxy::Links;
 
 /// How often it is looked at whether a process has ended.
 const LOOK: Duration = Duration::from_millis(20);

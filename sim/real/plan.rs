@@ -119,11 +119,11 @@ impl Plan {
             load: Load {
                 operations: u64::MAX,
                 until: Duration::MAX, // until the attack ends, which the run knows
-                pause: Duration::from_millis(*load.pick(&[40, 100, 300])),
+                pause: Duration::from_millis(*load.pick(&[10, 40, 100])),
                 keys: load.range(3, 12),
                 idle_permille: 0,
             },
-            submitters: load.range(1, 3),
+            submitters: load.range(2, 6),
             attacks: attacks(rng, length),
         }
     }
