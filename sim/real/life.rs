@@ -1,6 +1,7 @@
 //! The life of a run: form a cluster, attack it under load, heal it, see that it recovers, stop it, check what was seen.
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::io::{IsTerminal, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -71,9 +72,12 @@ impl Run {
             biased;
             (crash, ..) = select_all(crashes) => Err(Verdict::Crash(crash)),
             ended = self.phases() => ended,
-            () = self.attacker.watch.run() => Ok(()),
-            () = self.show_progress() => Ok(()),
+            never = self.attacker.watch.run() => match never {},
+            never = self.show_progress() => match never {},
         };
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K");
+        }
         self.attacker.notes.add(format!("the end: {}", ended.as_ref().err().unwrap_or(&Verdict::Passed)));
         // What is wrong says more than that a member died of it, or that something took too long.
         match (self.judge(), ended) {
@@ -219,7 +223,7 @@ impl Run {
     }
 
     /// A line on the terminal that is written again and again.
-    async fn show_progress(&self) {
+    async fn show_progress(&self) -> Infallible {
         if !std::io::stderr().is_terminal() {
             return std::future::pending().await;
         }

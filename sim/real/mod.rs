@@ -82,7 +82,13 @@ pub fn run(options: Options) -> Result<i32, String> {
     });
     // Nothing of the run goes on from here: its processes end when they are dropped.
     drop(runtime);
-    let Some(report) = lived? else { return Ok(INTERRUPTED) };
+    let Some(report) = lived? else {
+        if keep.is_none() {
+            // What still runs of tasks ends with its lease, and may write until then.
+            let _ = std::fs::remove_dir_all(&dir);
+        }
+        return Ok(INTERRUPTED);
+    };
     println!("{report}");
     if let Some(path) = json {
         crate::write_json(&path, &report)?;

@@ -137,12 +137,20 @@ fn attacks(rng: &Rng, length: Duration) -> Vec<Planned> {
         enabled = (0..8).collect();
     }
     let gap_max = *kinds.pick(&[1_500, 4_000, 8_000]);
+    // Shorter than an election timeout, longer than one, longer than a worker's lease. Many at once are short, or nothing
+    // would ever be answered.
+    let spans: &[(u64, u64)] = match gap_max {
+        1_500 => &[(50, 500), (50, 500), (500, 3_000)],
+        _ => &[(50, 500), (1_500, 5_000), (1_500, 5_000), (11_500, 16_000)],
+    };
     let mut rng = rng.stream("real/attacks");
     let mut attacks = Vec::new();
     let mut at = Duration::ZERO;
     loop {
         at += Duration::from_millis(rng.range(100, gap_max));
-        let (attack, span) = draw_attack(*rng.pick(&enabled), &mut rng);
+        let attack = draw_attack(*rng.pick(&enabled), &mut rng);
+        let (low, high) = *rng.pick(spans);
+        let span = Duration::from_millis(rng.range(low, high));
         if at + CALM_AT_END > length {
             return attacks;
         }
@@ -150,13 +158,13 @@ fn attacks(rng: &Rng, length: Duration) -> Vec<Planned> {
     }
 }
 
-fn draw_attack(kind: u64, rng: &mut RngStream) -> (Attack, Duration) {
+fn draw_attack(kind: u64, rng: &mut RngStream) -> Attack {
     let who = Who { leader: rng.chance(400), place: rng.range(0, MEMBERS as u64) as Place };
     let to = (who.place + rng.range(1, MEMBERS as u64) as usize) % MEMBERS;
     let how = if rng.chance(700) { How::Stall } else { How::Reset };
     let way = *rng.pick(&[Way::Both, Way::Both, Way::From, Way::To]);
     let by = Duration::from_millis(*rng.pick(&[5, 50, 300]));
-    let attack = match kind {
+    match kind {
         0 => Attack::Kill(who),
         1 => Attack::Terminate(who),
         2 => Attack::Pause(who),
@@ -165,10 +173,7 @@ fn draw_attack(kind: u64, rng: &mut RngStream) -> (Attack, Duration) {
         5 => Attack::Cut(who.place, to, how),
         6 => Attack::Delay(who.place, to, by),
         _ => Attack::Transfers,
-    };
-    // Shorter than an election timeout, longer than one, longer than a worker's lease.
-    let (low, high) = *rng.pick(&[(50, 500), (1_500, 5_000), (1_500, 5_000), (11_500, 16_000)]);
-    (attack, Duration::from_millis(rng.range(low, high)))
+    }
 }
 
 impl fmt::Display for Who {

@@ -1,6 +1,7 @@
 //! What members say of themselves, asked again and again: who leads, and whether equal logs gave equal states. The
 //! oracles are the simulator's (`sim/oracle/election`, `sim/oracle/digest`), fed from outside.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use cairn::sim::oracle::Violations;
 use cairn::sim::oracle::digest::Digests;
 use cairn::sim::oracle::election::Elections;
 use cairn::sim::plan::Place;
-use futures_util::future::join_all;
+use futures_util::future::{join_all, select_all};
 
 /// How long a member may take to say how it is before it counts as silent.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
@@ -51,14 +52,14 @@ impl Watch {
     }
 
     /// Asks all members, each at its own pace, for ever.
-    pub async fn run(&self) {
-        join_all((0..self.clients.len()).map(async |place| {
+    pub async fn run(&self) -> Infallible {
+        let each = (0..self.clients.len()).map(async |place| {
             loop {
                 self.ask(place).await;
                 tokio::time::sleep(PERIOD).await;
             }
-        }))
-        .await;
+        });
+        select_all(each.map(Box::pin)).await.0
     }
 
     async fn ask(&self, place: Place) -> Option<StatusReply> {
