@@ -100,7 +100,8 @@ impl Member {
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CAIRN_")) {
             command.env_remove(name);
         }
-        let log: File = OpenOptions::new().create(true).append(true).open(self.log()).map_err(failed)?;
+        let log = OpenOptions::new().create(true).append(true).open(self.log());
+        let log: File = log.map_err(|error| format!("open {}: {error}", self.log().display()))?;
         command.args(&self.command).args(origin).env("CAIRN_LOG", "info").env("NO_COLOR", "1").stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(failed)?).stderr(log);
         // A group of its own: Ctrl-C is for us, and we end what we have started.

@@ -17,7 +17,7 @@ mod watch;
 mod work;
 
 use std::net::{SocketAddr, TcpListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cairn::sim::run::Verdict;
@@ -90,16 +90,25 @@ pub fn run(options: Options) -> Result<i32, String> {
         return Ok(INTERRUPTED);
     };
     println!("{report}");
-    if let Some(path) = json {
-        crate::write_json(&path, &report)?;
+    match (write(&report, &dir, keep.is_some(), json.as_deref()), report.verdict.code()) {
+        (Ok(()), code) => Ok(code),
+        (Err(why), 0) => Err(why),
+        // What was found counts, though it could not be written.
+        (Err(why), code) => {
+            eprintln!("error: {why}");
+            Ok(code)
+        }
     }
-    if report.verdict == Verdict::Passed && keep.is_none() {
-        std::fs::remove_dir_all(&dir).map_err(|error| format!("remove {}: {error}", dir.display()))?;
-    } else {
-        report.write(&dir)?;
-        println!("logs, data, history.jsonl and what was done when (notes) are in {}", dir.display());
+}
+
+/// Leaves behind what is wanted of a run.
+fn write(report: &Report, dir: &Path, keep: bool, json: Option<&Path>) -> Result<(), String> {
+    json.map_or(Ok(()), |path| crate::write_json(path, report))?;
+    if report.verdict == Verdict::Passed && !keep {
+        return std::fs::remove_dir_all(dir).map_err(|error| format!("remove {}: {error}", dir.display()));
     }
-    Ok(report.verdict.code())
+    println!("logs, data, history.jsonl and what was done when (notes) are in {}", dir.display());
+    report.write(dir)
 }
 
 fn find_node(given: Option<PathBuf>) -> Result<PathBuf, String> {
@@ -114,7 +123,8 @@ fn find_node(given: Option<PathBuf>) -> Result<PathBuf, String> {
 /// Ports on which nothing listens, and which the kernel gives to no outgoing connection while a member is down.
 fn free_ports() -> Result<Vec<SocketAddr>, String> {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let end = range.split_whitespace().next().and_then(|low| low.parse().ok()).unwrap_or(32_768_u32);
+    let end =
+        range.split_whitespace().next().and_then(|low| low.parse().ok()).filter(|low| *low > 0).unwrap_or(32_768_u32);
     let begin = 10_000.min(end.saturating_sub(1));
     // Two runs at once begin to look in different places.
     let offset = std::process::id().wrapping_mul(31) % (end - begin);

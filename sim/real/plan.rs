@@ -19,6 +19,10 @@ pub const SECONDS_MIN: u64 = 5;
 pub const SECONDS_MAX: u64 = 3_600;
 /// Time of the attack phase in which no attack begins.
 const CALM_AT_END: Duration = Duration::from_secs(1);
+/// Kinds of attack.
+const KINDS: u64 = 8;
+/// The number of one of them.
+const KILL_ALL: u64 = 3;
 
 /// Whom an attack is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,9 +138,11 @@ impl Plan {
 /// Some kinds of attack, some not: what one of them would hide shows in the seeds without it.
 fn attacks(rng: &Rng, length: Duration) -> Vec<Planned> {
     let mut kinds = rng.stream("real/kinds");
-    let mut enabled: Vec<u64> = (0..8).filter(|_| kinds.chance(600)).collect();
+    // While all are down nothing else can go wrong, so that is the rarest.
+    let mut enabled: Vec<u64> =
+        (0..KINDS).filter(|kind| kinds.chance(if *kind == KILL_ALL { 250 } else { 600 })).collect();
     if enabled.is_empty() {
-        enabled = (0..8).collect();
+        enabled = (0..KINDS).collect();
     }
     let gap_max = *kinds.pick(&[1_500, 4_000, 8_000]);
     // Shorter than an election timeout, longer than one, longer than a worker's lease. Many at once are short, or nothing
@@ -170,7 +176,7 @@ fn draw_attack(kind: u64, rng: &mut RngStream) -> Attack {
         0 => Attack::Kill(who),
         1 => Attack::Terminate(who),
         2 => Attack::Pause(who),
-        3 => Attack::KillAll,
+        KILL_ALL => Attack::KillAll,
         4 => Attack::Isolate(who, way, how),
         5 => Attack::Cut(who.place, to, how),
         6 => Attack::Delay(who.place, to, by),
