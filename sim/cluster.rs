@@ -15,6 +15,7 @@ use crate::limits::WORKER_RENEWAL;
 use crate::node::{NodeBuilder, Origin};
 use crate::raft::core::Role;
 use crate::raft::log::{self, LOG_FILE};
+use crate::sim::disk::PowerCut;
 use crate::sim::network::MachineId;
 use crate::sim::oracle::budget::Budget;
 use crate::sim::oracle::fail_stops;
@@ -34,6 +35,8 @@ const REMOVAL_TOLD: Duration = Duration::from_secs(20);
 const MISLED_MAX: Duration = Duration::from_secs(20);
 /// How long after that nobody else's is mistaken.
 const MISLED_PAUSE: Duration = Duration::from_secs(10);
+/// How long an operator waits for a change of members to transfer leadership in the middle of.
+const JOINT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long an operator waits for a node to stop in order.
 const STOP_MAX: Duration = Duration::from_secs(15);
 
@@ -398,6 +401,20 @@ impl Cluster {
         self.set_between(|from| from == place, |to| to != place, cut);
     }
 
+    /// Has the disk of a machine that is up go after so many operations, and then its power.
+    async fn cut_after(self: &Arc<Self>, place: Place, operations: u64, cut: PowerCut, down: Duration) {
+        let machine = &self.members[place].machine;
+        if !machine.is_up() {
+            return;
+        }
+        machine.disk.cut_after(operations);
+        sleep(Duration::from_secs(1)).await;
+        // Its node may have noticed by now, and stopped.
+        machine.down(Down::Power(cut));
+        sleep(down).await;
+        self.boot(place);
+    }
+
     async fn cut(&self, links: Links, span: Duration) {
         let among = |these: Places| move |place: Place| these >> place & 1 == 1;
         match links {
@@ -496,15 +513,8 @@ impl Cluster {
             Fault::Power { node, cut, down } => off(node, Down::Power(cut), down).await,
             Fault::Recovery { node, cut, operations, down } => {
                 off(node, Down::Power(cut), down).await;
-                if machine(node).is_up() {
-                    sometimes!("a node recovered under a disk that was about to go");
-                    machine(node).disk.cut_after(operations);
-                    sleep(Duration::from_secs(1)).await;
-                    // Its node may have noticed by now, and stopped.
-                    machine(node).down(Down::Power(cut));
-                    sleep(down).await;
-                    self.boot(node);
-                }
+                sometimes!(machine(node).is_up(), "a node recovered under a disk that was about to go");
+                self.cut_after(node, operations, cut, down).await;
             }
             Fault::Storm { node, times, down } => {
                 for _ in 0..times {
@@ -622,7 +632,17 @@ impl Cluster {
                     self.remove(leader, false).await;
                 }
             }
-            Fault::Join { node } => self.bring(node),
+            Fault::Join { node, birth } => {
+                self.bring(node);
+                if let Some(operations) = birth {
+                    let (cut, down) = (PowerCut { drop_permille: 500, tear_permille: 300 }, Duration::from_millis(500));
+                    self.cut_after(node, operations, cut, down).await;
+                }
+            }
+            Fault::TransferInJoint { to } => {
+                wait(JOINT_PATIENCE, || self.watch.voters().is_none()).await;
+                self.transfer(to).await;
+            }
         }
     }
 

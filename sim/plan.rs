@@ -286,6 +286,13 @@ pub enum Fault {
     Join {
         /// Which.
         node: Place,
+        /// After so many disk operations its power goes.
+        birth: Option<u64>,
+    },
+    /// An operator asks it to lead as soon as two configurations are in force at once.
+    TransferInJoint {
+        /// Which.
+        to: Place,
     },
 }
 
@@ -378,6 +385,7 @@ impl Fault {
             | Self::Remove { .. }
             | Self::RemoveLeader
             | Self::Move { .. }
+            | Self::TransferInJoint { .. }
             | Self::Join { .. } => Class::Membership,
         }
     }
@@ -403,8 +411,8 @@ impl Fault {
             | Self::WallStep { node, .. }
             | Self::Remove { node, .. }
             | Self::Move { node, .. }
-            | Self::Join { node } => vec![node],
-            Self::Transfer { to } => vec![to],
+            | Self::Join { node, .. } => vec![node],
+            Self::Transfer { to } | Self::TransferInJoint { to } => vec![to],
             Self::TransferRace { to, other } => vec![to, other],
             Self::WrongDisk { node, other } => vec![node, other],
             Self::Cut { links, .. } => links.places(),
@@ -468,6 +476,7 @@ impl Fault {
             | Self::TransferRace { .. }
             | Self::Remove { .. }
             | Self::RemoveLeader
+            | Self::TransferInJoint { .. }
             | Self::Join { .. } => None,
         }
     }
@@ -499,7 +508,7 @@ impl Plan {
 
     /// Whether a place is empty until its machine joins.
     pub fn is_late(&self, place: Place) -> bool {
-        self.faults.iter().any(|(_, fault)| *fault == Fault::Join { node: place })
+        self.faults.iter().any(|(_, fault)| matches!(fault, Fault::Join { node, .. } if *node == place))
     }
 
     /// A plan of so many members on a calm network, with some load and no faults.
@@ -689,7 +698,8 @@ const KINDS: &[Kind] = &[
     |d| Fault::Remove { node: d.place(), returns: d.rng.chance(500) },
     |_| Fault::RemoveLeader,
     |d| Fault::Move { node: d.place(), down: d.span() },
-    |d| Fault::Join { node: d.place() },
+    |d| Fault::Join { node: d.place(), birth: if d.rng.chance(500) { Some(d.rng.range(0, 120)) } else { None } },
+    |d| Fault::TransferInJoint { to: d.place() },
 ];
 
 struct Draw<'a> {
@@ -753,7 +763,7 @@ fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)> {
     let (mut losses, mut moves) = (0, vec![0; nodes]);
     let mut late: Places = 0;
     faults.retain(|(_, fault)| match fault {
-        Fault::Join { node } => {
+        Fault::Join { node, .. } => {
             let before = late;
             late |= 1 << node;
             // The founder cannot be late, nor may all others be.

@@ -10,7 +10,7 @@ pub fn is_excused(plan: &Plan, stop: &FailStop, machine: impl Fn(Place) -> Machi
     let has = |wanted: &dyn Fn(&Fault) -> bool| plan.faults.iter().any(|(_, fault)| wanted(fault));
     let full = has(&|fault| matches!(fault, Fault::Full { .. }));
     let errors = has(&|fault| matches!(fault, Fault::DiskError { .. }));
-    let second_cut = has(&|fault| matches!(fault, Fault::Recovery { .. }));
+    let second_cut = has(&|fault| matches!(fault, Fault::Recovery { .. } | Fault::Join { birth: Some(_), .. }));
     let rotten = has(&|fault| matches!(fault, Fault::Rot { node, .. } if machine(*node) == stop.machine));
     let crash = has(&|fault| matches!(fault, Fault::Crash { node, .. } if machine(*node) == stop.machine));
     let misled = has(&|fault| matches!(fault, Fault::WrongDisk { node, .. } if machine(*node) == stop.machine));
