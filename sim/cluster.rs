@@ -13,7 +13,7 @@ use crate::client::Client;
 use crate::ids::{Address, Index, NodeId, Term};
 use crate::limits::WORKER_RENEWAL;
 use crate::node::{NodeBuilder, Origin};
-use crate::raft::core::Role;
+use crate::raft::core::{Role, Status};
 use crate::raft::log::{self, LOG_FILE};
 use crate::sim::disk::PowerCut;
 use crate::sim::network::MachineId;
@@ -53,6 +53,8 @@ pub struct Member {
     founded: AtomicBool,
     /// Its disk has rotted.
     rotten: AtomicBool,
+    /// It has, and nobody knows yet what came of it.
+    doubtful: AtomicBool,
     /// It has another disk, and must not join before its old id is removed.
     waiting: AtomicBool,
     /// How often it has moved to another address.
@@ -65,7 +67,7 @@ pub struct Member {
 
 impl Member {
     fn new(machine: Arc<Machine>, present: bool) -> Arc<Self> {
-        let (stop, id, founded, rotten, waiting, moves, removed, misled) = Default::default();
+        let (stop, id, founded, rotten, doubtful, waiting, moves, removed, misled) = Default::default();
         Arc::new(Self {
             machine,
             stop,
@@ -73,6 +75,7 @@ impl Member {
             present: AtomicBool::new(present),
             founded,
             rotten,
+            doubtful,
             waiting,
             moves,
             removed,
@@ -91,7 +94,7 @@ impl Member {
     }
 
     /// Whether its disk is damaged, and nobody has replaced it.
-    pub fn is_rotten(&self) -> bool {
+    fn is_rotten(&self) -> bool {
         self.rotten.load(Ordering::Relaxed)
     }
 
@@ -266,7 +269,11 @@ impl Cluster {
         member.rotten.store(false, Ordering::Relaxed);
         let lost = member.id.lock().unwrap().take();
         if let Some(id) = lost {
-            self.condemned.lock().unwrap().push(Condemned { id, place, lost: true });
+            // One that was to say that it was removed cannot any more.
+            let mut condemned = self.condemned.lock().unwrap();
+            condemned.retain(|other| other.id != id);
+            condemned.push(Condemned { id, place, lost: true });
+            drop(condemned);
             member.waiting.store(true, Ordering::Relaxed);
             let done = self.operator.remove_member(id).await;
             self.world.trace.event(format_args!("remove {id}, which is lost: {done:?}"));
@@ -292,14 +299,22 @@ impl Cluster {
                 if !member.machine.is_up() {
                     self.replace(place, Duration::ZERO).await;
                 }
+                member.doubtful.store(false, Ordering::Relaxed);
             }
         }
     }
 
     async fn remove(self: &Arc<Self>, place: Place, returns: bool) {
-        let Some(id) = self.members[place].id().filter(|_| self.affords(place)) else { return };
+        let Some(id) = self.members[place].id() else { return };
+        let again = self.condemned().iter().any(|condemned| condemned.id == id);
+        if !again && !self.affords(place) {
+            return;
+        }
+        sometimes!(again, "two operators removed one member");
         sometimes!(self.leader() == Some(place), "the leader was removed");
-        self.condemned.lock().unwrap().push(Condemned { id, place, lost: false });
+        if !again {
+            self.condemned.lock().unwrap().push(Condemned { id, place, lost: false });
+        }
         let done = self.operator.remove_member(id).await;
         self.world.trace.event(format_args!("remove {id}: {done:?}"));
         let member = &self.members[place];
@@ -325,7 +340,10 @@ impl Cluster {
         let listed = |id: &NodeId| newest.voters.contains(id) || newest.learners.contains(id);
         let unsettled = known().any(|(_, status)| status.joint || !newest.voters.iter().eq(&status.voters))
             || self.condemned().iter().any(|condemned| listed(&condemned.id))
-            || self.members.iter().any(|member| member.is_rotten() || member.waiting.load(Ordering::Relaxed));
+            || self
+                .members
+                .iter()
+                .any(|member| member.doubtful.load(Ordering::Relaxed) || member.waiting.load(Ordering::Relaxed));
         let budget = Budget { voters: &newest.voters, unsettled, committed: watched.canonical.last() };
         let affords = self.plan.beyond_budget || budget.affords(id, |id, record| self.holds(id, record));
         sometimes!(!affords, "a loss was spared: it would have been one too many");
@@ -594,6 +612,7 @@ impl Cluster {
                 }
                 // From here on, for nothing else may be lost meanwhile.
                 self.members[node].rotten.store(true, Ordering::Relaxed);
+                self.members[node].doubtful.store(true, Ordering::Relaxed);
                 if stopped {
                     self.stop(node).await;
                 }
@@ -632,16 +651,28 @@ impl Cluster {
                     self.remove(leader, false).await;
                 }
             }
-            Fault::Join { node, birth } => {
+            Fault::Join { node, birth, removed } => {
                 self.bring(node);
-                if let Some(operations) = birth {
-                    let (cut, down) = (PowerCut { drop_permille: 500, tear_permille: 300 }, Duration::from_millis(500));
-                    self.cut_after(node, operations, cut, down).await;
+                if let Some((operations, cut)) = birth {
+                    self.cut_after(node, operations, cut, Duration::from_millis(500)).await;
+                }
+                if let Some(after) = removed {
+                    let is_member = || {
+                        let watched = self.watch.state();
+                        let learns =
+                            |status: &Status| self.members[node].id().is_some_and(|id| status.learners.contains(&id));
+                        watched.statuses.values().any(learns)
+                    };
+                    wait(JOINT_PATIENCE, is_member).await;
+                    sleep(after).await;
+                    join(self.remove(node, false), self.remove(node, false)).await;
                 }
             }
             Fault::TransferInJoint { to } => {
+                machine(to).stall.set(true);
                 wait(JOINT_PATIENCE, || self.watch.voters().is_none()).await;
                 self.transfer(to).await;
+                machine(to).stall.set(false);
             }
         }
     }

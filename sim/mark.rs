@@ -74,6 +74,7 @@ pub const MARKS: &[&str] = &[
     "the log was kept for a snapshot on its way",
     "the power went for all at once",
     "the stream of a snapshot broke and went on where it was",
+    "two operators removed one member",
 ];
 
 /// How often each mark was hit.

@@ -286,10 +286,12 @@ pub enum Fault {
     Join {
         /// Which.
         node: Place,
-        /// After so many disk operations its power goes.
-        birth: Option<u64>,
+        /// After so many disk operations its power goes, and this becomes of unsynced writes.
+        birth: Option<(u64, PowerCut)>,
+        /// Two operators remove it so long after it is a member: perhaps just when it is to get a vote.
+        removed: Option<Duration>,
     },
-    /// An operator asks it to lead as soon as two configurations are in force at once.
+    /// An operator asks it to lead as soon as two configurations are in force at once, and its disk is held up.
     TransferInJoint {
         /// Which.
         to: Place,
@@ -698,7 +700,11 @@ const KINDS: &[Kind] = &[
     |d| Fault::Remove { node: d.place(), returns: d.rng.chance(500) },
     |_| Fault::RemoveLeader,
     |d| Fault::Move { node: d.place(), down: d.span() },
-    |d| Fault::Join { node: d.place(), birth: if d.rng.chance(500) { Some(d.rng.range(0, 120)) } else { None } },
+    |d| {
+        let birth = if d.rng.chance(500) { Some((d.rng.range(0, 50), d.cut())) } else { None };
+        let removed = if d.rng.chance(400) { Some(Duration::from_millis(d.rng.range(0, 1_500))) } else { None };
+        Fault::Join { node: d.place(), birth, removed }
+    },
     |d| Fault::TransferInJoint { to: d.place() },
 ];
 
