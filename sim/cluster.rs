@@ -177,6 +177,13 @@ impl Cluster {
         self.condemned.lock().unwrap().clone()
     }
 
+    /// One that was to say that it was removed, and whose disk is lost since, cannot any more.
+    fn condemn(&self, member: Condemned) {
+        let mut condemned = self.condemned.lock().unwrap();
+        condemned.retain(|other| other.id != member.id);
+        condemned.push(member);
+    }
+
     /// Boots every machine whose place is not empty any more; all of them are there from now on.
     pub fn boot_all(self: &Arc<Self>) {
         (0..self.members.len()).for_each(|place| self.bring(place));
@@ -269,11 +276,7 @@ impl Cluster {
         member.rotten.store(false, Ordering::Relaxed);
         let lost = member.id.lock().unwrap().take();
         if let Some(id) = lost {
-            // One that was to say that it was removed cannot any more.
-            let mut condemned = self.condemned.lock().unwrap();
-            condemned.retain(|other| other.id != id);
-            condemned.push(Condemned { id, place, lost: true });
-            drop(condemned);
+            self.condemn(Condemned { id, place, lost: true });
             member.waiting.store(true, Ordering::Relaxed);
             let done = self.operator.remove_member(id).await;
             self.world.trace.event(format_args!("remove {id}, which is lost: {done:?}"));
@@ -313,7 +316,7 @@ impl Cluster {
         sometimes!(again, "two operators removed one member");
         sometimes!(self.leader() == Some(place), "the leader was removed");
         if !again {
-            self.condemned.lock().unwrap().push(Condemned { id, place, lost: false });
+            self.condemn(Condemned { id, place, lost: false });
         }
         let done = self.operator.remove_member(id).await;
         self.world.trace.event(format_args!("remove {id}: {done:?}"));
