@@ -49,7 +49,7 @@ struct Files {
     /// Write a page there that shows what happened
     #[arg(long)]
     html: Option<PathBuf>,
-    /// Write there what clients did and saw, a line of JSON each; see sim/export.rs
+    /// Write there what clients did and saw, in lines of JSON, or as EDN if it ends in .edn; see sim/export.rs
     #[arg(long)]
     history: Option<PathBuf>,
 }
@@ -286,7 +286,11 @@ fn run(seed: Option<u64>, case: Option<&Path>, files: &Files, mode: Mode) -> i32
         if let (Some(path), Some(page)) = (&files.html, page) {
             write(path, page)?;
         }
-        files.history.as_deref().map_or(Ok(()), |path| write(path, export::json_lines(&report.history)))?;
+        if let Some(path) = &files.history {
+            let is_edn = path.extension().is_some_and(|extension| extension == "edn");
+            let export = if is_edn { export::edn } else { export::json_lines };
+            write(path, export(&report.history))?;
+        }
         Ok::<i32, String>(report.verdict.code())
     };
     run().unwrap_or_else(|why| usage(&why))

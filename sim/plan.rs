@@ -743,7 +743,8 @@ fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)> {
         _ => KINDS.iter().copied().filter(|_| rng.chance(250)).collect(),
     };
     let (count, until) = match rng.range(0, 100) {
-        0..8 => (rng.range(20, 120), 90_000),
+        0..3 => (rng.range(100, 300), 120_000),
+        3..8 => (rng.range(20, 100), 90_000),
         8..25 => (rng.range(2, 10), 2_000),
         _ => (rng.range(0, 14), 25_000),
     };
