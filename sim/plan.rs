@@ -703,7 +703,9 @@ const KINDS: &[Kind] = &[
     |d| {
         let birth = if d.rng.chance(500) { Some((d.rng.range(0, 50), d.cut())) } else { None };
         let removed = if d.rng.chance(400) { Some(Duration::from_millis(d.rng.range(0, 1_500))) } else { None };
-        Fault::Join { node: d.place(), birth, removed }
+        // The founder was there before all others.
+        let node = d.rng.range(1, d.nodes.max(2)) as usize % d.nodes as usize;
+        Fault::Join { node, birth, removed }
     },
     |d| Fault::TransferInJoint { to: d.place() },
 ];
