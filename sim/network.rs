@@ -28,6 +28,7 @@ use tower::{Service, service_fn};
 
 use crate::ids::Address;
 use crate::io::{BoxError, Channel, ChannelError, Listener, Network, Rng};
+use crate::sim::spawn::{Guarded, drop_quietly};
 use crate::sim::trace::{Note, Trace};
 
 /// A machine's number.
@@ -175,7 +176,12 @@ impl SimNetwork {
 
     /// Closes everything that `machine` listens on.
     pub fn detach(&self, machine: MachineId) {
-        self.state.lock().unwrap().listeners.retain(|_, endpoint| endpoint.machine != machine);
+        let mut state = self.state.lock().unwrap();
+        let (closed, open): (BTreeMap<_, _>, _) =
+            std::mem::take(&mut state.listeners).into_iter().partition(|(_, endpoint)| endpoint.machine == machine);
+        state.listeners = open;
+        drop(state);
+        drop_quietly(closed);
     }
 
     /// Changes the weather for messages sent from now on.
@@ -432,12 +438,12 @@ async fn call(
     network.trace.event(format_args!("call {from}>{to} {path}"));
     let single_messages = path == RAFT_STREAM;
     let (sender, pipe) = pipe(&network, from, to);
-    let pump = source.spawn(pump(sender, body, single_messages)).abort_handle();
+    let pump = source.spawn(Guarded::new(pump(sender, body, single_messages))).abort_handle();
     let stop_pump = crate::io::TaskHandle::new(move || pump.abort());
 
     let (answer, mut answered) = oneshot::channel();
     let server_network = network.clone();
-    target.spawn(async move {
+    target.spawn(Guarded::new(async move {
         let network = server_network;
         network.time.sleep(network.delay(from, to) + network.stall(from, to, &path)).await;
         let request = http::Request::from_parts(parts, Body::new(pipe));
@@ -452,7 +458,7 @@ async fn call(
         if answer.send((at, parts, pipe)).is_ok() {
             self::pump(sender, body, false).await;
         }
-    });
+    }));
     let Ok((at, parts, mut pipe)) = (&mut answered).await else {
         network.time.sleep(network.delay(from, from)).await;
         return Err(ChannelError::Broken(format!("connection to {address} was reset").into()));

@@ -1,8 +1,10 @@
 //! Tasks on one machine, for one boot of it.
 
 use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -42,6 +44,36 @@ pub struct SimSpawn {
     pending: Mutex<Vec<Pending>>,
 }
 
+/// A task of a machine. When the machine is killed its tasks are dropped, and the databases that they hold are closed; a damaged
+/// one may panic over that. The machine is dead, and nobody is to notice.
+pub struct Guarded<F>(Option<Pin<Box<F>>>);
+
+impl<F: Future> Guarded<F> {
+    /// The task.
+    pub fn new(future: F) -> Self {
+        Self(Some(Box::pin(future)))
+    }
+}
+
+impl<F: Future> Future for Guarded<F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        self.0.as_mut().expect("it is there until it is dropped").as_mut().poll(cx)
+    }
+}
+
+impl<F> Drop for Guarded<F> {
+    fn drop(&mut self) {
+        drop_quietly(self.0.take());
+    }
+}
+
+/// Drops what a dead machine held.
+pub fn drop_quietly<T>(held: T) {
+    let _ = std::panic::catch_unwind(AssertUnwindSafe(|| drop(held)));
+}
+
 /// How long simulated blocking work takes: mostly around a fast disk's sync, now and then far longer.
 fn delay(rng: &Rng, stall: &Stall, lane: u64, counter: u64) -> Duration {
     let draw = rng.draw("blocking", lane, counter);
@@ -70,6 +102,7 @@ impl SimSpawn {
             if let Some(mut work) = work {
                 // The machine is dead: a panic because its disk failed is not a finding.
                 let _ = std::panic::catch_unwind(AssertUnwindSafe(|| work.run()));
+                drop_quietly(work);
             }
         }
     }
@@ -86,11 +119,11 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 impl Spawn for SimSpawn {
     fn spawn(&self, name: &'static str, future: BoxFuture<'static, ()>) -> TaskHandle {
         let fail_stop = self.fail_stop.clone();
-        let task = self.node.spawn(async move {
+        let task = self.node.spawn(Guarded::new(async move {
             if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
                 fail_stop(Fault::new(format!("the task {name} panicked: {}", describe(&*panic))));
             }
-        });
+        }));
         let task = task.abort_handle();
         TaskHandle::new(move || task.abort())
     }
@@ -103,7 +136,7 @@ impl Spawn for SimSpawn {
             pending.len() as u64
         };
         let (rng, stall, fail_stop) = (self.rng.clone(), self.stall.clone(), self.fail_stop.clone());
-        self.node.spawn(async move {
+        self.node.spawn(Guarded::new(async move {
             let mut counter = 0;
             while work.ready().await {
                 counter += 1;
@@ -117,7 +150,7 @@ impl Spawn for SimSpawn {
                     return;
                 }
             }
-        });
+        }));
     }
 
     fn fail_stop(&self, fault: Fault) {
