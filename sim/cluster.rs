@@ -17,7 +17,7 @@ use crate::raft::core::{Role, Status};
 use crate::raft::log::{self, LOG_FILE};
 use crate::sim::disk::PowerCut;
 use crate::sim::network::MachineId;
-use crate::sim::oracle::budget::Budget;
+use crate::sim::oracle::budget::{self, Budget};
 use crate::sim::oracle::fail_stops;
 use crate::sim::oracle::promise::Promised;
 use crate::sim::plan::{CRASH_PATIENCE, Fault, Links, MOVES_MAX, Place, Places, Plan};
@@ -318,8 +318,20 @@ impl Cluster {
         if !again {
             self.condemn(Condemned { id, place, lost: false });
         }
+        let left: Vec<NodeId> = self.watch.voters().into_iter().flatten().filter(|voter| *voter != id).collect();
+        // Others know of one that is off when it has not answered for an election timeout.
+        let is_long_off =
+            |member: &&Arc<Member>| member.machine.off_for().is_some_and(|span| span > 3 * self.plan.election_timeout);
+        let long_off = self.members.iter().filter(is_long_off).filter_map(|member| member.id());
+        let long_off: Vec<NodeId> = long_off.filter(|member| left.contains(member)).collect();
         let done = self.operator.remove_member(id).await;
         self.world.trace.event(format_args!("remove {id}: {done:?}"));
+        // They may have come back while the operator tried.
+        let still_off = self.members.iter().filter(is_long_off).filter_map(|member| member.id());
+        let long_off: Vec<NodeId> = still_off.filter(|member| long_off.contains(member)).collect();
+        if done.is_ok() && !again {
+            budget::check_removal(id, &left, &long_off, &self.watch.violations);
+        }
         let member = &self.members[place];
         if !returns {
             return;
@@ -549,7 +561,13 @@ impl Cluster {
                 sleep(down).await;
                 self.boot(node);
             }
-            Fault::Blackout { cut, down, gone } => {
+            Fault::Blackout { cut, down, gone, after_joint } => {
+                if let Some(after) = after_joint {
+                    let is_joint = || self.watch.state().statuses.values().any(|status| status.joint);
+                    wait(JOINT_PATIENCE, is_joint).await;
+                    wait(JOINT_PATIENCE, || !is_joint()).await;
+                    sleep(after).await;
+                }
                 sometimes!(self.members.iter().all(|member| member.machine.is_up()), "the power went for all at once");
                 for member in &self.members {
                     member.machine.down(Down::Power(cut));

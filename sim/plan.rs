@@ -159,6 +159,8 @@ pub enum Fault {
         down: Duration,
         /// One that stays off until everything is healed.
         gone: Option<Place>,
+        /// So long after two configurations were in force at once, if they ever are.
+        after_joint: Option<Duration>,
     },
     /// All that a member asks and is told comes late for a while, and then it is cut off.
     Strand {
@@ -648,7 +650,8 @@ const KINDS: &[Kind] = &[
     |d| Fault::Slow { node: d.place(), span: d.span() },
     |d| {
         let gone = if d.rng.chance(300) { Some(d.place()) } else { None };
-        Fault::Blackout { cut: d.cut(), down: d.span(), gone }
+        let after_joint = if d.rng.chance(300) { Some(Duration::from_millis(d.rng.range(1, 60))) } else { None };
+        Fault::Blackout { cut: d.cut(), down: d.span(), gone, after_joint }
     },
     |d| Fault::Strand { node: d.place(), span: Duration::from_millis(d.rng.range(12_000, 25_000)) },
     |d| Fault::Cut { links: Links::OneWay { from: d.place(), to: d.place() }, span: d.span() },

@@ -2,8 +2,10 @@
 
 use std::future::Future;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use madsim::runtime::{Handle, NodeHandle, Runtime};
+use madsim::time::TimeHandle;
 use tokio::sync::oneshot;
 
 use crate::error::Fault;
@@ -165,6 +167,8 @@ struct Boot {
     count: u64,
     /// The running boot's tasks; `None` while the machine is off.
     spawn: Option<Arc<SimSpawn>>,
+    /// When it went off last, in the world's time.
+    off_since: Duration,
 }
 
 impl Machine {
@@ -176,6 +180,12 @@ impl Machine {
     /// Whether it is on.
     pub fn is_up(&self) -> bool {
         self.boot.lock().unwrap().spawn.is_some()
+    }
+
+    /// For how long it has been off; `None` while it is on.
+    pub fn off_for(&self) -> Option<Duration> {
+        let boot = self.boot.lock().unwrap();
+        boot.spawn.is_none().then(|| TimeHandle::current().elapsed().saturating_sub(boot.off_since))
     }
 
     /// Switches it on and gives the seams of this boot and a handle to run things on it.
@@ -221,6 +231,9 @@ impl Machine {
     pub fn down(&self, how: Down) {
         let (spawn, count) = {
             let mut boot = self.boot.lock().unwrap();
+            if boot.spawn.is_some() {
+                boot.off_since = TimeHandle::current().elapsed();
+            }
             (boot.spawn.take(), boot.count)
         };
         let mut rng = self.rng.stream(&format!("down {count}"));

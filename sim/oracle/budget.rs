@@ -3,6 +3,7 @@
 //! §5.4.1 and §6; TigerBeetle's fault atlas does this by block). What is not is spared, unless the plan says otherwise: then
 //! nobody need serve any more, but what is answered must still be true.
 
+use super::Violations;
 use crate::ids::{Index, NodeId, Term};
 
 /// What is known of the cluster when something is to be lost.
@@ -30,6 +31,16 @@ impl Budget<'_> {
         // So few of the others lack it that no majority consists of them.
         let lacking = others().count() - copies;
         count > quorum && lacking < quorum
+    }
+}
+
+/// The cluster took a member out: of those who then have a vote a majority must not have been off for long before, for the
+/// cluster is to refuse what leaves no majority within reach.
+pub fn check_removal(removed: NodeId, left: &[NodeId], long_off: &[NodeId], violations: &Violations) {
+    let quorum = left.len() / 2 + 1;
+    if left.len() - long_off.len() < quorum {
+        let what = format!("member {removed} was removed, and of {left:?} that are left {long_off:?} were off");
+        violations.add("a removal leaves a majority", what);
     }
 }
 
