@@ -626,7 +626,7 @@ impl Cluster {
                 machine(node).disk.fail_next(None);
                 self.boot(node);
             }
-            Fault::Rot { node, damage, permille, stopped, down } => {
+            Fault::Rot { node, damage, files, permille, stopped, down } => {
                 let there = self.members[node].id().is_some() && self.members[node].present.load(Ordering::Relaxed);
                 if !there || !self.affords(node) {
                     return;
@@ -637,7 +637,7 @@ impl Cluster {
                 if stopped {
                     self.stop(node).await;
                 }
-                machine(node).rot(damage, permille);
+                machine(node).rot(damage, files, permille);
                 self.watch.on_lost(machine(node));
                 sleep(down).await;
                 self.boot(node);

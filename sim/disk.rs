@@ -19,6 +19,7 @@ use redb::StorageBackend;
 use serde::{Deserialize, Serialize};
 
 use crate::io::{Backend, Batch, Disk, Journal, RngStream};
+use crate::raft::log::LOG_FILE;
 use crate::sim::journal::{Records, Stored};
 
 const PAGE: usize = 4096;
@@ -149,6 +150,23 @@ pub enum Damage {
     Lost,
     /// A write that was for another page went there: it holds what that one holds.
     Misdirected,
+}
+
+/// Which files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Files {
+    /// All of them.
+    All,
+    /// Those that hold states.
+    State,
+    /// The one that holds the log.
+    Log,
+}
+
+impl Files {
+    fn has(self, name: &str) -> bool {
+        self == Self::All || (name == LOG_FILE) == (self == Self::Log)
+    }
 }
 
 /// A kind of operation that can fail.
@@ -314,10 +332,11 @@ impl SimDisk {
     }
 
     /// Damages each page with this probability, in thousandths, but those written lately. The disk is off.
-    pub fn rot(&self, damage: Damage, permille: u64, rng: &mut RngStream) {
+    pub fn rot(&self, damage: Damage, which: Files, permille: u64, rng: &mut RngStream) {
         let mut state = self.state.lock().unwrap();
         let State { files, counts, .. } = &mut *state;
-        for File { live, durable, fresh, before, .. } in files.values_mut() {
+        let chosen = files.iter_mut().filter(|(name, _)| which.has(name));
+        for File { live, durable, fresh, before, .. } in chosen.map(|(_, file)| file) {
             let is_old = |number: &usize| fresh.iter().all(|pages| !pages.contains(number));
             let old: Vec<usize> = (0..durable.pages.len()).filter(is_old).collect();
             for number in &old {
@@ -717,7 +736,7 @@ mod tests {
         mounted.sync_dir().unwrap();
         let mut rng = Rng::from_seed([1; 32]).stream("t");
         disk.power_cut(PowerCut { drop_permille: 0, tear_permille: 0 }, &mut rng);
-        disk.rot(Damage::Flipped, 1000, &mut rng);
+        disk.rot(Damage::Flipped, Files::All, 1000, &mut rng);
         let file = disk.boot().open("f").unwrap();
         let rotten = epochs.map(|epoch| {
             let mut page = [0; PAGE];
@@ -748,7 +767,7 @@ mod tests {
         mounted.sync_dir().unwrap();
         let mut rng = Rng::from_seed([1; 32]).stream("t");
         disk.power_cut(PowerCut { drop_permille: 0, tear_permille: 0 }, &mut rng);
-        disk.rot(damage, 1000, &mut rng);
+        disk.rot(damage, Files::State, 1000, &mut rng);
         let file = disk.boot().open("f").unwrap();
         [0, 1, 2, 3].map(|page| {
             let mut byte = [0];

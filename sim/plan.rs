@@ -12,7 +12,7 @@ use crate::limits::{
 use crate::limits::{ELECTION_TIMEOUT_MIN, TAIL_BYTES_MAX, VOTERS_TARGET_MAX};
 use crate::raft::tail::Retention;
 use crate::sim::clock::FROZEN_PPM;
-use crate::sim::disk::{Damage, DiskOp, PowerCut};
+use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::load::Load;
 use crate::sim::network::Weather;
 
@@ -208,6 +208,8 @@ pub enum Fault {
         node: Place,
         /// How.
         damage: Damage,
+        /// In which files.
+        files: Files,
         /// Pages, in thousandths.
         permille: u64,
         /// It was stopped in order before.
@@ -678,7 +680,9 @@ const KINDS: &[Kind] = &[
     |d| {
         let (permille, stopped) = (*d.rng.pick(&[5, 50, 500]), d.rng.chance(500));
         let damage = *d.rng.pick(&[Damage::Flipped, Damage::Flipped, Damage::Lost, Damage::Misdirected]);
-        Fault::Rot { node: d.place(), damage, permille, stopped, down: d.span() }
+        // The log is what damage is mostly found in, so sometimes it is spared.
+        let files = *d.rng.pick(&[Files::All, Files::State, Files::Log]);
+        Fault::Rot { node: d.place(), damage, files, permille, stopped, down: d.span() }
     },
     |d| Fault::Replace { node: d.place(), down: d.span() },
     |d| {

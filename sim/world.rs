@@ -12,7 +12,7 @@ use crate::error::Fault;
 use crate::ids::Address;
 use crate::io::{Io, Rng};
 use crate::sim::clock::SimClock;
-use crate::sim::disk::{Contents, Damage, PowerCut, SimDisk};
+use crate::sim::disk::{Contents, Damage, Files, PowerCut, SimDisk};
 use crate::sim::launcher::SimLauncher;
 use crate::sim::mark::{self, Trap};
 use crate::sim::network::{MachineId, SimNetwork};
@@ -273,10 +273,10 @@ impl Machine {
     }
 
     /// What its disk holds is damaged while the power is off.
-    pub fn rot(&self, damage: Damage, permille: u64) {
+    pub fn rot(&self, damage: Damage, files: Files, permille: u64) {
         self.down(Down::Power(CLEAN_CUT));
         let boots = self.disk.counts().boots;
-        self.disk.rot(damage, permille, &mut self.rng.stream(&format!("rot {boots}")));
+        self.disk.rot(damage, files, permille, &mut self.rng.stream(&format!("rot {boots}")));
         self.trace.event(format_args!("rot {}: {} pages", self.id, self.disk.counts().rotten));
     }
 

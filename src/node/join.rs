@@ -198,7 +198,13 @@ pub async fn announce(shared: Arc<SharedNodeState>, uuid: [u8; 16], address: Add
     loop {
         shared.io.clock.sleep(CONTROL_PERIOD).await;
         match shared.address_of(id) {
-            Ok(known) if known.as_ref() == Some(&address) => failures = 0,
+            Ok(known) if known.as_ref() == Some(&address) => {
+                failures = 0;
+                // All others may have moved while this member was away, and where it was removed meanwhile nobody calls it.
+                if shared.raft.status().leader.is_none() {
+                    discover(&shared, &seeds).await;
+                }
+            }
             // A state that does not have this member yet says nothing about where the cluster has it.
             Ok(_) => {
                 if let Err(status) = move_to(&shared, &request, &seeds).await {
