@@ -292,19 +292,30 @@ impl Cluster {
         self.boot(place);
     }
 
-    /// Replaces machines that do not start because their disks have rotted.
+    /// Replaces the machines that do not start because their disks have rotted.
     pub async fn replace_rotten(self: &Arc<Self>) {
-        for (place, member) in self.members.iter().enumerate() {
-            if member.is_rotten() {
-                sleep(ROT_FOUND).await;
-                sometimes!(!member.machine.is_up(), "a rotten disk was found out");
-                sometimes!(member.machine.is_up(), "a rotten disk did no harm");
-                if !member.machine.is_up() {
-                    self.replace(place, Duration::ZERO).await;
-                }
-                member.doubtful.store(false, Ordering::Relaxed);
+        for (place, _) in self.members.iter().enumerate().filter(|(_, member)| member.is_rotten()) {
+            self.judge_rotten(place).await;
+        }
+    }
+
+    /// Starts a machine whose disk has rotted, and replaces it if that fails, and fails again.
+    async fn judge_rotten(self: &Arc<Self>, place: Place) {
+        let member = &self.members[place];
+        for _ in 0..2 {
+            // Something else may have taken it down.
+            self.boot(place);
+            sleep(ROT_FOUND).await;
+            if member.machine.is_up() {
+                break;
             }
         }
+        sometimes!(!member.machine.is_up(), "a rotten disk was found out");
+        sometimes!(member.machine.is_up(), "a rotten disk did no harm");
+        if !member.machine.is_up() {
+            self.replace(place, Duration::ZERO).await;
+        }
+        member.doubtful.store(false, Ordering::Relaxed);
     }
 
     async fn remove(self: &Arc<Self>, place: Place, returns: bool) {
@@ -640,8 +651,7 @@ impl Cluster {
                 machine(node).rot(damage, files, permille);
                 self.watch.on_lost(machine(node));
                 sleep(down).await;
-                self.boot(node);
-                self.replace_rotten().await;
+                self.judge_rotten(node).await;
             }
             Fault::Replace { node, down } => {
                 if self.members[node].id().is_some() && self.affords(node) {
