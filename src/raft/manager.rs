@@ -281,12 +281,23 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     let Setup { io, identity, address, election_ticks, retention, mut log, machine, snapshots, observer, metrics } =
         setup;
     let first_peers = log.first_peers()?;
-    let recovered = log.recover()?;
+    // A damaged database is not closed: that would write to it, and it is evidence now.
+    let leave_open = |evidence: (Log, M), fault: Fault| {
+        std::mem::forget(evidence);
+        fault
+    };
+    let recovered = match log.recover() {
+        Ok(recovered) => recovered,
+        Err(fault) => return Err(leave_open((log, machine), fault)),
+    };
     let incarnation = recovered.incarnation;
     let conf_state = codec::conf_state(machine.conf_state()).context(|| "read the membership of the state".into())?;
     let (applied, _) = machine.applied();
     let config = CoreConfig { id: identity.id, election_ticks, retention };
-    let core = Core::new(config, recovered, applied, conf_state, io.rng.child("raft"))?;
+    let core = match Core::new(config, recovered, applied, conf_state, io.rng.child("raft")) {
+        Ok(core) => core,
+        Err(fault) => return Err(leave_open((log, machine), fault)),
+    };
 
     let (done_sender, done) = mpsc::channel(limits::LOG_JOBS_MAX + limits::APPLY_JOBS_MAX + limits::SNAPSHOT_JOBS_MAX);
     let (requests_sender, requests) = mpsc::channel(limits::INBOX_REQUESTS_MAX);

@@ -93,6 +93,8 @@ impl State {
                 "{name} in {disk} is damaged: its rows are not those that its digest counts. Remove this member, and join with an \
                  empty data directory"
             );
+            // Closing it would write to it: it is evidence now.
+            std::mem::forget(state);
             return Err(Fault::new(text));
         }
         Ok(state)
