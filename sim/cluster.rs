@@ -89,7 +89,7 @@ impl Member {
     }
 
     /// Wherever it may ever be.
-    fn addresses(&self) -> impl Iterator<Item = Address> {
+    pub fn addresses(&self) -> impl Iterator<Item = Address> {
         (0..=MOVES_MAX).map(|moves| self.machine.address(moves))
     }
 

@@ -10,6 +10,12 @@ use crate::io::RngStream;
 use crate::limits::SESSION_TTL;
 use crate::sim::history::{Op, Record, Seen};
 
+/// How long a client that only reads, and from one member, waits for an answer: not long, for the next question may be the one
+/// that matters.
+pub const READER_TIMEOUT: Duration = Duration::from_millis(400);
+/// The number of the first such client.
+pub const FIRST_READER: u64 = 201;
+
 /// What each client does.
 #[derive(Clone, Copy, Debug)]
 pub struct Load {
@@ -53,6 +59,25 @@ pub async fn run(
             known.insert(key, revision);
         }
         ended(Record { client: id, key, op, from, to: elapsed(), seen });
+    }
+}
+
+/// Reads until `goes_on` says no more. Meant for a client of one member alone, whatever the others know, that gives up soon: one
+/// that also writes would wait for its write, just while a member that was left behind may still take itself for the leader.
+pub async fn read(
+    client: &Client,
+    id: u64,
+    (keys, pause): (u64, Duration),
+    mut rng: RngStream,
+    elapsed: &(dyn Fn() -> Duration + Sync),
+    goes_on: &(dyn Fn() -> bool + Sync),
+    ended: &(dyn Fn(Record) + Sync),
+) {
+    while goes_on() {
+        client.pause(Duration::from_millis(rng.range(1, pause.as_millis() as u64))).await;
+        let (key, from) = (rng.range(0, keys), elapsed());
+        let seen = perform(client, key, Op::Get).await;
+        ended(Record { client: id, key, op: Op::Get, from, to: elapsed(), seen });
     }
 }
 

@@ -43,6 +43,9 @@ pub struct Plan {
     pub one_session: bool,
     /// How often, in thousandths, a client pauses for longer than a session lives.
     pub idle_permille: u64,
+    /// How long a client that reads from one member alone pauses between two reads, at most; there is one for each member, or
+    /// none at all.
+    pub readers: Option<Duration>,
     /// Clients that submit tasks.
     pub submitters: usize,
     /// Tasks of each.
@@ -529,6 +532,7 @@ impl Plan {
             pause: Duration::from_millis(500),
             one_session: false,
             idle_permille: 0,
+            readers: None,
             submitters: 1,
             tasks: 4,
             stubborn_permille: 200,
@@ -577,6 +581,10 @@ impl Plan {
             pause: Duration::from_millis(*load.pick(&[1_200, 1_200, 300, 30, 3_000])),
             keys: load.range(1, 5),
             stock: *load.pick(&[0, 0, 10, 60]),
+            readers: {
+                let mut readers = rng.stream("plan/readers");
+                readers.chance(200).then(|| Duration::from_millis(*readers.pick(&[60, 300, 1_000])))
+            },
             submitters: load.range(0, 3) as usize,
             tasks: load.range(2, 12),
             stubborn_permille: *load.pick(&[200, 200, 900]),
@@ -809,8 +817,15 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; one session: {}, idle {} in 1000; {} in stock",
-            self.clients, self.operations, self.keys, self.pause, self.one_session, self.idle_permille, self.stock
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; one session: {}, idle {} in 1000; {} in stock; readers of one member pause up to {:?}",
+            self.clients,
+            self.operations,
+            self.keys,
+            self.pause,
+            self.one_session,
+            self.idle_permille,
+            self.stock,
+            self.readers
         )?;
         writeln!(
             f,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{Either, join_all, select};
@@ -11,7 +12,7 @@ use madsim::runtime::NodeHandle;
 use madsim::time::{Instant, TimeHandle, sleep};
 
 use crate::client::Client;
-use crate::ids::NodeId;
+use crate::ids::{Address, NodeId};
 use crate::io::Io;
 use crate::raft::core::Status;
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, Condemned, Member};
@@ -323,6 +324,10 @@ impl Run {
         let submitters = (1..=self.cluster.plan.submitters as u64).map(|id| self.submitter(id));
         let clients = (1..=self.cluster.plan.clients as u64).map(|id| self.client(id, &one));
         let clients: Vec<_> = clients.chain(submitters).chain(self.stranger()).collect();
+        let attacked = Arc::new(AtomicBool::new(true));
+        let reader = |pause| (0..self.cluster.members.len()).map(move |place| (place, pause));
+        let readers = self.cluster.plan.readers.into_iter().flat_map(reader);
+        let readers: Vec<_> = readers.map(|(place, pause)| self.reader(place, pause, attacked.clone())).collect();
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
         for (at, fault) in &self.cluster.plan.faults {
@@ -334,6 +339,34 @@ impl Run {
         }
         for client in clients {
             let _ = client.await;
+        }
+        attacked.store(false, Ordering::Relaxed);
+        for reader in readers {
+            let _ = reader.await;
+        }
+    }
+
+    /// A client on a machine of its own that reads from one member alone, while this is true.
+    fn reader(&self, place: Place, pause: Duration, goes_on: Arc<AtomicBool>) -> madsim::task::JoinHandle<()> {
+        let (io, node) = self.caller();
+        let at: Vec<Address> = self.cluster.members[place].addresses().collect();
+        let client = Client::new(io, &at, load::READER_TIMEOUT);
+        let rng = self.cluster.world.rng.stream(&format!("reader {place}"));
+        let (id, keys) = (load::FIRST_READER + place as u64, self.cluster.plan.keys);
+        let (ended, time) = (self.noting(), self.time.clone());
+        node.spawn(async move {
+            let goes_on = || goes_on.load(Ordering::Relaxed);
+            load::read(&client, id, (keys, pause), rng, &|| time.elapsed(), &goes_on, &ended).await;
+        })
+    }
+
+    /// Puts what a client did and saw where oracles find it.
+    fn noting(&self) -> impl Fn(Record) + Send + Sync + 'static {
+        let (history, trace) = (self.history.clone(), self.cluster.world.trace.clone());
+        move |record: Record| {
+            let Record { client, op, key, seen, .. } = &record;
+            trace.event(format_args!("client {client} {op:?} on {key}: {seen:?}"));
+            history.add(record);
         }
     }
 
@@ -383,15 +416,9 @@ impl Run {
             false => Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT),
         };
         let rng = self.cluster.world.rng.stream(&format!("client {id}"));
-        let (plan, history, time) = (self.cluster.plan.clone(), self.history.clone(), self.time.clone());
-        let trace = self.cluster.world.trace.clone();
+        let (load, ended, time) = (self.cluster.plan.load(), self.noting(), self.time.clone());
         node.spawn(async move {
-            let ended = |record: Record| {
-                let Record { op, key, seen, .. } = &record;
-                trace.event(format_args!("client {id} {op:?} on {key}: {seen:?}"));
-                history.add(record);
-            };
-            load::run(&client, id, &plan.load(), rng, &|| time.elapsed(), &ended).await;
+            load::run(&client, id, &load, rng, &|| time.elapsed(), &ended).await;
         })
     }
 

@@ -14,7 +14,7 @@ use cairn::io::{Io, Rng, RngStream};
 use cairn::proto::v1::{EnvVar, Resources, TaskSpec};
 use cairn::sim::cluster::CLIENT_TIMEOUT;
 use cairn::sim::history::{History, Op, Record, Seen};
-use cairn::sim::load::{self, Load};
+use cairn::sim::load::{self, FIRST_READER, Load, READER_TIMEOUT};
 use cairn::sim::oracle::Violations;
 use cairn::sim::oracle::attempts::Ledger;
 use cairn::sim::plan::Place;
@@ -25,11 +25,7 @@ use super::plan::Plan;
 
 /// The number of the client that sees whether a healed cluster serves.
 const LAST_CLIENT: u64 = 99;
-/// The number of the client that reads from the first member alone.
-const FIRST_READER: u64 = 201;
-/// How long such a client waits for an answer: not long, for the next question may be the one that matters.
-const READER_TIMEOUT: Duration = Duration::from_millis(400);
-/// How long it pauses between two questions, at least sometimes.
+/// How long a client that only reads pauses between two questions, at least sometimes.
 const READER_PAUSE: Duration = Duration::from_millis(60);
 /// What a task runs: `sh task.sh STATUS SECONDS plain|stubborn`.
 const SCRIPT: &str = r#"code=$1
@@ -100,21 +96,16 @@ impl Work {
         clients.chain(submitters).chain(readers).collect()
     }
 
-    /// Reads from one member alone, whatever the others know. A client that also writes would wait for its write, just
-    /// while a member that is cut off may still take itself for the leader.
+    /// Reads from one member alone.
     fn reader(&self, place: Place, load: Load, until: Duration) -> impl Future<Output = ()> + use<> {
         let client = Client::new(self.io.clone(), &self.endpoints[place..=place], READER_TIMEOUT);
-        let mut rng = self.rng.stream(&format!("real/reader {place}"));
+        let rng = self.rng.stream(&format!("real/reader {place}"));
         let (history, began) = (self.history.clone(), self.began);
         let pause = (2 * load.pause).max(READER_PAUSE);
         async move {
-            while began.elapsed() < until {
-                client.pause(Duration::from_millis(rng.range(1, pause.as_millis() as u64))).await;
-                let (key, from) = (rng.range(0, load.keys), began.elapsed());
-                let seen = load::perform(&client, key, Op::Get).await;
-                let client = FIRST_READER + place as u64;
-                history.add(Record { client, key, op: Op::Get, from, to: began.elapsed(), seen });
-            }
+            let (elapsed, goes_on) = (|| began.elapsed(), || began.elapsed() < until);
+            let (id, what) = (FIRST_READER + place as u64, (load.keys, pause));
+            load::read(&client, id, what, rng, &elapsed, &goes_on, &|record| history.add(record)).await;
         }
     }
 
