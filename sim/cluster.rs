@@ -29,6 +29,8 @@ use crate::sim::world::{Down, FailStop, Machine, World};
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a node whose disk has rotted may take to find out.
 const ROT_FOUND: Duration = Duration::from_secs(3);
+/// How long a machine is given to come by as many disk operations as it is to go after.
+const CUT_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a member may take to hear that it was removed before nobody waits to start it again.
 const REMOVAL_TOLD: Duration = Duration::from_secs(20);
 /// How long a machine with another's disk may take to notice.
@@ -318,11 +320,12 @@ impl Cluster {
         member.doubtful.store(false, Ordering::Relaxed);
     }
 
-    async fn remove(self: &Arc<Self>, place: Place, returns: bool) {
-        let Some(id) = self.members[place].id() else { return };
+    /// An operator removes a member, if it can be spared. Says whether that was done.
+    async fn remove(self: &Arc<Self>, place: Place) -> bool {
+        let Some(id) = self.members[place].id() else { return false };
         let again = self.condemned().iter().any(|condemned| condemned.id == id);
-        if !again && !self.affords(place) {
-            return;
+        if !again && !self.affords(place, true) {
+            return false;
         }
         sometimes!(again, "two operators removed one member");
         sometimes!(self.leader() == Some(place), "the leader was removed");
@@ -343,10 +346,12 @@ impl Cluster {
         if done.is_ok() && !again {
             budget::check_removal(id, &left, &long_off, &self.watch.violations);
         }
+        done.is_ok()
+    }
+
+    /// Starts a member again that was removed, once it says so.
+    async fn return_removed(self: &Arc<Self>, place: Place) {
         let member = &self.members[place];
-        if !returns {
-            return;
-        }
         wait(REMOVAL_TOLD, || member.is_removed()).await;
         if member.is_removed() {
             sometimes!("a removed member was started again");
@@ -356,8 +361,8 @@ impl Cluster {
         }
     }
 
-    /// Whether a member may be lost: see `oracle/budget.rs`.
-    fn affords(&self, place: Place) -> bool {
+    /// Whether a member may be lost, or leave: see `oracle/budget.rs`.
+    fn affords(&self, place: Place, leaves: bool) -> bool {
         let (member, watched) = (&self.members[place], self.watch.state());
         let Some(id) = member.id() else { return true };
         // All that are known to be members agree on who has a vote, and nobody who is to go is still among them.
@@ -371,7 +376,9 @@ impl Cluster {
                 .iter()
                 .any(|member| member.doubtful.load(Ordering::Relaxed) || member.waiting.load(Ordering::Relaxed));
         let budget = Budget { voters: &newest.voters, unsettled, committed: watched.canonical.last() };
-        let affords = self.plan.beyond_budget || budget.affords(id, |id, record| self.holds(id, record));
+        let holds = |id, record| self.holds(id, record);
+        let within = if leaves { budget.affords_leaving(id, holds) } else { budget.affords(id, holds) };
+        let affords = self.plan.beyond_budget || within;
         sometimes!(!affords, "a loss was spared: it would have been one too many");
         self.world.trace.event(format_args!("loss of {id}: {}", if affords { "afforded" } else { "spared" }));
         affords
@@ -445,14 +452,14 @@ impl Cluster {
         self.set_between(|from| from == place, |to| to != place, cut);
     }
 
-    /// Has the disk of a machine that is up go after so many operations, and then its power.
+    /// Has the disk of a machine that is up go after so many operations, or some time, and then its power.
     async fn cut_after(self: &Arc<Self>, place: Place, operations: u64, cut: PowerCut, down: Duration) {
         let machine = &self.members[place].machine;
         if !machine.is_up() {
             return;
         }
         machine.disk.cut_after(operations);
-        sleep(Duration::from_secs(1)).await;
+        wait(CUT_PATIENCE, || machine.disk.is_cut()).await;
         // Its node may have noticed by now, and stopped.
         machine.down(Down::Power(cut));
         sleep(down).await;
@@ -533,6 +540,19 @@ impl Cluster {
         }
     }
 
+    /// Power for all at once; one may stay off until everything is healed.
+    async fn black_out(self: &Arc<Self>, cut: PowerCut, gone: Option<Place>, down: Duration) {
+        sometimes!(self.members.iter().all(|member| member.machine.is_up()), "the power went for all at once");
+        for member in &self.members {
+            member.machine.down(Down::Power(cut));
+        }
+        if let Some(gone) = gone {
+            self.members[gone].present.store(false, Ordering::Relaxed);
+        }
+        sleep(down).await;
+        (0..self.members.len()).for_each(|place| self.boot(place));
+    }
+
     /// One fault and its end.
     pub fn inflict(self: &Arc<Self>, fault: Fault) -> impl Future<Output = ()> + Send + 'static + use<> {
         let cluster = self.clone();
@@ -579,15 +599,7 @@ impl Cluster {
                     wait(JOINT_PATIENCE, || !is_joint()).await;
                     sleep(after).await;
                 }
-                sometimes!(self.members.iter().all(|member| member.machine.is_up()), "the power went for all at once");
-                for member in &self.members {
-                    member.machine.down(Down::Power(cut));
-                }
-                if let Some(gone) = gone {
-                    self.members[gone].present.store(false, Ordering::Relaxed);
-                }
-                sleep(down).await;
-                (0..self.members.len()).for_each(|place| self.boot(place));
+                self.black_out(cut, gone, down).await;
             }
             Fault::Stop { node, down } => {
                 self.stop(node).await;
@@ -639,7 +651,7 @@ impl Cluster {
             }
             Fault::Rot { node, damage, files, permille, stopped, down } => {
                 let there = self.members[node].id().is_some() && self.members[node].present.load(Ordering::Relaxed);
-                if !there || !self.affords(node) {
+                if !there || !self.affords(node, false) {
                     return;
                 }
                 // From here on, for nothing else may be lost meanwhile.
@@ -654,7 +666,7 @@ impl Cluster {
                 self.judge_rotten(node).await;
             }
             Fault::Replace { node, down } => {
-                if self.members[node].id().is_some() && self.affords(node) {
+                if self.members[node].id().is_some() && self.affords(node, false) {
                     self.replace(node, down).await;
                 }
             }
@@ -676,10 +688,20 @@ impl Cluster {
             Fault::WallStep { node, millis } => machine(node).clock.step_wall(millis),
             Fault::Transfer { to } => self.transfer(to).await,
             Fault::TransferRace { to, other } => drop(join(self.transfer(to), self.transfer(other)).await),
-            Fault::Remove { node, returns } => self.remove(node, returns).await,
+            Fault::Remove { node, returns, cut } => {
+                let removed = self.remove(node).await;
+                if let Some((after, cut)) = cut.filter(|_| removed) {
+                    sleep(after).await;
+                    sometimes!("the power went for all just after a removal");
+                    self.black_out(cut, None, Duration::from_millis(500)).await;
+                }
+                if returns {
+                    self.return_removed(node).await;
+                }
+            }
             Fault::RemoveLeader => {
                 if let Some(leader) = self.leader() {
-                    self.remove(leader, false).await;
+                    self.remove(leader).await;
                 }
             }
             Fault::Join { node, birth, removed } => {
@@ -696,7 +718,7 @@ impl Cluster {
                     };
                     wait(JOINT_PATIENCE, is_member).await;
                     sleep(after).await;
-                    join(self.remove(node, false), self.remove(node, false)).await;
+                    join(self.remove(node), self.remove(node)).await;
                 }
             }
             Fault::TransferInJoint { to } => {

@@ -245,6 +245,11 @@ impl SimDisk {
         self.state.lock().unwrap().cut_after = Some(operations);
     }
 
+    /// Whether everything fails on it.
+    pub fn is_cut(&self) -> bool {
+        self.state.lock().unwrap().cut_after == Some(0)
+    }
+
     /// The same from a place where the disk may be in the middle of something; then nothing happens.
     pub fn try_cut_after(&self, operations: u64) {
         if let Ok(mut state) = self.state.try_lock() {

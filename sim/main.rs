@@ -5,6 +5,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)] // files, processes and sockets: this is the edge
 
+mod child;
 mod copy;
 mod real;
 mod report;
@@ -22,6 +23,10 @@ use cairn::sim::run::{Mode, Report};
 use cairn::sim::shrink::{Case, shrink, symptom};
 use cairn::sim::trace::Stop;
 use clap::{Parser, Subcommand};
+
+/// A run allocates all the time, and little else is as slow.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Runs the real node on simulated machines under attack. Every run follows from one number.
 #[derive(Parser)]
@@ -156,6 +161,9 @@ enum Command {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Run what the parent process says, in this one
+    #[command(name = child::WORD, hide = true)]
+    Child,
     /// Run each seed of a range twice, the second time after all others, and compare
     Meta {
         /// The first
@@ -229,15 +237,16 @@ fn perform(command: Command, mode: Mode) -> i32 {
             report::print(&kinds);
             json.map_or(0, |path| write_json(&path, &kinds).map_or_else(|why| usage(&why), |()| 0))
         }
+        Command::Child => child::serve(mode).map_or_else(|why| usage(&why), |()| 0),
         Command::Meta { from, count } => meta(from, count),
         Command::Real(options) => real::run(options).unwrap_or_else(|why| usage(&why)),
         Command::Mutants { names, from, seeds, kills, ablation, jobs, out } => {
-            mutants(&names, Effort { from, seeds, kills, ablation, jobs }, out)
+            mutants(&names, Effort { from, seeds, kills, ablation, jobs }, out, mode)
         }
     }
 }
 
-fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>) -> i32 {
+fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>, mode: Mode) -> i32 {
     let all = mutant::all();
     if let Some(unknown) = names.iter().find(|name| !all.iter().any(|mutant| mutant.name == **name)) {
         return usage(&format!("there is no bug {unknown} in sim/mutants.toml"));
@@ -246,7 +255,12 @@ fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>) -> i32 {
     let mut code = 0;
     for mutant in all.into_iter().filter(|mutant| names.is_empty() || names.contains(&mutant.name)) {
         let name: &'static str = mutant.name.clone().leak();
-        let fate = mutant::try_mutant(name, mutant.control, effort);
+        let pool = child::Pool::new(Mode { mutant: Some(name), ..mode });
+        let notices = |seed, without| pool.run(child::Job { seed, without }).map(|done| done.symptom);
+        let fate = match mutant::try_mutant(mutant.control, effort, &notices) {
+            Ok(fate) => fate,
+            Err(why) => return usage(&why),
+        };
         let as_wanted = fate.kills.is_empty() == mutant.control;
         let seeds: Vec<String> = fate.kills.iter().map(|(gap, _)| gap.to_string()).collect();
         let word = if as_wanted { "" } else { "  <-- " };
@@ -353,7 +367,10 @@ fn shrink_seed(seed: u64, runs: usize, out: PathBuf, mode: Mode) -> i32 {
 
 fn sweep(from: u64, count: u64, jobs: usize, options: (bool, Option<PathBuf>), mode: Mode) -> i32 {
     let (all_marks, json) = options;
-    let outcome = sweep::run(from, count, jobs, mode);
+    let outcome = match sweep::run(from, count, jobs, mode) {
+        Ok(outcome) => outcome,
+        Err(why) => return usage(&why),
+    };
     if let Some(path) = json
         && let Err(why) = write_json(&path, &outcome)
     {

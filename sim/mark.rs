@@ -73,6 +73,7 @@ pub const MARKS: &[&str] = &[
     "the lease had ended before a task was started",
     "the log was kept for a snapshot on its way",
     "the power went for all at once",
+    "the power went for all just after a removal",
     "the stream of a snapshot broke and went on where it was",
     "two operators removed one member",
 ];

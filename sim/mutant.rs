@@ -10,10 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Deserialize;
 
-use crate::sim::plan::{Class, Plan};
-use crate::sim::run::{Mode, run_plan};
-use crate::sim::shrink::symptom;
-use crate::sim::world::Seed;
+use crate::sim::plan::Class;
 
 /// Whether this simulator was built from the copy.
 pub const PLANTED: bool = false;
@@ -124,7 +121,7 @@ pub struct Fate {
     /// Seeds that were run.
     pub seeds: u64,
     /// Of the seeds that noticed it: how many were run since the one before, and what noticed.
-    pub kills: Vec<(u64, &'static str)>,
+    pub kills: Vec<(u64, String)>,
     /// Without each class of faults, how many seeds it took until the first noticed; `None` if none did.
     pub without: Vec<(Class, Option<u64>)>,
 }
@@ -138,8 +135,8 @@ impl Fate {
     }
 
     /// What noticed it, the most frequent first.
-    pub fn oracles(&self) -> Vec<&'static str> {
-        let mut counts: Vec<(usize, &'static str)> = Vec::new();
+    pub fn oracles(&self) -> Vec<&str> {
+        let mut counts: Vec<(usize, &str)> = Vec::new();
         for (_, oracle) in &self.kills {
             match counts.iter_mut().find(|(_, other)| other == oracle) {
                 Some((count, _)) => *count += 1,
@@ -166,12 +163,18 @@ pub struct Effort {
     pub jobs: usize,
 }
 
+/// Runs a seed with the mutant switched on, perhaps without a class of faults, and says what noticed it.
+pub type Notices<'a> = &'a (dyn Fn(u64, Option<Class>) -> Result<Option<String>, String> + Sync);
+
 /// Looks for seeds that notice a mutant.
-pub fn try_mutant(name: &'static str, control: bool, effort: Effort) -> Fate {
+///
+/// # Errors
+/// Those of `notices`.
+pub fn try_mutant(control: bool, effort: Effort, notices: Notices<'_>) -> Result<Fate, String> {
     let kills = if control { usize::MAX } else { effort.kills };
-    let (seeds, found) = search(name, None, effort.from, effort.seeds, kills, effort.jobs);
+    let (seeds, found) = search(notices, None, (effort.from, effort.seeds), kills, effort.jobs)?;
     let mut last = 0;
-    let kills: Vec<(u64, &'static str)> = found
+    let kills: Vec<(u64, String)> = found
         .into_iter()
         .map(|(seed, oracle)| {
             let gap = seed + 1 - last;
@@ -182,25 +185,25 @@ pub fn try_mutant(name: &'static str, control: bool, effort: Effort) -> Fate {
     let mut fate = Fate { seeds, kills, without: Vec::new() };
     if let Some(median) = fate.median().filter(|_| effort.ablation > 0) {
         let most = effort.ablation.min(10 * median);
-        let first =
-            |class| search(name, Some(class), effort.from, most, 1, effort.jobs).1.first().map(|(at, _)| at + 1);
-        fate.without = Class::ALL.into_iter().map(|class| (class, first(class))).collect();
+        for class in Class::ALL {
+            let (_, found) = search(notices, Some(class), (effort.from, most), 1, effort.jobs)?;
+            fate.without.push((class, found.first().map(|(at, _)| at + 1)));
+        }
     }
-    fate
+    Ok(fate)
 }
 
 /// Runs seeds in order until so many have noticed: how many were run, and which noticed, counted from the first.
 fn search(
-    name: &'static str,
+    notices: Notices<'_>,
     without: Option<Class>,
-    from: u64,
-    count: u64,
+    (from, count): (u64, u64),
     kills: usize,
     jobs: usize,
-) -> (u64, Vec<(u64, &'static str)>) {
+) -> Result<(u64, Vec<(u64, String)>), String> {
     let next = AtomicU64::new(0);
-    let found: Mutex<Vec<(u64, &'static str)>> = Mutex::default();
-    let enough = || found.lock().unwrap().len() >= kills;
+    let found: Mutex<Result<Vec<(u64, String)>, String>> = Mutex::new(Ok(Vec::new()));
+    let enough = || found.lock().unwrap().as_ref().map_or(true, |found| found.len() >= kills);
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
@@ -209,22 +212,20 @@ fn search(
                     if number >= count {
                         return;
                     }
-                    let seed = Seed(from + number);
-                    let mut plan = Plan::draw(&seed.rng());
-                    if let Some(class) = without {
-                        plan = plan.without(class);
-                    }
-                    let report = run_plan(seed, plan, Mode { mutant: Some(name), ..Mode::default() });
-                    if let Some(oracle) = symptom(&report.verdict) {
-                        found.lock().unwrap().push((number, oracle));
+                    let noticed = notices(from + number, without);
+                    let mut found = found.lock().unwrap();
+                    match (noticed, &mut *found) {
+                        (Ok(Some(oracle)), Ok(found)) => found.push((number, oracle)),
+                        (Err(why), found) => *found = Err(why),
+                        (Ok(_), _) => {}
                     }
                 }
             });
         }
     });
-    let mut found = found.into_inner().unwrap();
+    let mut found = found.into_inner().unwrap()?;
     found.sort_unstable();
-    (next.into_inner().min(count), found)
+    Ok((next.into_inner().min(count), found))
 }
 
 /// The table of all fates, as it stands in `sim/MUTANTS.md`.

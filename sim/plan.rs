@@ -43,9 +43,10 @@ pub struct Plan {
     pub one_session: bool,
     /// How often, in thousandths, a client pauses for longer than a session lives.
     pub idle_permille: u64,
-    /// How long a client that reads from one member alone pauses between two reads, at most; there is one for each member, or
-    /// none at all.
-    pub readers: Option<Duration>,
+    /// Clients that read from one member alone, for each member.
+    pub readers: usize,
+    /// How long they pause between two reads, at most.
+    pub readers_pause: Duration,
     /// Clients that submit tasks.
     pub submitters: usize,
     /// Tasks of each.
@@ -75,7 +76,7 @@ pub struct Plan {
 }
 
 /// What a fault touches.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Class {
     /// Links, and the weather on them.
     Network,
@@ -279,6 +280,8 @@ pub enum Fault {
         node: Place,
         /// It is started again later.
         returns: bool,
+        /// So long after the operator is told that it is removed the power goes for all who are left.
+        cut: Option<(Duration, PowerCut)>,
     },
     /// An operator removes whoever leads.
     RemoveLeader,
@@ -532,7 +535,8 @@ impl Plan {
             pause: Duration::from_millis(500),
             one_session: false,
             idle_permille: 0,
-            readers: None,
+            readers: 0,
+            readers_pause: Duration::from_millis(500),
             submitters: 1,
             tasks: 4,
             stubborn_permille: 200,
@@ -570,7 +574,7 @@ impl Plan {
         let mut faults = faults(&mut rng.stream("plan/faults"), nodes);
         // While the cluster forms there is nobody yet to have what one member loses.
         faults.retain(|(_, fault)| !(early && fault.is_loss()));
-        let mut load = rng.stream("plan/load");
+        let (mut load, mut readers) = (rng.stream("plan/load"), rng.stream("plan/readers"));
         Self {
             nodes,
             voters_max,
@@ -581,10 +585,8 @@ impl Plan {
             pause: Duration::from_millis(*load.pick(&[1_200, 1_200, 300, 30, 3_000])),
             keys: load.range(1, 5),
             stock: *load.pick(&[0, 0, 10, 60]),
-            readers: {
-                let mut readers = rng.stream("plan/readers");
-                readers.chance(200).then(|| Duration::from_millis(*readers.pick(&[60, 300, 1_000])))
-            },
+            readers: if readers.chance(250) { *readers.pick(&[1, 1, 3]) } else { 0 },
+            readers_pause: Duration::from_millis(*readers.pick(&[60, 300, 1_000])),
             submitters: load.range(0, 3) as usize,
             tasks: load.range(2, 12),
             stubborn_permille: *load.pick(&[200, 200, 900]),
@@ -714,11 +716,14 @@ const KINDS: &[Kind] = &[
     },
     |d| Fault::Transfer { to: d.place() },
     |d| Fault::TransferRace { to: d.place(), other: d.place() },
-    |d| Fault::Remove { node: d.place(), returns: d.rng.chance(500) },
+    |d| {
+        let cut = if d.rng.chance(300) { Some((Duration::from_millis(d.rng.range(0, 10)), d.cut())) } else { None };
+        Fault::Remove { node: d.place(), returns: d.rng.chance(500), cut }
+    },
     |_| Fault::RemoveLeader,
     |d| Fault::Move { node: d.place(), down: d.span() },
     |d| {
-        let birth = if d.rng.chance(500) { Some((d.rng.range(0, 50), d.cut())) } else { None };
+        let birth = if d.rng.chance(500) { Some((d.rng.range(0, 16), d.cut())) } else { None };
         let removed = if d.rng.chance(400) { Some(Duration::from_millis(d.rng.range(0, 1_500))) } else { None };
         // The founder was there before all others.
         let node = d.rng.range(1, d.nodes.max(2)) as usize % d.nodes as usize;
@@ -817,7 +822,7 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; one session: {}, idle {} in 1000; {} in stock; readers of one member pause up to {:?}",
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; one session: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
@@ -825,7 +830,8 @@ impl fmt::Display for Plan {
             self.one_session,
             self.idle_permille,
             self.stock,
-            self.readers
+            self.readers,
+            self.readers_pause
         )?;
         writeln!(
             f,

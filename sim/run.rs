@@ -325,9 +325,8 @@ impl Run {
         let clients = (1..=self.cluster.plan.clients as u64).map(|id| self.client(id, &one));
         let clients: Vec<_> = clients.chain(submitters).chain(self.stranger()).collect();
         let attacked = Arc::new(AtomicBool::new(true));
-        let reader = |pause| (0..self.cluster.members.len()).map(move |place| (place, pause));
-        let readers = self.cluster.plan.readers.into_iter().flat_map(reader);
-        let readers: Vec<_> = readers.map(|(place, pause)| self.reader(place, pause, attacked.clone())).collect();
+        let readers = 0..self.cluster.members.len() * self.cluster.plan.readers;
+        let readers: Vec<_> = readers.map(|number| self.reader(number, attacked.clone())).collect();
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
         for (at, fault) in &self.cluster.plan.faults {
@@ -347,16 +346,18 @@ impl Run {
     }
 
     /// A client on a machine of its own that reads from one member alone, while this is true.
-    fn reader(&self, place: Place, pause: Duration, goes_on: Arc<AtomicBool>) -> madsim::task::JoinHandle<()> {
+    fn reader(&self, number: usize, goes_on: Arc<AtomicBool>) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.caller();
+        let place = number % self.cluster.members.len();
         let at: Vec<Address> = self.cluster.members[place].addresses().collect();
         let client = Client::new(io, &at, load::READER_TIMEOUT);
-        let rng = self.cluster.world.rng.stream(&format!("reader {place}"));
-        let (id, keys) = (load::FIRST_READER + place as u64, self.cluster.plan.keys);
+        let rng = self.cluster.world.rng.stream(&format!("reader {number}"));
+        let (id, what) =
+            (load::FIRST_READER + number as u64, (self.cluster.plan.keys, self.cluster.plan.readers_pause));
         let (ended, time) = (self.noting(), self.time.clone());
         node.spawn(async move {
             let goes_on = || goes_on.load(Ordering::Relaxed);
-            load::read(&client, id, (keys, pause), rng, &|| time.elapsed(), &goes_on, &ended).await;
+            load::read(&client, id, what, rng, &|| time.elapsed(), &goes_on, &ended).await;
         })
     }
 

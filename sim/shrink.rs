@@ -153,7 +153,7 @@ impl Shrinker<'_> {
             |plan| plan.token = false,
             |plan| plan.one_session = false,
             |plan| plan.idle_permille = 0,
-            |plan| plan.readers = None,
+            |plan| plan.readers = 0,
             |plan| plan.retention = Retention::default(),
             |plan| plan.chunk_bytes = crate::limits::SNAPSHOT_CHUNK_BYTES,
             |plan| plan.early = false,

@@ -6,11 +6,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use cairn::sim::mark::{self, Hits, MARKS};
-use cairn::sim::run::{Mode, Report, Verdict, run_seed};
-use cairn::sim::shrink::symptom;
-use cairn::sim::world::Seed;
+use cairn::sim::mark::MARKS;
+use cairn::sim::run::Mode;
 use serde::Serialize;
+
+use crate::child::{Done, Job, Pool};
 
 /// The exit status of a sweep that passed and never came by some mark, if it was to come by all.
 pub const MARK_MISSED: i32 = 14;
@@ -29,7 +29,7 @@ pub struct Outcome {
     /// Real time, in seconds.
     pub real_seconds: f64,
     /// How often each mark was hit, those that were not included.
-    pub marks: BTreeMap<&'static str, u64>,
+    pub marks: BTreeMap<String, u64>,
     /// What failed.
     pub failures: Vec<Failure>,
     #[serde(skip)]
@@ -42,32 +42,29 @@ pub struct Failure {
     /// Which.
     pub seed: u64,
     /// The oracle that noticed, or crash, or liveness.
-    pub symptom: &'static str,
+    pub symptom: String,
     /// In its words.
     pub verdict: String,
 }
 
 impl Outcome {
-    fn add(&mut self, report: &Report) {
+    fn add(&mut self, done: Done) {
         self.seeds += 1;
-        self.virtual_seconds += report.elapsed.as_secs_f64();
-        for (name, count) in &report.marks {
+        self.virtual_seconds += done.virtual_seconds;
+        for (name, count) in done.marks {
             *self.marks.entry(name).or_default() += count;
         }
-        match symptom(&report.verdict) {
+        match done.symptom {
             None => self.passed += 1,
             Some(symptom) => {
-                self.code = self.code.max(report.verdict.code());
-                let verdict = report.verdict.to_string();
-                self.failures.push(Failure { seed: report.seed.0, symptom, verdict });
+                self.code = self.code.max(done.code);
+                self.failures.push(Failure { seed: done.seed, symptom, verdict: done.verdict });
             }
         }
     }
 
-    fn missing(&self) -> Vec<&'static str> {
-        let hit: Hits =
-            self.marks.iter().filter(|(_, count)| **count > 0).map(|(name, count)| (*name, *count)).collect();
-        mark::missing(&hit)
+    fn missing(&self) -> Vec<&str> {
+        self.marks.iter().filter(|(_, count)| **count == 0).map(|(name, _)| &**name).collect()
     }
 
     /// The exit status.
@@ -77,10 +74,14 @@ impl Outcome {
 }
 
 /// Runs `count` seeds from `from` on, `jobs` at once, and tells of it as it goes.
-pub fn run(from: u64, count: u64, jobs: usize, mode: Mode) -> Outcome {
+///
+/// # Errors
+/// They cannot be run.
+pub fn run(from: u64, count: u64, jobs: usize, mode: Mode) -> Result<Outcome, String> {
     let began = Instant::now();
     let next = AtomicU64::new(from);
-    let marks = MARKS.iter().map(|name| (*name, 0)).collect();
+    let (pool, trouble) = (Pool::new(mode), Mutex::new(None));
+    let marks = MARKS.iter().map(|name| ((*name).to_owned(), 0)).collect();
     let outcome = Mutex::new(Outcome { from, marks, ..Outcome::default() });
     let progress = Progress { began, count, shown: Mutex::new(None) };
     std::thread::scope(|scope| {
@@ -91,19 +92,28 @@ pub fn run(from: u64, count: u64, jobs: usize, mode: Mode) -> Outcome {
                     if seed >= from + count {
                         return;
                     }
-                    let report = run_seed(Seed(seed), mode);
+                    let done = match pool.run(Job { seed, without: None }) {
+                        Ok(done) => done,
+                        Err(why) => {
+                            *trouble.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(why);
+                            return;
+                        }
+                    };
                     let mut outcome = outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    outcome.add(&report);
-                    if report.verdict != Verdict::Passed {
+                    if done.symptom.is_some() {
                         progress.clear();
-                        println!("{report}\nreproduce with: sim run --seed {seed}");
+                        println!("{}\nreproduce with: sim run --seed {seed}", done.text);
                     }
+                    outcome.add(done);
                     progress.show(&outcome);
                 }
             });
         }
     });
     progress.clear();
+    if let Some(why) = trouble.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()) {
+        return Err(why);
+    }
     let mut outcome = outcome.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
     outcome.real_seconds = began.elapsed().as_secs_f64();
     outcome.failures.sort_by_key(|failure| failure.seed);
@@ -119,7 +129,7 @@ pub fn run(from: u64, count: u64, jobs: usize, mode: Mode) -> Outcome {
     if !missing.is_empty() {
         println!("never: {}", missing.join("; "));
     }
-    outcome
+    Ok(outcome)
 }
 
 /// A line on the terminal that is written again and again.

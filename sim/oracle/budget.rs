@@ -17,6 +17,14 @@ pub struct Budget<'a> {
 }
 
 impl Budget<'_> {
+    /// Whether a member may leave, which goes on with the others until it is out; `holds` as for a loss.
+    pub fn affords_leaving(&self, leaves: NodeId, holds: impl Fn(NodeId, (Index, Term)) -> bool) -> bool {
+        let others: Vec<NodeId> = self.voters.iter().copied().filter(|id| *id != leaves).collect();
+        let lacking = others.iter().filter(|id| !holds(**id, self.committed)).count();
+        let enough = !others.is_empty() && lacking < others.len() / 2 + 1;
+        !self.unsettled && (others.len() == self.voters.len() || enough)
+    }
+
     /// Whether a member may be lost; `holds` tells of a voter whether it holds a record durably, and with it all before it.
     pub fn affords(&self, lost: NodeId, holds: impl Fn(NodeId, (Index, Term)) -> bool) -> bool {
         let (count, quorum) = (self.voters.len(), self.voters.len() / 2 + 1);
@@ -63,6 +71,17 @@ mod tests {
         assert!(!affords(2, 1, &[1, 2]), "nobody could take it out");
         assert!(!affords(1, 1, &[1]));
         assert!(affords(3, 4, &[]), "who has no vote is not counted on");
+    }
+
+    #[test]
+    fn the_last_but_one_may_leave_but_not_be_lost() {
+        let budget = Budget { voters: &[NodeId(1), NodeId(2)], unsettled: false, committed: (Index(9), Term(2)) };
+        assert!(budget.affords_leaving(NodeId(1), |id, _| id == NodeId(2)));
+        assert!(!budget.affords_leaving(NodeId(1), |id, _| id == NodeId(1)), "it would be gone");
+        assert!(budget.affords_leaving(NodeId(3), |_, _| false), "who has no vote is not counted on");
+        assert!(!budget.affords(NodeId(1), |_, _| true));
+        let last = Budget { voters: &[NodeId(1)], unsettled: false, committed: (Index(9), Term(2)) };
+        assert!(!last.affords_leaving(NodeId(1), |_, _| true), "nobody would be left");
     }
 
     #[test]

@@ -116,7 +116,7 @@ impl State {
             let row = head.get(()).context(what)?;
             let bytes = row.map(|row| row.value().to_vec()).unwrap_or_default();
             let head = v1::Head::decode(&*bytes).context(what)?;
-            Rows::open(&txn, head.rows_digest)?;
+            Rows::new(&txn, head.rows_digest).make_tables()?;
             head
         };
         txn.commit().context(what)?;
@@ -184,7 +184,7 @@ impl State {
         let mut txn = self.db.begin_write().context(what)?;
         let since = last.index.0 - self.durable.0;
         let (head, outcomes) = {
-            let rows = Rows::open(&txn, self.head.rows_digest)?;
+            let rows = Rows::new(&txn, self.head.rows_digest);
             let mut apply = Apply { rows, head: self.head.clone() };
             let mut outcomes = Vec::with_capacity(entries.len());
             for entry in entries {

@@ -86,7 +86,7 @@ impl Import {
         let what = || format!("build {}", file_name(self.index));
         let mut txn = self.db.begin_write().context(what)?;
         {
-            let mut rows = Rows::open(&txn, self.rows_digest)?;
+            let mut rows = Rows::new(&txn, self.rows_digest);
             for row in &part.rows {
                 let Some(table) = TABLES.get(row.table as usize) else {
                     return invalid(format!("table {} is unknown to this version", row.table));
@@ -122,7 +122,7 @@ impl Import {
             return Err(ImportError::Invalid(text));
         }
         let txn = self.db.begin_write().context(what)?;
-        Rows::open(&txn, self.rows_digest)?;
+        Rows::new(&txn, self.rows_digest).make_tables()?;
         txn.open_table(HEAD).context(what)?.insert((), &*head.encode_to_vec()).context(what)?;
         txn.commit().context(what)?;
         head.rows_digest = full_digest(&View::new(self.db.begin_read().context(what)?))?;

@@ -4,6 +4,7 @@
 //! Every change of a row also changes the running digest: the sum of the hashes of all rows. A sum does not depend on
 //! the order of changes, so a state rebuilt from a snapshot has the digest of the one that was replayed.
 
+use std::cell::OnceCell;
 use std::ops::{Bound, ControlFlow};
 
 use prost::Message;
@@ -205,17 +206,38 @@ impl Read for View {
     }
 }
 
-/// The rows inside a write transaction.
+type Opened<'txn> = redb::Table<'txn, &'static [u8], &'static [u8]>;
+
+/// The rows inside a write transaction. A table is opened when it is first needed: most transactions need few.
 pub struct Rows<'txn> {
-    tables: Vec<redb::Table<'txn, &'static [u8], &'static [u8]>>,
+    txn: &'txn WriteTransaction,
+    tables: [OnceCell<Opened<'txn>>; TABLES.len()],
     digest: u64,
 }
 
 impl<'txn> Rows<'txn> {
-    /// Opens all tables, making those that do not exist. `digest` is that of the rows there are.
-    pub(super) fn open(txn: &'txn WriteTransaction, digest: u64) -> Result<Self, Fault> {
-        let open = |table: &Table| txn.open_table(table.definition()).context(|| failed("open", *table));
-        Ok(Self { tables: TABLES.iter().map(open).collect::<Result<_, _>>()?, digest })
+    /// The rows of a transaction. `digest` is that of the rows there are.
+    pub(super) fn new(txn: &'txn WriteTransaction, digest: u64) -> Self {
+        Self { txn, tables: [const { OnceCell::new() }; TABLES.len()], digest }
+    }
+
+    /// Makes the tables that do not exist, which readers expect to.
+    pub(super) fn make_tables(&self) -> Result<(), Fault> {
+        TABLES.into_iter().try_for_each(|table| self.table(table).map(|_| ()))
+    }
+
+    fn table(&self, table: Table) -> Result<&Opened<'txn>, Fault> {
+        let cell = &self.tables[table as usize];
+        if let Some(opened) = cell.get() {
+            return Ok(opened);
+        }
+        let opened = self.txn.open_table(table.definition()).context(|| failed("open", table))?;
+        Ok(cell.get_or_init(|| opened))
+    }
+
+    fn table_mut(&mut self, table: Table) -> Result<&mut Opened<'txn>, Fault> {
+        self.table(table)?;
+        Ok(self.tables[table as usize].get_mut().expect("it was opened in the line above"))
     }
 
     /// The digest of all rows as they are now.
@@ -228,11 +250,9 @@ impl<'txn> Rows<'txn> {
     /// # Errors
     /// The database failed.
     pub fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), Fault> {
-        let before = self.tables[table as usize].insert(key, value).context(|| failed("write to", table))?;
-        if let Some(before) = before {
-            self.digest = self.digest.wrapping_sub(row_digest(table, key, before.value()));
-        }
-        self.digest = self.digest.wrapping_add(row_digest(table, key, value));
+        let before = self.table_mut(table)?.insert(key, value).context(|| failed("write to", table))?;
+        let before = before.map(|before| row_digest(table, key, before.value()));
+        self.digest = self.digest.wrapping_sub(before.unwrap_or_default()).wrapping_add(row_digest(table, key, value));
         Ok(())
     }
 
@@ -241,24 +261,20 @@ impl<'txn> Rows<'txn> {
     /// # Errors
     /// The database failed.
     pub fn remove(&mut self, table: Table, key: &[u8]) -> Result<bool, Fault> {
-        let before = self.tables[table as usize].remove(key).context(|| failed("remove from", table))?;
-        match before {
-            Some(before) => {
-                self.digest = self.digest.wrapping_sub(row_digest(table, key, before.value()));
-                Ok(true)
-            }
-            None => Ok(false),
-        }
+        let before = self.table_mut(table)?.remove(key).context(|| failed("remove from", table))?;
+        let before = before.map(|before| row_digest(table, key, before.value()));
+        self.digest = self.digest.wrapping_sub(before.unwrap_or_default());
+        Ok(before.is_some())
     }
 }
 
 impl Read for Rows<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        get_row(&self.tables[table as usize], table, key)
+        get_row(self.table(table)?, table, key)
     }
 
     fn scan(&self, table: Table, range: KeyRange, each: EachRow<'_>) -> Result<(), Fault> {
-        scan_rows(&self.tables[table as usize], table, &range, each)
+        scan_rows(self.table(table)?, table, &range, each)
     }
 }
 

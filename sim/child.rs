@@ -1,0 +1,183 @@
+//! Runs in processes of their own: whatever a run does to its process, the others go on, and none leaves anything behind in
+//! memory.
+//!
+//! A child is this program again, with the same mode. It reads jobs, a line each, and answers each with a line.
+
+use std::collections::BTreeMap;
+use std::io::{self, BufRead, BufReader, Write};
+use std::process::{self, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::Mutex;
+
+use cairn::sim::plan::{Class, Plan};
+use cairn::sim::run::{Mode, Report, Verdict, run_plan};
+use cairn::sim::shrink::symptom;
+use cairn::sim::world::Seed;
+use serde::{Deserialize, Serialize};
+
+/// Runs after which a child ends.
+const RUNS_MAX: u64 = 200;
+/// The word on the command line that makes a process a child.
+pub const WORD: &str = "child";
+
+/// What to run.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// The seed.
+    pub seed: u64,
+    /// A class of faults that is left out.
+    pub without: Option<Class>,
+}
+
+impl Job {
+    fn run(self, mode: Mode) -> Done {
+        let seed = Seed(self.seed);
+        let mut plan = Plan::draw(&seed.rng());
+        plan.model_log &= !mode.file_log;
+        if let Some(class) = self.without {
+            plan = plan.without(class);
+        }
+        Done::of(&run_plan(seed, plan, mode))
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Done {
+    /// What was run.
+    pub seed: u64,
+    /// The oracle that noticed something, or crash, or liveness.
+    pub symptom: Option<String>,
+    /// The exit status for it.
+    pub code: i32,
+    /// In words.
+    pub verdict: String,
+    /// All that there is to say.
+    pub text: String,
+    /// Virtual time that passed, in seconds.
+    pub virtual_seconds: f64,
+    /// How often each mark was hit.
+    pub marks: BTreeMap<String, u64>,
+}
+
+impl Done {
+    fn of(report: &Report) -> Self {
+        Self {
+            seed: report.seed.0,
+            symptom: symptom(&report.verdict).map(Into::into),
+            code: report.verdict.code(),
+            verdict: report.verdict.to_string(),
+            text: report.to_string(),
+            virtual_seconds: report.elapsed.as_secs_f64(),
+            marks: report.marks.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect(),
+        }
+    }
+
+    /// The run's process ended before it had said anything.
+    fn of_death(seed: u64, how: &str) -> Self {
+        let verdict = Verdict::Crash(format!("the process of the run ended: {how}"));
+        let text = format!("seed {seed}: {verdict}");
+        Self {
+            seed,
+            symptom: symptom(&verdict).map(Into::into),
+            code: verdict.code(),
+            verdict: verdict.to_string(),
+            text,
+            virtual_seconds: 0.0,
+            marks: BTreeMap::new(),
+        }
+    }
+}
+
+/// What a child does.
+///
+/// # Errors
+/// Its parent is gone, or says what no parent says.
+pub fn serve(mode: Mode) -> Result<(), String> {
+    for line in io::stdin().lines() {
+        let line = line.map_err(|error| error.to_string())?;
+        let job: Job = serde_json::from_str(&line).map_err(|error| format!("{line}: {error}"))?;
+        let done = serde_json::to_string(&job.run(mode)).expect("numbers and names become JSON");
+        writeln!(io::stdout(), "{done}").map_err(|error| error.to_string())?;
+    }
+    Ok(())
+}
+
+struct Child {
+    process: process::Child,
+    jobs: ChildStdin,
+    answers: BufReader<ChildStdout>,
+    runs: u64,
+}
+
+/// Children, as many as there are runs at once.
+pub struct Pool {
+    arguments: Vec<String>,
+    idle: Mutex<Vec<Child>>,
+}
+
+impl Pool {
+    /// Children that run in this mode.
+    pub fn new(mode: Mode) -> Self {
+        let mutant = mode.mutant.map(|name| format!("--mutant={name}"));
+        let file_log = mode.file_log.then(|| "--file-log".into());
+        let arguments = mutant.into_iter().chain(file_log).chain([WORD.into()]).collect();
+        Self { arguments, idle: Mutex::default() }
+    }
+
+    /// Runs a job and waits for it. A child that dies of it has answered, too.
+    ///
+    /// # Errors
+    /// No child could be started.
+    pub fn run(&self, job: Job) -> Result<Done, String> {
+        let idle = self.idle().pop();
+        let mut child = match idle {
+            Some(child) => child,
+            None => self.start().map_err(|error| format!("start a process for runs: {error}"))?,
+        };
+        let line = serde_json::to_string(&job).expect("numbers and names become JSON");
+        let mut answer = String::new();
+        let exchanged = writeln!(child.jobs, "{line}").and_then(|()| child.answers.read_line(&mut answer));
+        let done = exchanged.ok().and_then(|_| serde_json::from_str(&answer).ok());
+        child.runs += 1;
+        match done {
+            Some(done) if child.runs < RUNS_MAX => {
+                self.idle().push(child);
+                Ok(done)
+            }
+            done => {
+                let how = child.end();
+                Ok(done.unwrap_or_else(|| Done::of_death(job.seed, &how)))
+            }
+        }
+    }
+
+    fn idle(&self) -> std::sync::MutexGuard<'_, Vec<Child>> {
+        self.idle.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn start(&self) -> io::Result<Child> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.args(&self.arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn()?;
+        let (jobs, answers) = (process.stdin.take(), process.stdout.take());
+        let (Some(jobs), Some(answers)) = (jobs, answers) else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        Ok(Child { process, jobs, answers: BufReader::new(answers), runs: 0 })
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        for child in std::mem::take(&mut *self.idle()) {
+            child.end();
+        }
+    }
+}
+
+impl Child {
+    /// Has it end, and says how it did.
+    fn end(self) -> String {
+        let Self { mut process, jobs, .. } = self;
+        drop(jobs);
+        process.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+}
