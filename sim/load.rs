@@ -48,7 +48,8 @@ pub async fn run(
         client.pause(Duration::from_millis(rng.range(1, load.pause.as_millis() as u64))).await;
         if rng.chance(load.idle_permille) {
             // About as long as a session lives, so that its end and its use cross.
-            let span = SESSION_TTL - Duration::from_millis(2_000) + Duration::from_millis(rng.range(0, 8_000));
+            let (before, most) = *rng.pick(&[(2_000, 8_000), (300, 1_200), (300, 1_200)]);
+            let span = SESSION_TTL - Duration::from_millis(before) + Duration::from_millis(rng.range(0, most));
             client.pause(span).await;
         }
         let key = rng.range(0, load.keys);

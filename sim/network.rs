@@ -639,7 +639,11 @@ impl Sender {
             deliveries.push(network.delay(from, to));
         }
         if network.draw(from, to, 100_000) < weather.replay_per_100k {
-            let most = if network.draw(from, to, 4) == 0 { REPLAY_MAX } else { REPLAY_MAX / 6 };
+            let most = match network.draw(from, to, 4) {
+                0 => REPLAY_MAX,
+                1 => REPLAY_MAX / 60,
+                _ => REPLAY_MAX / 6,
+            };
             let at =
                 network.time.now_instant() + Duration::from_millis(network.draw(from, to, most.as_millis() as u64));
             network.state.lock().unwrap().ghosts.entry((from, to)).or_default().push((at, message.clone()));

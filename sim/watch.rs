@@ -21,6 +21,7 @@ use crate::sim::oracle::election::Elections;
 use crate::sim::oracle::membership::Membership;
 use crate::sim::oracle::monotonic::Monotonic;
 use crate::sim::oracle::promise::{Promised, Promises};
+use crate::sim::oracle::sessions::Sessions;
 use crate::sim::trace::{Note, Trace};
 use crate::sim::world::Machine;
 
@@ -44,6 +45,7 @@ pub struct Watched {
     /// Who belongs to the group.
     pub membership: Membership,
     monotonic: Monotonic,
+    sessions: Sessions,
     /// What was promised.
     pub promises: Promises,
     /// What each member said last of itself.
@@ -74,6 +76,7 @@ impl Watch {
         state.canonical.on_applied(life.0, entry, outcome, &self.violations);
         state.digests.on_applied(life.0, entry.index, outcome.digest, &self.violations);
         state.membership.on_applied(life.0, entry, &self.violations);
+        state.sessions.on_applied(entry, outcome, &self.violations);
     }
 
     fn note_status(&self, life: (NodeId, Incarnation), status: &Status) {

@@ -3,7 +3,9 @@
 //! is local; an operation of unknown outcome may have happened at any time after its beginning, or never.
 //!
 //! The search is Wing and Gong's with Lowe's memory of visited configurations (2017), led by what the revisions tell, and
-//! with operations of unknown outcome only where one is needed: else each of them would double the search.
+//! with operations of unknown outcome only where one is needed: else each of them would double the search. Those that ask for
+//! the same, of what nobody read, are as good as each other: once they have begun they may happen at any time, so of each such
+//! kind only the oldest is tried.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -96,8 +98,11 @@ fn end(record: &Record) -> Duration {
     if record.seen == Seen::Unknown { Duration::MAX } else { record.to }
 }
 
+/// The value of every write of unknown outcome that nobody read.
+const UNREAD: u64 = u64::MAX;
+
 /// What is certain of the operations of a key, before any search: a write of unknown outcome whose value was read
-/// happened, at the revision that was read with it.
+/// happened, at the revision that was read with it. What the others wrote does not matter.
 fn resolved(records: Vec<&Record>) -> Vec<Record> {
     let read = |record: &&Record| match (record.op, record.seen) {
         (Op::Get, Seen::Got(Some(found))) => Some(found),
@@ -107,6 +112,9 @@ fn resolved(records: Vec<&Record>) -> Vec<Record> {
     let resolve = |record: &Record| match (record.op, record.seen) {
         (Op::Put { value, .. }, Seen::Unknown) if revisions.contains_key(&value) => {
             Record { seen: Seen::Put(revisions[&value]), to: Duration::MAX, ..record.clone() }
+        }
+        (Op::Put { expected, .. }, Seen::Unknown) => {
+            Record { op: Op::Put { value: UNREAD, expected }, ..record.clone() }
         }
         _ => record.clone(),
     };
@@ -162,7 +170,12 @@ fn check_key(records: Vec<&Record>) -> Result<(), String> {
         };
         let least = left().filter_map(|(_, record)| put(record)).min();
         let is_next = |record: &Record| put(record).is_none_or(|revision| Some(revision) == least);
-        let unknown = || now().filter(|(_, record)| record.seen == Seen::Unknown);
+        let mut unknown: Vec<(usize, &Record)> = Vec::new();
+        for (i, record) in now().filter(|(_, record)| record.seen == Seen::Unknown) {
+            if unknown.iter().all(|(_, other)| other.op != record.op) {
+                unknown.push((i, record));
+            }
+        }
         let mut push = |next: Point| {
             if visited.insert(next.clone()) {
                 stack.push(next);
@@ -174,10 +187,10 @@ fn check_key(records: Vec<&Record>) -> Result<(), String> {
             // One of unknown outcome matters only just before an operation that is impossible without it; two, only if
             // the second depends on the first.
             if plain.is_none() {
-                for (u, first) in unknown() {
-                    let Some(one) = point.after(u, first).filter(|one| one.cell != point.cell) else { continue };
-                    for (v, second) in unknown().filter(|(v, second)| *v != u && is_conditional(second.op)) {
-                        let two = one.after(v, second).filter(|two| two.cell != one.cell);
+                for (u, first) in &unknown {
+                    let Some(one) = point.after(*u, first).filter(|one| one.cell != point.cell) else { continue };
+                    for (v, second) in unknown.iter().filter(|(v, second)| v != u && is_conditional(second.op)) {
+                        let two = one.after(*v, second).filter(|two| two.cell != one.cell);
                         two.and_then(|two| two.after(i, record)).into_iter().for_each(&mut push);
                     }
                     one.after(i, record).into_iter().for_each(&mut push);

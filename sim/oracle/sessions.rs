@@ -1,0 +1,67 @@
+//! Oracle 6, from within: a session that is used lives on for its time, in the time of the cluster (Raft dissertation, §6.3:
+//! servers must agree on when to expire a session, and not do so too early, for then a command may be executed twice).
+
+use std::collections::BTreeMap;
+
+use prost::Message;
+
+use super::Violations;
+use crate::entry::{Body, Entry, Outcome};
+use crate::ids::Index;
+use crate::limits::SESSION_TTL;
+use crate::proto::v1::{self, command, rejection, reply};
+use crate::time::ClusterTime;
+
+/// When each session was used last, as the committed entries tell.
+#[derive(Default)]
+pub struct Sessions {
+    used: BTreeMap<u64, ClusterTime>,
+    now: ClusterTime,
+    last: Index,
+}
+
+impl Sessions {
+    /// A member applied an entry. The first to do so tells, for all give the same answers.
+    pub fn on_applied(&mut self, entry: &Entry, outcome: &Outcome, violations: &Violations) {
+        let Body::Commands { stamp, commands } = &entry.body else { return };
+        if entry.index <= self.last {
+            return;
+        }
+        self.last = entry.index;
+        self.now = self.now.max(*stamp);
+        for (command, reply) in commands.iter().zip(&outcome.replies) {
+            if let (Ok(command), Ok(reply)) = (v1::Command::decode(&**command), v1::Reply::decode(&**reply)) {
+                self.on_command(&command, &reply, violations);
+            }
+        }
+    }
+
+    fn on_command(&mut self, command: &v1::Command, reply: &v1::Reply, violations: &Violations) {
+        use rejection::Kind as Refused;
+        if let Some(reply::Kind::OpenSession(opened)) = &reply.kind {
+            self.used.insert(opened.session, self.now);
+        }
+        if let Some(command::Kind::CloseSession(close)) = &command.kind {
+            self.used.remove(&close.session);
+        }
+        let Some(session) = command.session.as_ref().map(|header| header.session) else { return };
+        let refusal = match &reply.kind {
+            Some(reply::Kind::Rejection(rejection)) => rejection.kind.as_ref(),
+            _ => None,
+        };
+        match refusal {
+            Some(Refused::SessionExpired(_)) => {
+                let idle = self.used.remove(&session).map(|used| self.now.since(used));
+                if let Some(idle) = idle.filter(|idle| *idle < SESSION_TTL) {
+                    let what = format!("session {session} was gone {idle:?} after its last use, not {SESSION_TTL:?}");
+                    violations.add("a session lives its time", what);
+                }
+            }
+            // Whoever asks for what cannot be is not counted as using it.
+            Some(Refused::Stale(_) | Refused::WindowFull(_) | Refused::Invalid(_)) => {}
+            Some(_) | None => {
+                self.used.entry(session).and_modify(|used| *used = self.now);
+            }
+        }
+    }
+}
