@@ -160,8 +160,24 @@ pub const OUTPUT_PIECE_BYTES: usize = 64 * 1024;
 pub const LEASE_KILL_GRACE: Duration = Duration::from_secs(1);
 /// Tasks placed by one command.
 pub const ASSIGN_TASKS_MAX: usize = 256;
-/// Members of a cluster, learners included.
+/// Members of a cluster that keep its state, learners included.
 pub const MEMBERS_MAX: usize = 32;
+/// Members of a cluster that only run tasks.
+pub const WORKERS_MAX: usize = 1_000;
+/// Streams on which a server may be telling workers what the state wants of them; one more is refused.
+pub const WATCHES_MAX: usize = 2 * WORKERS_MAX;
+/// How often a worker without state asks its server for a look that is up to date.
+pub const WATCH_PERIOD: Duration = Duration::from_millis(500);
+/// How long a server may take to answer that, or to take a stream, before the worker goes to another.
+pub const WATCH_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a server keeps a stream on which nothing is asked.
+pub const WATCH_SILENCE: Duration = Duration::from_secs(6);
+/// Shortest pause between two looks that a server sends because something has changed.
+pub const WATCH_PAUSE: Duration = Duration::from_millis(50);
+/// Room for what a worker without state keeps on its disk, in bytes, once for each of two copies.
+pub const CARD_BYTES_MAX: usize = 64 * 1024;
+/// How long one server may take with a command of a worker without state before the next is asked.
+pub const WORKER_ATTEMPT: Duration = Duration::from_secs(1);
 /// Voters that promotion stops at.
 pub const VOTERS_TARGET_MAX: usize = 5;
 
@@ -199,5 +215,9 @@ const _: () = {
     assert!(APPEND_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);
     assert!(ELECTION_TIMEOUT_MIN.as_millis() >= 5 * TICK.as_millis());
     assert!(ELECTION_TIMEOUT.as_millis() >= ELECTION_TIMEOUT_MIN.as_millis());
+    // A worker whose server is gone has time to find another, and one more, before its lease ends.
+    let lost = WATCH_PERIOD.as_millis() + 3 * WATCH_PATIENCE.as_millis();
+    assert!(lost + WORKER_RENEWAL.as_millis() <= WORKER_LEASE.as_millis());
+    assert!(WATCH_SILENCE.as_millis() > 2 * (WATCH_PERIOD.as_millis() + WATCH_PATIENCE.as_millis()));
     assert!(VOTERS_TARGET_MAX % 2 == 1 && VOTERS_TARGET_MAX <= MEMBERS_MAX);
 };

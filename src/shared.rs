@@ -24,7 +24,7 @@ use crate::state::machine::StateReader;
 use crate::state::table::View;
 use crate::state::{command, kv, member, task, worker};
 use crate::time::{ClusterTime, Monotonic};
-use crate::worker::{Commands, Outputs, Refusal};
+use crate::worker::{Desired, Look, Outputs, Refusal};
 
 /// Marks a call that a follower passed on, so that it is not passed on again.
 pub const FORWARDED: &str = "cairn-forwarded";
@@ -275,22 +275,39 @@ impl SharedNodeState {
     }
 }
 
-impl Commands for SharedNodeState {
+/// A member's own worker sees the member's own replica. It may be behind, and says nothing of what it lacks.
+impl Desired for SharedNodeState {
+    fn look(&self) -> Result<Option<Look>, Fault> {
+        let (head, rows) = self.reader.view()?;
+        look(&head, &rows, self.identity.id).map(Some)
+    }
+
+    fn changed(&self, seen: Index) -> BoxFuture<'_, Index> {
+        Box::pin(self.raft.wait(move |status| (status.applied > seen).then_some(status.applied)))
+    }
+
+    fn up_to_date(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async { self.raft.read_barrier().await.map(|_| ()).map_err(|error| error.to_string()) })
+    }
+
     fn execute(&self, kind: CommandKind, patience: Duration) -> BoxFuture<'_, Result<reply::Kind, Refusal>> {
         let deadline = self.io.clock.now() + patience;
         let command = v1::Command { session: None, kind: Some(kind) };
         Box::pin(async move {
             let reply = self.check_and_execute(command, deadline, false).await;
-            match reply.map_err(|status| Refusal::Failed(status.message().into()))?.kind {
-                Some(reply::Kind::Rejection(rejection)) => Err(match command::reject(&rejection) {
-                    Some(reject) => Refusal::Rejected(reject),
-                    None => Refusal::Failed("refused for a reason that only a newer version knows".into()),
-                }),
-                Some(kind) => Ok(kind),
-                None => Err(Refusal::Failed("an answer from a newer version".into())),
-            }
+            crate::worker::answer(reply.map_err(|status| Refusal::Failed(status.message().into()))?)
         })
     }
+}
+
+/// What a state wants of a worker.
+///
+/// # Errors
+/// The database failed.
+pub fn look(head: &v1::Head, rows: &View, worker: NodeId) -> Result<Look, Fault> {
+    let tasks = Arc::new(task::of_worker(rows, worker)?);
+    let epoch = worker::find(rows, worker)?.map(|worker| worker.epoch);
+    Ok(Look { index: Index(head.applied_index), epoch, tasks, live: true })
 }
 
 fn get_task(head: &v1::Head, rows: &View, get: &v1::GetTask) -> Result<v1::GetTaskReply, Fault> {

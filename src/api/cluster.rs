@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Code, Request, Response, Status};
 
 use crate::ids::{Address, Index, NodeId};
-use crate::limits::MEMBERS_MAX;
+use crate::limits::{MEMBERS_MAX, WORKERS_MAX};
 use crate::proto::v1::{
     self, HeardReply, HeardRequest, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, MoveReply, MoveRequest,
     RemoveReply, RemoveRequest, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
@@ -51,32 +51,45 @@ impl ClusterService {
         let (head, rows) = self.0.reader.view().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         let cluster_id = self.0.identity.cluster.0;
-        let live: Vec<Member> = members.iter().filter(|member| member.role() != MemberRole::Removed).cloned().collect();
-        if let Some(known) = members.iter().find(|member| member.uuid == request.uuid) {
+        let (servers, others): (Vec<Member>, Vec<Member>) = members.into_iter().partition(member::is_server);
+        let is_worker = request.role() == MemberRole::Worker;
+        let role = if is_worker { MemberRole::Worker } else { MemberRole::Unspecified };
+        let taken_in = |id: u64| JoinReply { cluster_id, id, members: servers.clone(), role: role.into() };
+        if let Some(known) = servers.iter().chain(&others).find(|member| member.uuid == request.uuid) {
+            let id = known.id;
             return match known.role() {
                 MemberRole::Removed => Err(Status::failed_precondition(format!(
-                    "this node was member {} and was removed; to join again give it an empty data directory",
-                    known.id
+                    "this node was member {id} and was removed; to join again give it an empty data directory",
                 ))),
-                _ => Ok(JoinReply { cluster_id, id: known.id, members: live }),
+                found if (found == MemberRole::Worker) != is_worker => Err(Status::failed_precondition(format!(
+                    "this node is member {id} with another role; to change it give it an empty data directory, and remove member \
+                     {id}",
+                ))),
+                _ => Ok(taken_in(id)),
             };
         }
-        if live.len() >= MEMBERS_MAX {
+        let workers = || others.iter().filter(|member| member.role() == MemberRole::Worker);
+        if is_worker && workers().count() >= WORKERS_MAX {
+            return Err(Status::failed_precondition(format!(
+                "a cluster has at most {WORKERS_MAX} workers without state"
+            )));
+        }
+        if !is_worker && servers.len() >= MEMBERS_MAX {
             return Err(Status::failed_precondition(format!("a cluster has at most {MEMBERS_MAX} members")));
         }
-        if let Some(same) = live.iter().find(|member| member.address == request.address) {
-            let text = format!("member {} has the address {} already", same.id, request.address);
+        if let Some(same) = servers.iter().chain(workers()).find(|member| member.address == request.address) {
+            let text = format!(
+                "member {} has the address {} already; if its data is lost, remove it first: node cluster remove {}",
+                same.id, request.address, same.id
+            );
             return Err(Status::already_exists(text));
         }
         let id = head.members_added + 1;
-        let learner = Member {
-            id,
-            uuid: request.uuid.clone(),
-            address: request.address.clone(),
-            role: MemberRole::Learner.into(),
-        };
-        self.change(learner, Index(head.applied_index), deadline).await?;
-        Ok(JoinReply { cluster_id, id, members: live })
+        let role = if is_worker { MemberRole::Worker } else { MemberRole::Learner };
+        let (uuid, address) = (request.uuid.clone(), request.address.clone());
+        let member = Member { id, uuid, address, role: role.into() };
+        self.change(member, Index(head.applied_index), deadline).await?;
+        Ok(taken_in(id))
     }
 }
 

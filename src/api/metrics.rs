@@ -7,14 +7,24 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Router, http::StatusCode, http::header::CONTENT_TYPE};
 
+use crate::metrics::Metrics;
 use crate::shared::SharedNodeState;
 
 /// The path.
 pub const METRICS: &str = "/metrics";
 
-/// The route of a node.
+/// The route of a member.
 pub fn route(node: Arc<SharedNodeState>) -> Router {
     Router::new().route(METRICS, get(show)).with_state(node)
+}
+
+/// The route of a worker without state: what concerns log and state stays at zero.
+pub fn plain_route(metrics: Arc<Metrics>) -> Router {
+    Router::new().route(METRICS, get(async |State(metrics): State<Arc<Metrics>>| text(&metrics))).with_state(metrics)
+}
+
+fn text(metrics: &Metrics) -> Response {
+    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.text()).into_response()
 }
 
 async fn show(State(node): State<Arc<SharedNodeState>>) -> Response {
@@ -30,5 +40,5 @@ async fn show(State(node): State<Arc<SharedNodeState>>) -> Response {
     ] {
         level.set(value as i64);
     }
-    ([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], metrics.text()).into_response()
+    text(metrics)
 }

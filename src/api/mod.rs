@@ -6,23 +6,28 @@ mod metrics;
 mod peer;
 mod store;
 mod tasks;
+mod work;
+mod worker;
 
 use std::sync::Arc;
 
 use tonic::service::Routes;
 
 use crate::limits::MESSAGE_BYTES_MAX;
+use crate::metrics::Metrics;
 use crate::proto::health::health_server::HealthServer;
 use crate::proto::v1::cluster_server::ClusterServer;
 use crate::proto::v1::peer_server::PeerServer;
 use crate::proto::v1::store_server::StoreServer;
 use crate::proto::v1::tasks_server::TasksServer;
+use crate::proto::v1::work_server::WorkServer;
 use crate::shared::SharedNodeState;
 
 pub use cluster::ClusterService;
 pub use health::{Health, HealthService};
+pub use worker::WorkerService;
 
-/// All services of a running node.
+/// All services of a member that keeps the state.
 pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {
     let peer = PeerServer::new(peer::PeerService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let store = StoreServer::new(store::StoreService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -31,6 +36,18 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {
         .add_service(store)
         .add_service(ClusterServer::new(ClusterService(node.clone())))
         .add_service(TasksServer::new(tasks::TasksService(node.clone())))
+        .add_service(WorkServer::new(work::WorkService::new(node.clone())))
         .prepare();
     Routes::from(services.into_axum_router().merge(metrics::route(node.clone())))
+}
+
+/// All services of a worker that keeps no state.
+pub fn worker_routes(worker: &WorkerService, health: &Health, metrics: &Arc<Metrics>) -> Routes {
+    let store = StoreServer::new(worker.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let services = Routes::new(HealthServer::new(health.service()))
+        .add_service(store)
+        .add_service(ClusterServer::new(worker.clone()))
+        .add_service(TasksServer::new(worker.clone()))
+        .prepare();
+    Routes::from(services.into_axum_router().merge(metrics::plain_route(metrics.clone())))
 }

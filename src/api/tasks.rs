@@ -7,16 +7,18 @@ use futures_util::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
 use crate::ids::{NodeId, TaskId, Token};
+use crate::io::Clock;
 use crate::limits::{MESSAGE_BYTES_MAX, WORKER_PERIOD};
 use crate::proto::v1::tasks_client::TasksClient;
 use crate::proto::v1::{OutputPiece, OutputRecord, OutputRequest, tasks_server};
 use crate::shared::{FORWARDED, SharedNodeState, internal};
 use crate::state::task;
+use crate::worker::Outputs;
 
 /// The service for the output of tasks.
 pub struct TasksService(pub Arc<SharedNodeState>);
 
-type Pieces = BoxStream<'static, Result<OutputPiece, Status>>;
+pub(super) type Pieces = BoxStream<'static, Result<OutputPiece, Status>>;
 
 #[tonic::async_trait]
 impl tasks_server::Tasks for TasksService {
@@ -36,7 +38,13 @@ impl tasks_server::Tasks for TasksService {
         };
         let worker = NodeId(attempt.worker);
         if worker == shared.identity.id {
-            return Ok(Response::new(self.own(request)));
+            let (state, clock) = (shared.clone(), shared.io.clock.clone());
+            let own = Own {
+                outputs: shared.outputs.clone(),
+                clock,
+                is_under_way: move |id, token| is_under_way(&state, id, token),
+            };
+            return Ok(Response::new(own.pieces(request)));
         }
         if forwarded {
             return Err(Status::failed_precondition(format!("attempt {} is not on this member", request.token)));
@@ -51,28 +59,38 @@ enum Next {
     Ended,
 }
 
-impl TasksService {
-    /// What this member's worker has.
-    fn own(&self, request: OutputRequest) -> Pieces {
-        let shared = self.0.clone();
+/// The output that lies on this machine.
+pub(super) struct Own<F> {
+    /// The way to it; `None` if nothing may be run here.
+    pub(super) outputs: Option<Outputs>,
+    /// The node's clock.
+    pub(super) clock: Arc<dyn Clock>,
+    /// Whether an attempt is, as far as is known, to be run here or runs.
+    pub(super) is_under_way: F,
+}
+
+impl<F: Fn(TaskId, Token) -> Result<bool, Status> + Send + Sync + 'static> Own<F> {
+    /// The output of one attempt.
+    pub(super) fn pieces(self, request: OutputRequest) -> Pieces {
+        let own = Arc::new(self);
         let OutputRequest { task, token, offset, follow } = request;
         let pieces = stream::try_unfold(Next::From(offset), move |next| {
-            let shared = shared.clone();
+            let own = own.clone();
             async move {
                 let Next::From(offset) = next else { return Ok(None) };
                 loop {
-                    match piece(&shared, Token(token), offset).await {
+                    match own.piece(Token(token), offset).await {
                         Some(piece) if !piece.records.is_empty() || piece.ended => {
                             let next = if piece.ended { Next::Ended } else { Next::From(piece.next) };
                             return Ok(Some((piece, next)));
                         }
                         Some(_) if !follow => return Ok(None),
                         // It has not begun here yet, unless it is over.
-                        None if !(follow && is_under_way(&shared, TaskId(task), Token(token))?) => {
+                        None if !(follow && (own.is_under_way)(TaskId(task), Token(token))?) => {
                             let text = format!("the output of attempt {token} is not kept here, or there was none");
                             return Err(Status::not_found(text));
                         }
-                        Some(_) | None => shared.io.clock.sleep(WORKER_PERIOD).await,
+                        Some(_) | None => own.clock.sleep(WORKER_PERIOD).await,
                     }
                 }
             }
@@ -80,6 +98,14 @@ impl TasksService {
         Box::pin(pieces)
     }
 
+    async fn piece(&self, token: Token, offset: u64) -> Option<OutputPiece> {
+        let piece = self.outputs.as_ref()?.read(token, offset).await?;
+        let records = piece.records.into_iter().map(|(stderr, data)| OutputRecord { stderr, data }).collect();
+        Some(OutputPiece { records, next: piece.next, ended: piece.ended })
+    }
+}
+
+impl TasksService {
     /// What another member's worker has.
     async fn fetch(&self, worker: NodeId, request: OutputRequest) -> Result<Response<Pieces>, Status> {
         let token = request.token;
@@ -102,12 +128,6 @@ impl TasksService {
         let pieces = client.output(request).await.map_err(&unreachable)?.into_inner();
         Ok(Response::new(pieces.map(move |piece| piece.map_err(&unreachable)).boxed()))
     }
-}
-
-async fn piece(shared: &SharedNodeState, token: Token, offset: u64) -> Option<OutputPiece> {
-    let piece = shared.outputs.as_ref()?.read(token, offset).await?;
-    let records = piece.records.into_iter().map(|(stderr, data)| OutputRecord { stderr, data }).collect();
-    Some(OutputPiece { records, next: piece.next, ended: piece.ended })
 }
 
 fn is_under_way(shared: &SharedNodeState, id: TaskId, token: Token) -> Result<bool, Status> {

@@ -34,6 +34,7 @@ fn role_name(role: MemberRole) -> &'static str {
         MemberRole::Voter => "voter",
         MemberRole::Learner => "learner",
         MemberRole::Removed => "removed",
+        MemberRole::Worker => "worker",
         MemberRole::Unspecified => "unknown",
     }
 }

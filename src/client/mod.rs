@@ -5,11 +5,13 @@
 //! deadline ends as [`ClientError::Unknown`], never as a guess.
 
 mod tasks;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use tonic::{Code, Request, Status};
 
@@ -25,6 +27,8 @@ use crate::proto::v1::{
 use crate::shared::{LEADER_HINT, is_not_done};
 use crate::state::command;
 use crate::time::Monotonic;
+
+pub use watch::Remote;
 
 /// How long one attempt at one member may take before the next is asked.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -67,6 +71,7 @@ pub struct Client {
     endpoints: Arc<Vec<(Address, Channel)>>,
     state: Arc<Mutex<State>>,
     timeout: Duration,
+    attempt_timeout: Duration,
 }
 
 #[derive(Default)]
@@ -130,7 +135,17 @@ impl Client {
         assert!(!endpoints.is_empty(), "a client needs an endpoint");
         let channels = endpoints.iter().map(|address| (address.clone(), io.network.connect(address)));
         let endpoints = Arc::new(channels.collect());
-        Self { io, endpoints, state: Arc::default(), timeout }
+        Self { io, endpoints, state: Arc::default(), timeout, attempt_timeout: ATTEMPT_TIMEOUT }
+    }
+
+    /// The same, with calls that give up after `timeout`.
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { timeout, ..self.clone() }
+    }
+
+    /// The same, which gives one member so long to answer before it asks the next.
+    pub fn with_attempt_timeout(self, attempt_timeout: Duration) -> Self {
+        Self { attempt_timeout, ..self }
     }
 
     /// Waits.
@@ -238,6 +253,19 @@ impl Client {
         .map(|_| ())
     }
 
+    /// Says where a member is from now on; the member itself does. Repeating it does no harm.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; invalid if there is no member of this id and uuid.
+    pub async fn move_member(&self, id: NodeId, uuid: Bytes, address: &Address) -> Result<(), ClientError> {
+        self.attempts(|channel, _| {
+            let request = v1::MoveRequest { id: id.0, uuid: uuid.clone(), address: address.to_string() };
+            Box::pin(async move { ClusterClient::new(channel).r#move(request).await })
+        })
+        .await
+        .map(|_| ())
+    }
+
     /// Has another voter lead: the one given, or the one whose log is furthest. Says who leads then.
     ///
     /// # Errors
@@ -249,6 +277,19 @@ impl Client {
         })
         .await
         .map(|reply| NodeId(reply.leader))
+    }
+
+    /// Carries out a command that names what it assumes, so that doing it again does nothing: it is under no session.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; a refusal of the state is an answer.
+    pub async fn execute_again(&self, kind: Kind) -> Result<v1::Reply, ClientError> {
+        self.attempts(|channel, deadline| {
+            let mut request = Request::new(v1::Command { session: None, kind: Some(kind.clone()) });
+            request.set_timeout(deadline.since(self.io.clock.now()));
+            Box::pin(async move { store(channel).execute(request).await })
+        })
+        .await
     }
 
     /// Carries out a command exactly once.
@@ -383,7 +424,7 @@ impl Client {
         loop {
             let turn = self.lock().preferred % self.endpoints.len();
             let (address, channel) = &self.endpoints[turn];
-            let until = deadline.min(clock.now() + ATTEMPT_TIMEOUT);
+            let until = deadline.min(clock.now() + self.attempt_timeout);
             let mut hint = None;
             let outcome = match clock.deadline(until, attempt(channel.clone(), until)).await {
                 Ok(Ok(response)) => {

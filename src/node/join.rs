@@ -15,7 +15,7 @@ use crate::io::Io;
 use crate::limits::{CONTROL_PERIOD, RECONNECT_PAUSE_MAX, REQUEST_TIMEOUT};
 use crate::proto::v1::cluster_client::ClusterClient;
 use crate::proto::v1::cluster_server::Cluster;
-use crate::proto::v1::{HeardReply, HeardRequest, JoinReply, JoinRequest, MoveRequest, StatusRequest};
+use crate::proto::v1::{HeardReply, HeardRequest, JoinReply, JoinRequest, MemberRole, MoveRequest, StatusRequest};
 use crate::raft::log::Identity;
 use crate::shared::{LEADER_HINT, SharedNodeState};
 
@@ -31,8 +31,17 @@ const OTHERS_TIMEOUT: Duration = Duration::from_millis(500);
 const HEARD_PAUSES: [Duration; 3] = [Duration::from_millis(350), Duration::from_secs(1), Duration::from_secs(1)];
 
 /// Asks the members at `seeds`, and whomever they name as leader, until one answers. The same `uuid` gets the same
-/// answer, so asking again after a lost one does no harm.
-pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address) -> Result<JoinReply, Fault> {
+/// answer, so asking again after a lost one does no harm. `role` is a worker's, or none.
+///
+/// # Errors
+/// The cluster refused, or nobody answered in time.
+pub async fn join(
+    io: &Io,
+    seeds: &[Address],
+    uuid: &[u8; 16],
+    address: &Address,
+    role: MemberRole,
+) -> Result<JoinReply, Fault> {
     let deadline = io.clock.now() + PATIENCE;
     let mut hints: VecDeque<Address> = VecDeque::new();
     let mut turn = 0;
@@ -44,12 +53,11 @@ pub async fn join(io: &Io, seeds: &[Address], uuid: &[u8; 16], address: &Address
             seeds[(turn - 1) % seeds.len()].clone()
         });
         let mut client = ClusterClient::new(io.network.connect(&target));
-        let mut request = Request::new(JoinRequest { uuid: uuid.to_vec().into(), address: address.to_string() });
+        let (uuid, address) = (uuid.to_vec().into(), address.to_string());
+        let mut request = Request::new(JoinRequest { uuid, address, role: role.into() });
         request.set_timeout(REQUEST_TIMEOUT);
         match io.clock.timeout(REQUEST_TIMEOUT, client.join(request)).await {
-            Ok(Ok(reply)) => {
-                return Ok(reply.into_inner());
-            }
+            Ok(Ok(reply)) => return Ok(reply.into_inner()),
             Ok(Err(status))
                 if matches!(
                     status.code(),
@@ -171,7 +179,7 @@ async fn heard(io: &Io, identity: Identity, others: &BTreeSet<Address>) -> BTree
 }
 
 /// Who answers at an address.
-async fn who(io: &Io, address: &Address) -> Option<(ClusterId, NodeId)> {
+pub async fn who(io: &Io, address: &Address) -> Option<(ClusterId, NodeId)> {
     let mut client = ClusterClient::new(io.network.connect(address));
     let reply = io.clock.timeout(OTHERS_TIMEOUT, client.status(StatusRequest {})).await;
     let status = reply.ok()?.ok()?.into_inner();

@@ -7,7 +7,6 @@ use crate::entry::{Entry, Outcome};
 use crate::error::{Context, Fault, ImportError};
 use crate::ids::{Address, Index, NodeId, Term};
 use crate::io::Disk;
-use crate::proto::v1::MemberRole;
 use crate::proto::v1::{RaftSnapshot, SnapshotBody};
 use crate::raft::log::Log;
 use crate::raft::owner::Machine;
@@ -52,12 +51,13 @@ impl Machine for State {
 
     fn peers(&self) -> Result<BTreeMap<NodeId, Address>, Fault> {
         let (_, rows) = self.reader().view()?;
-        let live = member::all(&rows)?.into_iter().filter(|member| member.role() != MemberRole::Removed);
-        live.map(|member| {
-            let address = member.address.parse().context(|| format!("read the address of member {}", member.id))?;
-            Ok((NodeId(member.id), address))
-        })
-        .collect()
+        let servers = member::all(&rows)?.into_iter().filter(member::is_server);
+        servers
+            .map(|member| {
+                let address = member.address.parse().context(|| format!("read the address of member {}", member.id))?;
+                Ok((NodeId(member.id), address))
+            })
+            .collect()
     }
 }
 

@@ -7,9 +7,13 @@
 //!
 //! "The address answers" and "the node serves" are different facts: [`Node::start`](NodeBuilder::start) returns at the
 //! first, [`Node::wait_ready`] and the health service speak of the second, which needs one confirmed read.
+//!
+//! A node with the role of a worker has a life of its own, see [`pure`]: it has nothing to recover.
 
+mod card;
 mod join;
 pub mod machine;
+mod pure;
 mod space;
 
 use std::collections::BTreeSet;
@@ -18,14 +22,16 @@ use std::time::Duration;
 
 use prost::Message;
 use tokio::sync::oneshot;
+use tonic::service::Routes;
 
 use self::join::Whereabouts;
 use self::machine::StateSnapshots;
 use crate::api::{self, Health};
+use crate::client::Remote;
 use crate::controller;
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index};
-use crate::io::{Io, TaskHandle};
+use crate::io::{Io, Listener, TaskHandle};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::proto::v1::{JoinReply, Member, MemberRole};
@@ -50,6 +56,18 @@ pub enum Origin {
     Join(Vec<Address>),
 }
 
+/// What a node does in its cluster. A data directory belongs to a worker, or to one that keeps the state, for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Role {
+    /// It keeps the state, may vote, and runs no tasks.
+    Server,
+    /// It runs tasks, and a server tells it which.
+    Worker,
+    /// It keeps the state, may vote, and runs tasks.
+    #[default]
+    Both,
+}
+
 /// Builds a node: the only way to make one, for the binary, for embedders and for the simulator.
 pub struct NodeBuilder {
     io: Io,
@@ -60,6 +78,7 @@ pub struct NodeBuilder {
     voters_max: usize,
     retention: Retention,
     chunk_bytes: usize,
+    role: Role,
     worker: WorkerConfig,
     free_space_floor: u64,
     observer: Arc<dyn Observer>,
@@ -77,6 +96,7 @@ impl NodeBuilder {
             voters_max: limits::VOTERS_TARGET_MAX,
             retention: Retention::default(),
             chunk_bytes: limits::SNAPSHOT_CHUNK_BYTES,
+            role: Role::default(),
             worker: WorkerConfig::default(),
             free_space_floor: limits::FREE_SPACE_FLOOR,
             observer: Arc::new(()),
@@ -119,6 +139,12 @@ impl NodeBuilder {
         self
     }
 
+    /// What it does. A server runs nothing, whatever its seams let it; a worker must be able to.
+    pub fn role(mut self, role: Role) -> Self {
+        self.role = role;
+        self
+    }
+
     /// What it offers as a worker, if its seams let it run anything.
     pub fn worker(mut self, config: WorkerConfig) -> Self {
         self.worker = config;
@@ -143,6 +169,9 @@ impl NodeBuilder {
     /// The address is taken, the node has no identity and was not told how to get one, the cluster refused it, or its
     /// data is corrupt. Nothing that existed has changed.
     pub async fn start(self) -> Result<Node, Fault> {
+        if self.role == Role::Worker {
+            return pure::start(self).await;
+        }
         let timeout = self.election_timeout;
         if !(limits::ELECTION_TIMEOUT_MIN..=limits::ELECTION_TIMEOUT_MAX).contains(&timeout) {
             return Err(Fault::new(format!(
@@ -151,22 +180,18 @@ impl NodeBuilder {
                 limits::ELECTION_TIMEOUT_MAX
             )));
         }
-        let io = self.io;
-        let listener = io.network.bind(&self.listen).await.context(|| "start the node".into())?;
+        let (listener, address) = self.bind().await?;
         let bound = listener.address();
-        let address = match self.advertise {
-            Some(advertised) if advertised.port() == 0 => advertised.with_port(bound.port()),
-            Some(advertised) => advertised,
-            None => bound.clone(),
-        };
+        let io = self.io;
+        if card::is_there(&*io.disk)? {
+            return Err(Fault::new(format!(
+                "{} holds a worker of a cluster: start it with --role worker, or choose another directory with --data-dir",
+                io.disk.describe()
+            )));
+        }
         space::make_room(&*io.disk, self.free_space_floor);
         let mut log = Log::open(&*io.disk)?;
-        let mut rng = io.rng.stream("identity");
-        let uuid = log.uuid(|| {
-            let mut uuid = [0; 16];
-            rng.fill(&mut uuid);
-            uuid
-        })?;
+        let uuid = log.uuid(|| draw_uuid(&io))?;
         let found = log.identity()?;
         let was_member = found.is_some();
         let identity = match found {
@@ -209,11 +234,55 @@ impl NodeBuilder {
         if member::is_removed(&reader.view()?.1, identity.id)? {
             raft.note_removed();
         }
-        let outputs = worker::outputs(&io);
+        let outputs = worker::outputs(&io).filter(|_| self.role == Role::Both);
         let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics);
         let health = Health::default();
         let routes = api::routes(&shared, &health);
-        let (stop_serving, stopped) = oneshot::channel::<()>();
+        let (serving, server) = Serving::start(&io, listener, routes);
+        let tasks = vec![
+            manager,
+            server,
+            io.spawn.spawn("controllers", Box::pin(control(shared.clone(), self.voters_max))),
+            io.spawn.spawn("scheduler", Box::pin(schedule(shared.clone()))),
+            io.spawn.spawn("address", Box::pin(join::announce(shared.clone(), uuid, address, seeds))),
+            io.spawn.spawn("space", Box::pin(space::watch(shared.clone(), self.free_space_floor))),
+            io.spawn.spawn("readiness", Box::pin(ready(shared.clone(), health.clone()))),
+        ];
+        let start = |hands| Worker::start(io.clone(), identity.id, self.worker, shared.clone(), hands);
+        let worker = outputs.map(start);
+        tracing::info!(cluster = identity.cluster.hex(), member = %identity.id, %bound, "started");
+        let life = Life::Member { shared, incarnation };
+        Ok(Node { io, identity, health, address: bound, life, worker, serving, tasks })
+    }
+
+    /// Takes the address to listen on; gives the one that others are told.
+    async fn bind(&self) -> Result<(Box<dyn Listener>, Address), Fault> {
+        let listener = self.io.network.bind(&self.listen).await.context(|| "start the node".into())?;
+        let bound = listener.address();
+        let address = match &self.advertise {
+            Some(advertised) if advertised.port() == 0 => advertised.with_port(bound.port()),
+            Some(advertised) => advertised.clone(),
+            None => bound,
+        };
+        Ok((listener, address))
+    }
+}
+
+fn draw_uuid(io: &Io) -> [u8; 16] {
+    let mut uuid = [0; 16];
+    io.rng.stream("identity").fill(&mut uuid);
+    uuid
+}
+
+/// A listener that answers, and the way to have it stop.
+struct Serving {
+    stop: oneshot::Sender<()>,
+    ended: oneshot::Receiver<()>,
+}
+
+impl Serving {
+    fn start(io: &Io, listener: Box<dyn Listener>, routes: Routes) -> (Self, TaskHandle) {
+        let (stop, stopped) = oneshot::channel::<()>();
         let (serving_ended, ended) = oneshot::channel();
         let serve = async move {
             let stop = Box::pin(async {
@@ -224,21 +293,7 @@ impl NodeBuilder {
             }
             let _ = serving_ended.send(());
         };
-        let tasks = vec![
-            manager,
-            io.spawn.spawn("server", Box::pin(serve)),
-            io.spawn.spawn("controllers", Box::pin(control(shared.clone(), self.voters_max))),
-            io.spawn.spawn("scheduler", Box::pin(schedule(shared.clone()))),
-            io.spawn.spawn("address", Box::pin(join::announce(shared.clone(), uuid, address, seeds))),
-            io.spawn.spawn("space", Box::pin(space::watch(shared.clone(), self.free_space_floor))),
-            io.spawn.spawn("readiness", Box::pin(ready(shared.clone(), health.clone()))),
-        ];
-        let worker = outputs.map(|hands| {
-            let (raft, reader) = (shared.raft.clone(), shared.reader.clone());
-            Worker::start(io.clone(), identity.id, self.worker, raft, reader, shared.clone(), hands)
-        });
-        tracing::info!(cluster = identity.cluster.hex(), member = %identity.id, %bound, "started");
-        Ok(Node { shared, health, incarnation, address: bound, worker, stop_serving, ended, tasks })
+        (Self { stop, ended }, io.spawn.spawn("server", Box::pin(serve)))
     }
 }
 
@@ -268,11 +323,12 @@ async fn establish(
                 cluster_id: io.rng.stream("cluster").bits() | 1,
                 id: founder.id,
                 members: vec![founder.clone()],
+                role: MemberRole::Unspecified.into(),
             };
             log.establish(&founded, &[genesis(&founder)])?;
         }
         Origin::Join(seeds) => {
-            let joined = join::join(io, seeds, uuid, address).await?;
+            let joined = join::join(io, seeds, uuid, address, MemberRole::Unspecified).await?;
             log.establish(&joined, &[])?;
         }
     }
@@ -281,11 +337,14 @@ async fn establish(
 
 /// Says that the node serves once a majority has confirmed that it is up to date.
 async fn ready(shared: Arc<SharedNodeState>, health: Health) {
-    let patience = limits::REQUEST_TIMEOUT;
-    while shared.read_barrier(shared.io.clock.now() + patience).await.is_err() {
+    wait_confirmed(&shared).await;
+    health.set_serving(true);
+}
+
+async fn wait_confirmed(shared: &SharedNodeState) {
+    while shared.read_barrier(shared.io.clock.now() + limits::REQUEST_TIMEOUT).await.is_err() {
         shared.io.clock.sleep(limits::TICK).await;
     }
-    health.set_serving(true);
 }
 
 /// The leader's controllers, one look after another.
@@ -353,25 +412,36 @@ async fn schedule(shared: Arc<SharedNodeState>) {
 
 /// A running node. Dropping it cancels its tasks without ceremony, like a crash.
 pub struct Node {
-    shared: Arc<SharedNodeState>,
+    io: Io,
+    identity: Identity,
     health: Health,
-    incarnation: Incarnation,
     address: Address,
+    life: Life,
     worker: Option<Worker>,
-    stop_serving: oneshot::Sender<()>,
-    ended: oneshot::Receiver<()>,
+    serving: Serving,
     tasks: Vec<TaskHandle>,
+}
+
+/// What there is to a node besides its worker.
+enum Life {
+    /// It keeps the state.
+    Member { shared: Arc<SharedNodeState>, incarnation: Incarnation },
+    /// A server tells it what concerns it.
+    Worker(Arc<Remote>),
 }
 
 impl Node {
     /// Who it is.
     pub fn identity(&self) -> Identity {
-        self.shared.identity
+        self.identity
     }
 
-    /// How often the member has started.
-    pub fn incarnation(&self) -> Incarnation {
-        self.incarnation
+    /// How often the member has started; `None` of one that keeps no state.
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        match &self.life {
+            Life::Member { incarnation, .. } => Some(*incarnation),
+            Life::Worker(_) => None,
+        }
     }
 
     /// The address it listens on.
@@ -379,21 +449,28 @@ impl Node {
         &self.address
     }
 
-    /// What it knows of itself and the group.
-    pub fn status(&self) -> Status {
-        self.shared.raft.status()
-    }
-
-    /// Waits until it serves: a leader is known and this member is up to date. Give it a deadline.
-    pub async fn wait_ready(&self) {
-        while self.shared.read_barrier(self.shared.io.clock.now() + limits::REQUEST_TIMEOUT).await.is_err() {
-            self.shared.io.clock.sleep(limits::TICK).await;
+    /// What it knows of itself and the group; `None` of one that keeps no state.
+    pub fn status(&self) -> Option<Status> {
+        match &self.life {
+            Life::Member { shared, .. } => Some(shared.raft.status()),
+            Life::Worker(_) => None,
         }
     }
 
-    /// Waits until this member is told that it was removed from the cluster. It can do nothing more there: stop it.
+    /// Waits until it serves: a leader is known and this node is up to date. Give it a deadline.
+    pub async fn wait_ready(&self) {
+        match &self.life {
+            Life::Member { shared, .. } => wait_confirmed(shared).await,
+            Life::Worker(remote) => pure::wait_ready(remote).await,
+        }
+    }
+
+    /// Waits until this node is told that it was removed from the cluster. It can do nothing more there: stop it.
     pub async fn removed(&self) {
-        self.shared.raft.removed().await;
+        match &self.life {
+            Life::Member { shared, .. } => shared.raft.removed().await,
+            Life::Worker(remote) => remote.removed().await,
+        }
     }
 
     /// Stops it in order: no new work, its tasks ended and given back, leadership handed over, state durable, calls under
@@ -403,10 +480,12 @@ impl Node {
         if let Some(worker) = self.worker {
             worker.drain(limits::DRAIN_TIMEOUT).await;
         }
-        self.shared.raft.stop().await;
-        let _ = self.stop_serving.send(());
+        if let Life::Member { shared, .. } = &self.life {
+            shared.raft.stop().await;
+        }
+        let _ = self.serving.stop.send(());
         // Streams of peers end when their other end does; nobody waits for them.
-        let _ = self.shared.io.clock.timeout(limits::TICK * 5, self.ended).await;
+        let _ = self.io.clock.timeout(limits::TICK * 5, self.serving.ended).await;
         drop(self.tasks);
     }
 }

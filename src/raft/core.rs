@@ -466,7 +466,8 @@ impl Core {
             single.set_change_type(match member.role() {
                 MemberRole::Voter => ConfChangeType::AddNode,
                 MemberRole::Learner => ConfChangeType::AddLearnerNode,
-                MemberRole::Removed | MemberRole::Unspecified => ConfChangeType::RemoveNode,
+                // Taking out what is not in it leaves a configuration as it is: that is where workers are.
+                MemberRole::Removed | MemberRole::Worker | MemberRole::Unspecified => ConfChangeType::RemoveNode,
             });
             single
         });

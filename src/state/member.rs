@@ -1,13 +1,16 @@
 //! The members of the cluster, as the configuration entries of the log leave them.
 //!
 //! ```text
-//!   (joins) ──► learner ──(caught up)──► voter
-//!                  └────────┬──────────────┘
-//!                           ▼
-//!                        removed        for ever: an id is never given again
+//!   (joins) ─┬─► learner ──(caught up)──► voter
+//!            │      └────────┬──────────────┘
+//!            │               ▼
+//!            │            removed         for ever: an id is never given again
+//!            │               ▲
+//!            └─► worker ─────┘            runs tasks, and is in no configuration of the log
 //! ```
 //!
-//! Until it is removed, a member may come to be reached at another address.
+//! Until it is removed, a member may come to be reached at another address. Workers are members so that there is one
+//! counter of ids and one way in, out and elsewhere; what concerns the log concerns [servers](is_server) alone.
 
 use std::ops::{Bound, ControlFlow};
 
@@ -25,11 +28,19 @@ fn key(id: NodeId) -> [u8; 8] {
 
 /// Whether a member may go from one role to another. `None` is before it joined.
 pub fn is_legal(from: Option<MemberRole>, to: MemberRole) -> bool {
-    use MemberRole::{Learner, Removed, Voter};
+    use MemberRole::{Learner, Removed, Voter, Worker};
     matches!(
         (from, to),
-        (None, Learner | Voter) | (Some(Learner), Learner | Voter | Removed) | (Some(Voter), Voter | Removed)
+        (None, Learner | Voter | Worker)
+            | (Some(Learner), Learner | Voter | Removed)
+            | (Some(Voter), Voter | Removed)
+            | (Some(Worker), Worker | Removed)
     )
+}
+
+/// Whether a member keeps the state: it votes, or may come to.
+pub fn is_server(member: &v1::Member) -> bool {
+    matches!(member.role(), MemberRole::Learner | MemberRole::Voter)
 }
 
 /// Carries out a configuration entry. What may not happen was refused before it was proposed, and only one change is
@@ -51,8 +62,15 @@ pub(super) fn change(apply: &mut Apply<'_>, change: &v1::MemberChange) -> Result
 
 /// Whether there is such a member, and it was not removed.
 pub(super) fn is_live(rows: &impl Read, id: NodeId) -> Result<bool, Fault> {
-    let member: Option<v1::Member> = super::table::find(rows, Table::Members, &key(id))?;
-    Ok(member.is_some_and(|member| member.role() != MemberRole::Removed))
+    Ok(find(rows, id)?.is_some_and(|member| member.role() != MemberRole::Removed))
+}
+
+/// A member, if there ever was one of this id.
+///
+/// # Errors
+/// The database failed.
+pub fn find(rows: &impl Read, id: NodeId) -> Result<Option<v1::Member>, Fault> {
+    super::table::find(rows, Table::Members, &key(id))
 }
 
 /// Whether a member was removed.
@@ -60,8 +78,7 @@ pub(super) fn is_live(rows: &impl Read, id: NodeId) -> Result<bool, Fault> {
 /// # Errors
 /// The database failed.
 pub fn is_removed(rows: &impl Read, id: NodeId) -> Result<bool, Fault> {
-    let member: Option<v1::Member> = super::table::find(rows, Table::Members, &key(id))?;
-    Ok(member.is_some_and(|member| member.role() == MemberRole::Removed))
+    Ok(find(rows, id)?.is_some_and(|member| member.role() == MemberRole::Removed))
 }
 
 /// All members that ever were, in the order of their ids.

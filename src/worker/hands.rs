@@ -22,7 +22,7 @@ pub(super) struct Wanted {
 
 pub(super) enum Job {
     /// What should be; the reply is what is. Without a deadline nothing is started or extended.
-    Round { wanted: Vec<Wanted>, deadline: Option<Monotonic>, reply: oneshot::Sender<Vec<Found>> },
+    Round { wanted: Vec<Wanted>, deadline: Option<Monotonic>, may_begin: bool, reply: oneshot::Sender<Vec<Found>> },
     /// A piece of output; `None` if there is no such attempt here.
     Read { token: Token, offset: u64, reply: oneshot::Sender<Option<LogPiece>> },
 }
@@ -39,7 +39,7 @@ impl Hands {
         Self { launcher, not_started: BTreeMap::new() }
     }
 
-    fn round(&mut self, wanted: &[Wanted], deadline: Option<Monotonic>) -> io::Result<Vec<Found>> {
+    fn round(&mut self, wanted: &[Wanted], deadline: Option<Monotonic>, may_begin: bool) -> io::Result<Vec<Found>> {
         let tokens: BTreeSet<Token> = wanted.iter().map(|wanted| wanted.launch.token).collect();
         self.not_started.retain(|token, _| tokens.contains(token));
         let found: BTreeMap<Token, Found> =
@@ -56,7 +56,7 @@ impl Hands {
                     }
                 }
                 (Some(true), None, Some(deadline)) => note(token, "extend", self.launcher.extend(token, deadline)),
-                (None, None, Some(deadline)) if !self.not_started.contains_key(&token) => {
+                (None, None, Some(deadline)) if may_begin && !self.not_started.contains_key(&token) => {
                     match self.launcher.launch(launch, deadline) {
                         Ok(()) => {}
                         // This node was frozen: whether the attempt is still its to start, the next round will show.
@@ -121,7 +121,7 @@ impl Worker for Hands {
         for job in jobs.drain(..) {
             // Who asks hears of a failure by getting no answer.
             match job {
-                Job::Round { wanted, deadline, reply } => match self.round(&wanted, deadline) {
+                Job::Round { wanted, deadline, may_begin, reply } => match self.round(&wanted, deadline, may_begin) {
                     Ok(found) => drop(reply.send(found)),
                     Err(error) => tracing::error!(%error, "this worker's attempts cannot be listed"),
                 },

@@ -1,14 +1,17 @@
-//! The worker: runs what the replicated state gives this member, and says what becomes of it.
+//! The worker: runs what the replicated state gives it, and says what becomes of it.
 //!
 //! ```text
-//!   state: the tasks of this worker ──► wanted ──► hands ──► shims
-//!   log ◄── started, ended ◄────────── found ◄─────┘
-//!   log ◄── register, renew ──► lease: until when anything may run
+//!   desired: the tasks of this worker ──► wanted ──► hands ──► shims
+//!   desired ◄── started, ended ◄──────── found ◄─────┘
+//!   desired ◄── register, renew ──► lease: until when anything may run
 //! ```
+//!
+//! What the state wants it learns through [`Desired`]: from its own member's replica, or from a server. The rules are the
+//! same: what it sees may be old, so it acts by three of them.
 //!
 //! It starts and keeps alive only what the state gives it *in the epoch of its lease*, and only while that lease lives.
 //! An attempt's deadline is the lease's: a worker that cannot reach the cluster, or is frozen, needs to do nothing for
-//! its attempts to end in time.
+//! its attempts to end in time. And before it asks for a lease, what it sees must be up to date.
 
 mod hands;
 
@@ -28,12 +31,10 @@ use crate::limits::{
     KILL_GRACE, REQUEST_TIMEOUT, TICK, WORKER_JOBS_MAX, WORKER_LEASE, WORKER_PAUSE, WORKER_PERIOD, WORKER_RENEWAL,
 };
 use crate::proto::v1::{
-    RegisterWorker, RenewWorker, ReportAttempt, Resources, SetWorkerStatus, Task, TaskPhase, WorkerStatus,
+    RegisterWorker, RenewWorker, Reply, ReportAttempt, Resources, SetWorkerStatus, Task, TaskPhase, WorkerStatus,
     command::Kind, exit::Reason, reply,
 };
-use crate::raft::manager::RaftHandle;
-use crate::state::machine::StateReader;
-use crate::state::{task, worker};
+use crate::state::{command, task};
 use crate::time::Monotonic;
 
 /// What a worker offers.
@@ -54,9 +55,55 @@ pub enum Refusal {
     Failed(String),
 }
 
-/// How a worker's commands reach the log.
-pub trait Commands: Send + Sync + 'static {
+/// What a reply to a command of a worker says.
+///
+/// # Errors
+/// It is a refusal.
+pub fn answer(reply: Reply) -> Result<reply::Kind, Refusal> {
+    match reply.kind {
+        Some(reply::Kind::Rejection(rejection)) => Err(match command::reject(&rejection) {
+            Some(reject) => Refusal::Rejected(reject),
+            None => Refusal::Failed("refused for a reason that only a newer version knows".into()),
+        }),
+        Some(kind) => Ok(kind),
+        None => Err(Refusal::Failed("an answer from a newer version".into())),
+    }
+}
+
+/// What the state wants of a worker, as of one point of the log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Look {
+    /// The point. From one look to a later one it never goes back.
+    pub index: Index,
+    /// The worker's epoch at that point; `None` if it had never registered.
+    pub epoch: Option<u64>,
+    /// The tasks that the worker had at that point.
+    pub tasks: Arc<Vec<Task>>,
+    /// Whether word of changes gets through. While it does not, nothing may begin: this is what is known, not what is so.
+    pub live: bool,
+}
+
+/// The state, as far as it concerns one worker, and the way to its log.
+pub trait Desired: Send + Sync + 'static {
+    /// What is known to be wanted; `None` if nothing is known yet, which is not the same as that nothing is wanted.
+    ///
+    /// # Errors
+    /// This node's database failed.
+    fn look(&self) -> Result<Option<Look>, Fault>;
+
+    /// Waits until there may be another look than the one at `seen`, and says where. Give it a deadline.
+    fn changed(&self, seen: Index) -> BoxFuture<'_, Index>;
+
+    /// Waits until [`Self::look`] shows everything that was committed when this was called. Give it a deadline.
+    ///
+    /// # Errors
+    /// Why that cannot be had now.
+    fn up_to_date(&self) -> BoxFuture<'_, Result<(), String>>;
+
     /// Carries out a command, within `patience`.
+    ///
+    /// # Errors
+    /// See [`Refusal`].
     fn execute(&self, kind: Kind, patience: Duration) -> BoxFuture<'_, Result<reply::Kind, Refusal>>;
 }
 
@@ -90,9 +137,7 @@ struct Shared {
     io: Io,
     id: NodeId,
     config: WorkerConfig,
-    raft: RaftHandle,
-    reader: StateReader,
-    commands: Arc<dyn Commands>,
+    desired: Arc<dyn Desired>,
     hands: Outputs,
     lease: Mutex<Option<Lease>>,
     /// When the attempts were last looked after, all of them.
@@ -108,18 +153,10 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts a worker for member `id`.
-    pub fn start(
-        io: Io,
-        id: NodeId,
-        config: WorkerConfig,
-        raft: RaftHandle,
-        reader: StateReader,
-        commands: Arc<dyn Commands>,
-        hands: Outputs,
-    ) -> Self {
+    /// Starts the worker that is member `id`.
+    pub fn start(io: Io, id: NodeId, config: WorkerConfig, desired: Arc<dyn Desired>, hands: Outputs) -> Self {
         let (lease, looked, draining) = (Mutex::default(), Mutex::default(), AtomicBool::default());
-        let shared = Arc::new(Shared { io, id, config, raft, reader, commands, hands, lease, looked, draining });
+        let shared = Arc::new(Shared { io, id, config, desired, hands, lease, looked, draining });
         let spawn = &shared.io.spawn;
         let lease = spawn.spawn("worker lease", Box::pin(keep_lease(shared.clone())));
         let rounds = spawn.spawn("worker rounds", Box::pin(run_rounds(shared.clone())));
@@ -135,7 +172,7 @@ impl Worker {
         shared.draining.store(true, Ordering::Relaxed);
         let empty = async {
             shared.set_status(WorkerStatus::Draining).await;
-            while !task::of_worker(&shared.reader.view()?.1, shared.id)?.is_empty() {
+            while shared.desired.look()?.is_some_and(|look| !look.tasks.is_empty()) {
                 clock.sleep(WORKER_PAUSE).await;
             }
             // A renewal that crossed it would bring the worker back.
@@ -154,7 +191,7 @@ impl Worker {
 impl Shared {
     async fn set_status(&self, status: WorkerStatus) {
         let set = SetWorkerStatus { worker: self.id.0, status: status.into(), wish: false };
-        if let Err(refusal) = self.commands.execute(Kind::SetWorkerStatus(set), REQUEST_TIMEOUT).await {
+        if let Err(refusal) = self.desired.execute(Kind::SetWorkerStatus(set), REQUEST_TIMEOUT).await {
             tracing::info!(?refusal, ?status, "the worker's status was not set");
         }
     }
@@ -168,8 +205,10 @@ impl Shared {
     async fn renew(&self) -> Result<(), Refusal> {
         let clock = &self.io.clock;
         // Whoever has not caught up, or cannot look after its attempts, must not be given any.
-        if !matches!(clock.timeout(WORKER_RENEWAL, self.raft.read_barrier()).await, Ok(Ok(_))) {
-            return Err(Refusal::Failed("this member is not up to date".into()));
+        match clock.timeout(WORKER_RENEWAL, self.desired.up_to_date()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => return Err(Refusal::Failed(format!("this worker is not up to date: {why}"))),
+            Err(_) => return Err(Refusal::Failed("this worker is not up to date".into())),
         }
         let looked = *self.looked.lock().expect("no code panics while it holds the time");
         if looked.is_none_or(|at| clock.now().since(at) >= WORKER_LEASE / 2) {
@@ -194,7 +233,7 @@ impl Shared {
                 Kind::RegisterWorker(RegisterWorker { worker, capacity, features: self.config.features.clone() })
             }
         };
-        match self.commands.execute(kind, WORKER_RENEWAL).await? {
+        match self.desired.execute(kind, WORKER_RENEWAL).await? {
             reply::Kind::WorkerLease(lease) => {
                 let span = Duration::from_millis(lease.lease_ms).min(WORKER_LEASE);
                 *self.lease() = Some(Lease { epoch: lease.epoch, ends: sent + span });
@@ -204,14 +243,12 @@ impl Shared {
         }
     }
 
-    /// What the state gives this worker, and until when it may run; `None` for nothing may begin or go on.
-    fn wanted(&self) -> Result<(Vec<Task>, Option<Monotonic>), Fault> {
-        let (_, view) = self.reader.view()?;
-        let tasks = task::of_worker(&view, self.id)?;
-        let epoch = worker::find(&view, self.id)?.map(|worker| worker.epoch);
-        // A state from before the lease's epoch may still have tasks that were given to others since.
+    /// Until when what a look shows may run; `None` for nothing may begin or go on.
+    fn deadline(&self, look: &Look) -> Option<Monotonic> {
+        let Look { epoch, .. } = *look;
+        // What was seen before the lease's epoch may still have tasks that were given to others since.
         let lease = self.lease().filter(|lease| Some(lease.epoch) == epoch && lease.ends > self.io.clock.now());
-        Ok((tasks, lease.map(|lease| lease.ends)))
+        lease.map(|lease| lease.ends)
     }
 
     fn stop_reason(&self, task: &Task) -> Option<Reason> {
@@ -221,13 +258,15 @@ impl Shared {
 
     /// Compares what should be with what is, once. Says what is.
     async fn look(&self) -> Result<Vec<(Task, Found)>, Fault> {
-        let (tasks, deadline) = self.wanted()?;
+        // What nobody looks after ends with its deadline.
+        let Some(look) = self.desired.look()? else { return Ok(Vec::new()) };
+        let (deadline, tasks) = (self.deadline(&look), look.tasks);
         let wanted = tasks.iter().filter_map(|task| {
             let launch = launch(task)?;
             Some(Wanted { launch, stop: self.stop_reason(task) })
         });
         let (reply, found) = oneshot::channel();
-        let job = Job::Round { wanted: wanted.collect(), deadline, reply };
+        let job = Job::Round { wanted: wanted.collect(), deadline, may_begin: look.live, reply };
         if self.hands.0.send(job).await.is_err() {
             return Ok(Vec::new());
         }
@@ -242,7 +281,7 @@ impl Shared {
     async fn report(&self, task: u64, found: Found) -> bool {
         let report = ReportAttempt { task, token: found.token.0, exit: found.exit };
         // Briefly: meanwhile nothing is extended.
-        match self.commands.execute(Kind::ReportAttempt(report), WORKER_RENEWAL).await {
+        match self.desired.execute(Kind::ReportAttempt(report), WORKER_RENEWAL).await {
             Ok(_) | Err(Refusal::Rejected(_)) => true,
             Err(Refusal::Failed(why)) => {
                 sometimes!("a report had to be repeated");
@@ -297,8 +336,8 @@ async fn keep_lease(shared: Arc<Shared>) {
 /// Looks after the attempts whenever the state has changed, and now and then.
 async fn run_rounds(shared: Arc<Shared>) {
     let clock = shared.io.clock.clone();
-    // A state from before this life may give what has run and was reported.
-    while !matches!(clock.timeout(REQUEST_TIMEOUT, shared.raft.read_barrier()).await, Ok(Ok(_))) {
+    // What was seen from before this life may give what has run and was reported.
+    while !matches!(clock.timeout(REQUEST_TIMEOUT, shared.desired.up_to_date()).await, Ok(Ok(()))) {
         clock.sleep(TICK).await;
     }
     let mut seen = Index(0);
@@ -321,7 +360,6 @@ async fn run_rounds(shared: Arc<Shared>) {
         });
         told.extend(join_all(reports).await.into_iter().flatten());
         clock.sleep(WORKER_PAUSE).await;
-        let changed = shared.raft.wait(|status| (status.applied > seen).then_some(status.applied));
-        seen = clock.timeout(period, changed).await.unwrap_or(seen);
+        seen = clock.timeout(period, shared.desired.changed(seen)).await.unwrap_or(seen);
     }
 }
