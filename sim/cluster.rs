@@ -130,7 +130,7 @@ pub struct Cluster {
     pub world: Arc<World>,
     /// By their places.
     pub members: Vec<Arc<Member>>,
-    /// Wherever any of them may ever be.
+    /// Wherever any of those that keep the state may ever be.
     pub endpoints: Vec<Address>,
     /// Who changes the membership.
     pub operator: Client,
@@ -145,14 +145,14 @@ impl Cluster {
     /// Machines that are off, with empty disks.
     pub fn new(world: Arc<World>, plan: Plan, watch: Arc<Watch>) -> Arc<Self> {
         let member = |place| Member::new(world.machine(), !plan.is_late(place));
-        let members: Vec<Arc<Member>> = (0..plan.nodes).map(member).collect();
+        let members: Vec<Arc<Member>> = plan.places().map(member).collect();
         if plan.model_log {
-            members.iter().for_each(|member| member.machine.disk.set_model());
+            members[..plan.nodes].iter().for_each(|member| member.machine.disk.set_model());
         }
         let moving = |place: usize| {
             plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Move { node, .. } if *node == place))
         };
-        let endpoints = members.iter().enumerate();
+        let endpoints = members[..plan.nodes].iter().enumerate();
         let endpoints: Vec<Address> = endpoints
             .flat_map(|(place, member)| member.addresses().take(if moving(place) { usize::MAX } else { 1 }))
             .collect();
@@ -169,9 +169,19 @@ impl Cluster {
         })
     }
 
-    /// The members that belong to the cluster, or are to.
+    /// Those that keep the state.
+    pub fn servers(&self) -> &[Arc<Member>] {
+        &self.members[..self.plan.nodes]
+    }
+
+    /// The ids of the workers that keep none.
+    pub fn workers(&self) -> Vec<NodeId> {
+        self.members[self.plan.nodes..].iter().filter_map(|member| member.id()).collect()
+    }
+
+    /// Those that keep the state and belong to the cluster, or are to.
     pub fn staying(&self) -> impl Iterator<Item = &Arc<Member>> {
-        self.members.iter().filter(|member| !member.is_removed())
+        self.servers().iter().filter(|member| !member.is_removed())
     }
 
     /// Members that are to be removed.
@@ -218,7 +228,10 @@ impl Cluster {
         let (spawn, watch) = (io.spawn.clone(), self.watch.clone());
         let builder = NodeBuilder::new(io.clone(), address).origin(origin).observer(self.watch.clone());
         let builder = builder.log_kept(self.plan.retention).snapshot_chunk_bytes(self.plan.chunk_bytes);
-        let builder = builder.election_timeout(self.plan.election_timeout).voters_max(self.plan.voters_max);
+        let builder = builder
+            .role(self.plan.role(place))
+            .election_timeout(self.plan.election_timeout)
+            .voters_max(self.plan.voters_max);
         let life = async move {
             match builder.start().await {
                 Ok(_) if misled => {
@@ -343,7 +356,7 @@ impl Cluster {
         // They may have come back while the operator tried.
         let still_off = self.members.iter().filter(is_long_off).filter_map(|member| member.id());
         let long_off: Vec<NodeId> = still_off.filter(|member| long_off.contains(member)).collect();
-        if done.is_ok() && !again {
+        if done.is_ok() && !again && place < self.plan.nodes {
             budget::check_removal(id, &left, &long_off, &self.watch.violations);
         }
         done.is_ok()
@@ -363,6 +376,9 @@ impl Cluster {
 
     /// Whether a member may be lost, or leave: see `oracle/budget.rs`.
     fn affords(&self, place: Place, leaves: bool) -> bool {
+        if place >= self.plan.nodes {
+            return true;
+        }
         let (member, watched) = (&self.members[place], self.watch.state());
         let Some(id) = member.id() else { return true };
         // All that are known to be members agree on who has a vote, and nobody who is to go is still among them.

@@ -10,23 +10,31 @@ use crate::limits::{
     CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT, FREE_SPACE_FLOOR, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT, SNAPSHOT_CHUNK_BYTES,
 };
 use crate::limits::{ELECTION_TIMEOUT_MIN, TAIL_BYTES_MAX, VOTERS_TARGET_MAX};
+use crate::node::Role;
 use crate::raft::tail::Retention;
 use crate::sim::clock::FROZEN_PPM;
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::load::Load;
 use crate::sim::network::Weather;
 
-/// A machine of the cluster, by its place in it (0 is the founder's).
+/// A machine of the cluster, by its place in it: 0 is the founder's, and after those that keep the state come the workers
+/// that keep none.
 pub type Place = usize;
 
 /// Some of the machines: bit `n` is place `n`.
-pub type Places = u8;
+pub type Places = u16;
 
 /// What a seed does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Members, and those that become some only later.
     pub nodes: usize,
+    /// Workers that keep no state. The first of them is never removed for good, so that somebody can always run tasks.
+    #[serde(default)]
+    pub workers: usize,
+    /// Members that run nothing; there are none without workers.
+    #[serde(default)]
+    pub idle: Places,
     /// How many of the members may vote.
     pub voters_max: usize,
     /// How long a follower waits for a leader, at least.
@@ -446,7 +454,7 @@ impl Fault {
 
     /// One of each kind, for a cluster of so many.
     pub fn of_each_kind(rng: &mut RngStream, nodes: usize) -> Vec<Self> {
-        KINDS.iter().map(|kind| kind(&mut Draw { rng, nodes: nodes as u64 })).collect()
+        KINDS.iter().map(|kind| kind(&mut Draw { rng, first: 0, nodes: nodes as u64 })).collect()
     }
 
     /// How long it lasts; nothing for what is done once.
@@ -518,6 +526,20 @@ impl Plan {
         self.faults.iter().all(|(_, fault)| even(fault))
     }
 
+    /// All places.
+    pub fn places(&self) -> std::ops::Range<Place> {
+        0..self.nodes + self.workers
+    }
+
+    /// What the node at a place does.
+    pub fn role(&self, place: Place) -> Role {
+        match place {
+            worker if worker >= self.nodes => Role::Worker,
+            member if self.idle >> member & 1 == 1 => Role::Server,
+            _ => Role::Both,
+        }
+    }
+
     /// Whether a place is empty until its machine joins.
     pub fn is_late(&self, place: Place) -> bool {
         self.faults.iter().any(|(_, fault)| matches!(fault, Fault::Join { node, .. } if *node == place))
@@ -527,6 +549,8 @@ impl Plan {
     pub fn quiet(nodes: usize) -> Self {
         Self {
             nodes,
+            workers: 0,
+            idle: 0,
             voters_max: VOTERS_TARGET_MAX,
             election_timeout: ELECTION_TIMEOUT,
             token: false,
@@ -574,9 +598,17 @@ impl Plan {
         let mut faults = faults(&mut rng.stream("plan/faults"), nodes);
         // While the cluster forms there is nobody yet to have what one member loses.
         faults.retain(|(_, fault)| !(early && fault.is_loss()));
+        let (workers, idle, more) = draw_workers(&mut rng.stream("plan/workers"), nodes);
+        // What a wrong disk is told by, nothing may disturb.
+        if !faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. })) {
+            faults.extend(more);
+            faults.sort_by_key(|(at, _)| *at);
+        }
         let (mut load, mut readers) = (rng.stream("plan/load"), rng.stream("plan/readers"));
         Self {
             nodes,
+            workers,
+            idle,
             voters_max,
             election_timeout,
             token: rng.stream("plan/token").chance(500),
@@ -732,14 +764,57 @@ const KINDS: &[Kind] = &[
     |d| Fault::TransferInJoint { to: d.place() },
 ];
 
+/// What goes wrong with workers that keep no state: the draw gives their places, and [`Draw::other`] a member's.
+const WORKER_KINDS: &[Kind] = &[
+    |d| Fault::Kill { node: d.place(), down: d.span() },
+    |d| Fault::Power { node: d.place(), cut: d.cut(), down: d.span() },
+    |d| Fault::Recovery { node: d.place(), cut: d.cut(), operations: d.rng.range(0, 12), down: d.span() },
+    |d| Fault::Stop { node: d.place(), down: d.span() },
+    |d| Fault::Storm { node: d.place(), times: d.rng.range(2, 8), down: Duration::from_millis(d.rng.range(1, 1_500)) },
+    |d| Fault::Pause { node: d.place(), span: d.span() },
+    |d| Fault::Slow { node: d.place(), span: d.span() },
+    |d| Fault::Strand { node: d.place(), span: Duration::from_millis(d.rng.range(12_000, 25_000)) },
+    |d| Fault::Cut { links: Links::Isolate { node: d.place() }, span: d.span() },
+    |d| Fault::Cut { links: Links::OneWay { from: d.place(), to: d.other() }, span: d.span() },
+    |d| Fault::Cut { links: Links::OneWay { from: d.other(), to: d.place() }, span: d.span() },
+    |d| {
+        let period = Duration::from_millis(d.rng.range(50, 3_000));
+        Fault::Cut { links: Links::Flap { one: d.place(), other: d.other(), period }, span: d.span() }
+    },
+    // The one that it hears of the state falls behind.
+    |d| Fault::Cut { links: Links::Isolate { node: d.other() }, span: d.span() },
+    |d| Fault::Pause { node: d.other(), span: d.span() },
+    |d| Fault::Stall { node: d.place(), span: d.span() },
+    |d| {
+        let bound = CLOCK_DRIFT_PPM_MAX as i64;
+        Fault::Speed { node: d.place(), ppm: *d.rng.pick(&[-bound, bound, -bound, bound, FROZEN_PPM]), span: d.span() }
+    },
+    |d| Fault::WallStep { node: d.place(), millis: *d.rng.pick(&[-3_600_000, 3_600_000]) },
+    |d| {
+        let (node, places) = (d.place(), d.rng.range(0, u64::MAX));
+        Fault::Crash { node, places, cut: d.cut(), down: d.span() }
+    },
+    |d| Fault::Move { node: d.place(), down: d.span() },
+    |d| Fault::Remove { node: d.place(), returns: d.rng.chance(500), cut: None },
+    |d| Fault::Replace { node: d.place(), down: d.span() },
+    |d| Fault::Join { node: d.place(), birth: d.rng.chance(500).then(|| (d.rng.range(0, 8), d.cut())), removed: None },
+];
+
 struct Draw<'a> {
     rng: &'a mut RngStream,
+    /// The first place, and how many there are.
+    first: u64,
     nodes: u64,
 }
 
 impl Draw<'_> {
     fn place(&mut self) -> Place {
-        self.rng.range(0, self.nodes) as usize
+        (self.first + self.rng.range(0, self.nodes)) as usize
+    }
+
+    /// One of the places before the first.
+    fn other(&mut self) -> Place {
+        self.rng.range(0, self.first) as usize
     }
 
     fn places(&mut self) -> Places {
@@ -783,7 +858,7 @@ fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)> {
             }
             let at = Duration::from_millis(last + rng.range(0, 300));
             let kind = *rng.pick(&enabled);
-            (at, kind(&mut Draw { rng, nodes: nodes as u64 }))
+            (at, kind(&mut Draw { rng, first: 0, nodes: nodes as u64 }))
         })
         .collect();
     faults.sort_by_key(|(at, _)| *at);
@@ -813,12 +888,60 @@ fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)> {
     faults
 }
 
+/// Workers that keep no state, the members that run nothing because there are some, and what goes wrong with the workers.
+fn draw_workers(rng: &mut RngStream, nodes: usize) -> (usize, Places, Vec<(Duration, Fault)>) {
+    let workers = *rng.pick(&[0, 0, 1, 1, 2, 3]);
+    let all: Places = (1 << nodes) - 1;
+    let some = rng.range(0, 1 << nodes) as Places;
+    let idle = *rng.pick(&[0, 0, some, all]);
+    let enabled: Vec<Kind> = WORKER_KINDS.iter().copied().filter(|_| rng.chance(350)).collect();
+    if workers == 0 {
+        return (0, 0, Vec::new());
+    }
+    let (count, until) = match rng.range(0, 100) {
+        0..25 => (0, 1),
+        25..40 => (rng.range(2, 10), 3_000),
+        _ => (rng.range(1, 10), 25_000),
+    };
+    let count = if enabled.is_empty() { 0 } else { count };
+    let mut draw = Draw { rng, first: nodes as u64, nodes: workers as u64 };
+    let one = |_| (Duration::from_millis(draw.rng.range(0, until)), (draw.rng.pick(&enabled))(&mut draw));
+    let mut faults: Vec<(Duration, Fault)> = (0..count).map(one).collect();
+    faults.sort_by_key(|(at, _)| *at);
+    let (mut losses, mut late, mut moves) = (0, 0 as Places, vec![0; nodes + workers]);
+    faults.retain(|(_, fault)| match fault {
+        Fault::Join { node, .. } => {
+            let before = late;
+            late |= 1 << node;
+            before != late
+        }
+        Fault::Move { node, .. } => {
+            moves[*node] += 1;
+            moves[*node] <= MOVES_MAX
+        }
+        Fault::Remove { node, .. } if *node == nodes => false,
+        fault if fault.is_loss() => {
+            losses += 1;
+            losses <= LOSSES_MAX
+        }
+        _ => true,
+    });
+    (workers, idle, faults)
+}
+
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} nodes, of which {} may vote, election timeout {:?}, token: {}, attacked while it forms: {}, more may be lost than can be made good: {}",
-            self.nodes, self.voters_max, self.election_timeout, self.token, self.early, self.beyond_budget
+            "{} nodes, of which {} may vote and {:b} run nothing, {} workers, election timeout {:?}, token: {}, attacked while it forms: {}, more may be lost than can be made good: {}",
+            self.nodes,
+            self.voters_max,
+            self.idle,
+            self.workers,
+            self.election_timeout,
+            self.token,
+            self.early,
+            self.beyond_budget
         )?;
         writeln!(
             f,

@@ -23,7 +23,9 @@ use crate::sim::mark::{self, Hits};
 use crate::sim::mutant;
 use crate::sim::network::{MachineId, Weather};
 use crate::sim::oracle::recovery::{RECOVERY_MAX, TASKS_MAX};
-use crate::sim::oracle::{Violation, attempts, bounds, disks, exactly_once, linearizable, outcomes, recovery};
+use crate::sim::oracle::{
+    Violation, attempts, bounds, disks, exactly_once, linearizable, membership, outcomes, recovery,
+};
 use crate::sim::plan::{self, Place, Plan};
 use crate::sim::tasks::{self, Submissions};
 use crate::sim::trace::{Note, Stop, Trace};
@@ -275,12 +277,13 @@ impl Run {
     /// Boots the founder, lets the others join, and waits until all vote that should.
     async fn form(&self) -> Result<(), Verdict> {
         let plan = &self.cluster.plan;
-        let early: Vec<Place> = (0..plan.nodes).filter(|place| !plan.is_late(*place)).collect();
-        early.iter().for_each(|place| self.cluster.boot(*place));
+        // Late ones are not there yet.
+        plan.places().for_each(|place| self.cluster.boot(place));
         if plan.early {
             return Ok(());
         }
-        let most = early.len().min(plan.voters_max);
+        let early = (0..plan.nodes).filter(|place| !plan.is_late(*place)).count();
+        let most = early.min(plan.voters_max);
         let target = most - usize::from(most.is_multiple_of(2));
         let voters = || {
             let watched = self.cluster.watch.state();
@@ -325,7 +328,7 @@ impl Run {
         let clients = (1..=self.cluster.plan.clients as u64).map(|id| self.client(id, &one));
         let clients: Vec<_> = clients.chain(submitters).chain(self.stranger()).collect();
         let attacked = Arc::new(AtomicBool::new(true));
-        let readers = 0..self.cluster.members.len() * self.cluster.plan.readers;
+        let readers = 0..self.cluster.plan.nodes * self.cluster.plan.readers;
         let readers: Vec<_> = readers.map(|number| self.reader(number, attacked.clone())).collect();
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
@@ -348,7 +351,7 @@ impl Run {
     /// A client on a machine of its own that reads from one member alone, while this is true.
     fn reader(&self, number: usize, goes_on: Arc<AtomicBool>) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.caller();
-        let place = number % self.cluster.members.len();
+        let place = number % self.cluster.plan.nodes;
         let at: Vec<Address> = self.cluster.members[place].addresses().collect();
         let client = Client::new(io, &at, load::READER_TIMEOUT);
         let rng = self.cluster.world.rng.stream(&format!("reader {number}"));
@@ -435,7 +438,7 @@ impl Run {
         let places = (0..cluster.members.len()).filter(is_voter).collect();
         // One that is lost counts as a voter until it is removed, and cannot be healed.
         let Some(core) = recovery::core(places, voters.len(), &mut rng) else { return Ok(()) };
-        sometimes!(core.len() < cluster.members.len(), "a majority served while others stayed broken");
+        sometimes!(core.len() < cluster.plan.nodes, "a majority served while others stayed broken");
         cluster.world.trace.event(format_args!("core {core:?}"));
         cluster.world.network.mend();
         cluster.world.network.set_weather(Weather::CALM);
@@ -504,6 +507,8 @@ impl Run {
             self.cluster.staying().all(|member| status(member).is_some_and(at_end))
         };
         self.within("a healed cluster converges", converged).await?;
+        let watched = self.cluster.watch.state().statuses.clone();
+        membership::check_workers(&self.cluster.workers(), &watched, &self.cluster.watch.violations);
         self.check()
     }
 
@@ -595,8 +600,8 @@ impl Run {
         let violations = &self.cluster.watch.violations;
         cost::of("oracle: exactly once", || exactly_once::check(&records, violations));
         cost::of("oracle: linearizable", || linearizable::check(&records, violations));
-        for member in &self.cluster.members {
-            member.machine.down(Down::Kill);
+        self.cluster.members.iter().for_each(|member| member.machine.down(Down::Kill));
+        for member in self.cluster.servers() {
             // One that waits to be let in, or was removed, may have nothing.
             if member.id().is_some() {
                 cost::of("oracle: disks at the end", || disks::check(&member.machine, violations));

@@ -57,6 +57,11 @@ pub fn symptom(verdict: &Verdict) -> Option<&'static str> {
     }
 }
 
+fn keep_faults_of_places(plan: &mut Plan) {
+    let there = plan.places();
+    plan.faults.retain(|(_, fault)| fault.places().iter().all(|place| there.contains(place)));
+}
+
 /// Seeds under which a candidate is tried.
 const SEEDS: u64 = 4;
 
@@ -151,6 +156,7 @@ impl Shrinker<'_> {
             |plan| plan.election_timeout = crate::limits::ELECTION_TIMEOUT,
             |plan| plan.voters_max = crate::limits::VOTERS_TARGET_MAX,
             |plan| plan.token = false,
+            |plan| plan.idle = 0,
             |plan| plan.one_session = false,
             |plan| plan.idle_permille = 0,
             |plan| plan.readers = 0,
@@ -174,10 +180,19 @@ impl Shrinker<'_> {
             |plan| plan.submitters = plan.submitters.saturating_sub(1),
             |plan| plan.clients = plan.clients.saturating_sub(1),
             |plan| {
-                if plan.nodes > 1 {
+                if plan.workers > 0 {
+                    plan.workers -= 1;
+                    if plan.workers == 0 {
+                        plan.idle = 0;
+                    }
+                    keep_faults_of_places(plan);
+                }
+            },
+            |plan| {
+                // Workers come after the members: with fewer members they would have other places.
+                if plan.nodes > 1 && plan.workers == 0 {
                     plan.nodes -= 1;
-                    let nodes = plan.nodes;
-                    plan.faults.retain(|(_, fault)| fault.places().iter().all(|place| *place < nodes));
+                    keep_faults_of_places(plan);
                 }
             },
         ];

@@ -66,6 +66,17 @@ impl Membership {
     }
 }
 
+/// Workers that keep no state are in no configuration.
+pub fn check_workers(workers: &[NodeId], statuses: &BTreeMap<NodeId, Status>, violations: &Violations) {
+    for status in statuses.values() {
+        let counted = status.voters.iter().chain(&status.learners).find(|id| workers.contains(id));
+        if let Some(worker) = counted {
+            let what = format!("member {} counts the worker {worker}: {status:?}", status.id);
+            violations.add("workers are in no configuration", what);
+        }
+    }
+}
+
 /// Whether every majority of one configuration has a member in common with every majority of the next: by a joint one, or
 /// because at most one voter came or went.
 fn meets(before: &ConfState, after: &ConfState) -> bool {

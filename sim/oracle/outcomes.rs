@@ -11,7 +11,7 @@ use super::attempts::Ledger;
 use crate::client::{Client, ClientError};
 use crate::ids::{NodeId, TaskId};
 use crate::limits::{TASK_LOSSES_MAX, WORKER_LEASE};
-use crate::proto::v1::{OutputRequest, Task, TaskPhase, exit::Reason};
+use crate::proto::v1::{Attempt, OutputRequest, Task, TaskPhase, exit::Reason};
 use crate::sim::tasks::{Heard, MARK, Submission, Submissions};
 use crate::state::task;
 
@@ -76,6 +76,11 @@ pub fn check(submissions: &Submissions, tasks: &[Task], undisturbed: bool, ledge
             if undisturbed && task.losses > 0 {
                 violations.add("nothing is lost without a fault", format!("{task:?}"));
             }
+            if let Some(attempt) = task.attempts.iter().find(|attempt| was_stopped_as_lost(attempt)) {
+                let what =
+                    format!("attempt {} was ended as another's by the worker that had it: {task:?}", attempt.token);
+                violations.add("what a worker has goes on", what);
+            }
             if let Some(why) = wrong_end(submission, task, ledger) {
                 violations.add("a task ends as its program does", format!("{why}: {task:?}"));
             }
@@ -84,6 +89,11 @@ pub fn check(submissions: &Submissions, tasks: &[Task], undisturbed: bool, ledge
     if let Some(task) = by_mark.values().flatten().next() {
         violations.add("each submission is one task", format!("nobody has submitted {task:?}"));
     }
+}
+
+/// A worker ends what it no longer has, and then nobody asks it how that ended. (A power cut ends without a signal.)
+fn was_stopped_as_lost(attempt: &Attempt) -> bool {
+    attempt.exit.as_ref().is_some_and(|exit| exit.reason() == Reason::Lost && exit.signal.is_some())
 }
 
 fn wrong_end(submission: &Submission, task: &Task, ledger: &Ledger) -> Option<&'static str> {
