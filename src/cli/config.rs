@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::serve::Role;
 use super::units::Amount;
 use crate::error::{Context, Fault};
 
@@ -37,8 +38,8 @@ pub struct Config {
     pub log_entries: Option<u64>,
     /// Free space below which nothing that grows is taken.
     pub free_space_floor: Option<Amount>,
-    /// False: run no tasks here.
-    pub worker: Option<bool>,
+    /// What the node does: server, worker or both.
+    pub role: Option<Role>,
     /// Processors that tasks may reserve here.
     pub cpu: Option<Amount>,
     /// Memory that tasks may reserve here.

@@ -53,6 +53,7 @@ enum Command {
     #[command(after_help = "Examples:\n  \
         node start --data-dir n1 --listen 127.0.0.1:7400 --bootstrap\n  \
         node start --data-dir n2 --listen 127.0.0.1:7401 --join 127.0.0.1:7400\n  \
+        node start --data-dir w1 --listen 127.0.0.1:7410 --join 127.0.0.1:7400 --role worker\n  \
         node start --config cairn.toml")]
     Start(serve::Start),
     /// Run a command on the cluster: print what it writes, and exit as it does
@@ -141,9 +142,10 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Cluster {
-    /// Members, roles, leader, term, and of each its health, how far it has come, and its version
+    /// Members, workers that keep no state among them: roles, leader, term, and of each its health, how far it has come, and
+    /// its version
     Status,
-    /// Remove a member for ever; its node says so and ends
+    /// Remove a member, or a worker that keeps no state, for ever; its node says so and ends
     Remove {
         /// Its id, as `status` shows it
         id: u64,

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::ids::{ClusterId, NodeId};
 use crate::proto::v1::{KeyValue, Member, MemberRole, StatusReply};
+use crate::state::member::is_server;
 
 /// Prints one JSON document.
 pub fn json(value: &Value) {
@@ -64,7 +65,7 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
             "leader": member.id == status.leader,
             "matched_index": row.matched_index,
             "health": health_name(member, answer),
-            "applied_index": own.map(|own| own.applied_index),
+            "applied_index": own.filter(|_| is_server(member)).map(|own| own.applied_index),
             "version": own.map(|own| &own.version),
         }))
     });
@@ -102,14 +103,16 @@ pub fn status_table(status: &StatusReply, each: &Each) {
         let member = row.member.as_ref()?;
         let answer = each.get(&NodeId(member.id)).and_then(Option::as_ref);
         let own = |what: fn(&StatusReply) -> String| answer.map_or("-".into(), |(_, own)| what(own));
+        // A worker that keeps no state has no log.
+        let log = |what: fn(&StatusReply) -> String| if is_server(member) { own(what) } else { "-".into() };
         Some(vec![
             member.id.to_string(),
             member.address.clone(),
             role_name(member.role()).to_owned(),
             if member.id == status.leader { "yes".into() } else { String::new() },
             health_name(member, answer).to_owned(),
-            own(|own| own.last_index.to_string()),
-            own(|own| own.applied_index.to_string()),
+            log(|own| own.last_index.to_string()),
+            log(|own| own.applied_index.to_string()),
             own(|own| own.version.clone()),
         ])
     };

@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use serde::Deserialize;
 
 use super::Failure;
 use super::access::Access;
@@ -13,13 +14,35 @@ use super::units::{Amount, bytes, cpu};
 use crate::error::{Context, Fault};
 use crate::ids::Address;
 use crate::limits::{ELECTION_TIMEOUT, FREE_SPACE_FLOOR, LOG_ENTRIES_KEPT};
-use crate::node::{Node, NodeBuilder, Origin};
+use crate::node::{self, Node, NodeBuilder, Origin};
 use crate::os;
 use crate::raft::tail::Retention;
 use crate::worker::WorkerConfig;
 
 /// How long an orderly stop may take before the process goes anyway.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a node does in its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Keeps the state, may vote, and runs no tasks
+    Server,
+    /// Runs tasks and keeps no state: a server tells it what to run
+    Worker,
+    /// Keeps the state, may vote, and runs tasks
+    Both,
+}
+
+impl From<Role> for node::Role {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Server => Self::Server,
+            Role::Worker => Self::Worker,
+            Role::Both => Self::Both,
+        }
+    }
+}
 
 /// Options of `node dev`.
 #[derive(Args)]
@@ -50,7 +73,10 @@ pub struct Start {
     /// Found a new cluster, if the data directory holds no member yet
     #[arg(long, conflicts_with = "join")]
     bootstrap: bool,
-    /// Enter the cluster of the member at this address; a member that is in it already looks for the others there
+    /// What the node does in its cluster [default: both]
+    #[arg(long, env = "CAIRN_ROLE")]
+    role: Option<Role>,
+    /// Enter the cluster of the member at this address; a node that is in it already looks for the others there
     #[arg(long, env = "CAIRN_JOIN", value_delimiter = ',')]
     join: Vec<Address>,
     #[command(flatten)]
@@ -73,9 +99,6 @@ pub struct Start {
     /// Free space below which nothing that grows is taken [default: 256Mi]
     #[arg(long, value_parser = bytes)]
     free_space_floor: Option<u64>,
-    /// Run no tasks here
-    #[arg(long, conflicts_with_all = ["cpu", "memory", "disk", "features"])]
-    no_worker: bool,
     /// Processors that tasks may reserve here: 2, 0.5 or 500m [default: all]
     #[arg(long, value_parser = cpu)]
     cpu: Option<u64>,
@@ -105,7 +128,8 @@ impl Dev {
             insecure: false,
             election_timeout: ELECTION_TIMEOUT,
             retention: Retention::default(),
-            worker: Some(WorkerConfig::default()),
+            role: node::Role::Both,
+            worker: WorkerConfig::default(),
             floor: FREE_SPACE_FLOOR,
         };
         let listen = options.listen.clone();
@@ -176,9 +200,27 @@ impl Start {
         let floor =
             self.free_space_floor.or(Amount::read("free_space_floor", config.free_space_floor.as_ref(), bytes)?);
         let features = if self.features.is_empty() { config.features.unwrap_or_default() } else { self.features };
-        let is_worker = !self.no_worker && config.worker != Some(false);
-        let worker = is_worker.then_some(WorkerConfig { capacity, features });
-        let log_entries = self.log_entries.or(config.log_entries).unwrap_or(LOG_ENTRIES_KEPT);
+        let role = self.role.or(config.role).unwrap_or(Role::Both);
+        let log_entries = self.log_entries.or(config.log_entries);
+        match role {
+            Role::Server if capacity.iter().any(Option::is_some) || !features.is_empty() => {
+                let text = "a node with the role of a server runs no tasks: leave out cpu, memory, disk and features, or give it \
+                            the role both";
+                return Err(Fault::new(text).into());
+            }
+            Role::Worker if origin == Origin::Bootstrap => {
+                let text = "a node with the role of a worker keeps no state and founds no cluster: start it with --join and the \
+                            address of a member";
+                return Err(Fault::new(text).into());
+            }
+            Role::Worker if log_entries.is_some() || timeout.is_some() || floor.is_some() => {
+                let text = "a node with the role of a worker keeps no state: leave out log_entries, election_timeout_ms and \
+                            free_space_floor";
+                return Err(Fault::new(text).into());
+            }
+            Role::Server | Role::Worker | Role::Both => {}
+        }
+        let log_entries = log_entries.unwrap_or(LOG_ENTRIES_KEPT);
         if log_entries == 0 {
             return Err(Fault::new("log_entries: 0; a log keeps one entry at least").into());
         }
@@ -199,7 +241,8 @@ impl Start {
             access,
             certificate,
             retention: Retention { entries: log_entries, ..Retention::default() },
-            worker,
+            role: role.into(),
+            worker: WorkerConfig { capacity, features },
             floor: floor.unwrap_or(FREE_SPACE_FLOOR),
             listen,
             advertise,
@@ -209,7 +252,8 @@ impl Start {
         };
         serve(&data_dir, options, |node| {
             let identity = node.identity();
-            say!("member {} of cluster {} is ready on {}", identity.id, identity.cluster.hex(), node.address());
+            let what = if role == Role::Worker { "worker" } else { "member" };
+            say!("{what} {} of cluster {} is ready on {}", identity.id, identity.cluster.hex(), node.address());
         })
         .await
     }
@@ -225,8 +269,8 @@ struct Options {
     insecure: bool,
     election_timeout: Duration,
     retention: Retention,
-    /// `None`: it runs no tasks.
-    worker: Option<WorkerConfig>,
+    role: node::Role,
+    worker: WorkerConfig,
     floor: u64,
 }
 
@@ -237,16 +281,18 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
     check_exposure(&options)?;
     let certificate = options.certificate.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
     let mut io = options.access.node_io(data_dir, certificate)?;
-    if options.worker.is_some() {
+    if options.role != node::Role::Server {
         io.launcher = Some(Arc::new(os::shims(data_dir)?));
     }
     let clock = io.clock.clone();
+    let is_worker = options.role == node::Role::Worker;
     let mut builder = NodeBuilder::new(io, options.listen)
         .origin(options.origin)
         .election_timeout(options.election_timeout)
         .log_kept(options.retention)
         .free_space_floor(options.floor)
-        .worker(options.worker.unwrap_or_default());
+        .role(options.role)
+        .worker(options.worker);
     if let Some(advertise) = options.advertise {
         builder = builder.advertise(advertise);
     }
@@ -287,8 +333,9 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
         }
     }
     if removed {
+        let what = if is_worker { "worker" } else { "member" };
         return Err(Fault::new(format!(
-            "member {id} was removed from the cluster for ever; to take this machine in again, start it with an empty \
+            "{what} {id} was removed from the cluster for ever; to take this machine in again, start it with an empty \
              data directory and --join"
         ))
         .into());

@@ -7,7 +7,8 @@ use super::output;
 use super::units::bytes_text;
 use super::{Connection, Failure, Output};
 use crate::ids::NodeId;
-use crate::proto::v1::{Worker, WorkerStatus};
+use crate::proto::v1::{Member, MemberRole, Worker, WorkerStatus};
+use crate::state::member::is_server;
 
 /// What can be done with workers.
 #[derive(Subcommand)]
@@ -41,12 +42,25 @@ impl WorkerCommand {
         let as_json = connection.output == Output::Json;
         let set = match self {
             Self::List => {
-                let workers = client.list_workers().await?;
+                let (workers, status) = (client.list_workers().await?, client.status().await?);
+                let members: Vec<Member> = status.members.into_iter().filter_map(|row| row.member).collect();
+                // One that was removed, and runs nothing more, is of no interest.
+                let is_there = |worker: &&(Worker, Option<&Member>)| {
+                    let removed = worker.1.is_some_and(|member| member.role() == MemberRole::Removed);
+                    !removed || worker.0.status() != WorkerStatus::Offline
+                };
+                let with_member = |worker: Worker| {
+                    let member = members.iter().find(|member| member.id == worker.id);
+                    (worker, member)
+                };
+                let workers: Vec<_> = workers.into_iter().map(with_member).collect();
+                let workers = workers.iter().filter(is_there);
                 match as_json {
-                    true => output::json(&workers.iter().map(worker_json).collect()),
+                    true => output::json(&workers.map(worker_json).collect()),
                     false => {
-                        let rows: Vec<_> = workers.iter().map(worker_row).collect();
-                        output::table(&["ID", "STATUS", "CPU", "MEMORY", "DISK", "FEATURES"], &rows);
+                        let rows: Vec<_> = workers.map(worker_row).collect();
+                        let head = ["ID", "ADDRESS", "STATE", "STATUS", "CPU", "MEMORY", "DISK", "FEATURES"];
+                        output::table(&head, &rows);
                     }
                 }
                 return Ok(());
@@ -63,11 +77,17 @@ impl WorkerCommand {
     }
 }
 
-fn worker_row(worker: &Worker) -> Vec<String> {
+fn keeps_state(member: Option<&Member>) -> bool {
+    member.is_some_and(is_server)
+}
+
+fn worker_row((worker, member): &(Worker, Option<&Member>)) -> Vec<String> {
     let (has, used) = (worker.capacity.unwrap_or_default(), worker.used.unwrap_or_default());
     let of = |used: u64, has: u64| format!("{} of {}", bytes_text(used), bytes_text(has));
     vec![
         worker.id.to_string(),
+        member.map_or("-".into(), |member| member.address.clone()),
+        if keeps_state(*member) { "kept".into() } else { "-".into() },
         status_name(worker.status()).into(),
         format!("{}m of {}m", used.cpu_milli, has.cpu_milli),
         of(used.memory_bytes, has.memory_bytes),
@@ -76,10 +96,12 @@ fn worker_row(worker: &Worker) -> Vec<String> {
     ]
 }
 
-fn worker_json(worker: &Worker) -> serde_json::Value {
+fn worker_json((worker, member): &(Worker, Option<&Member>)) -> serde_json::Value {
     let (has, used) = (worker.capacity.unwrap_or_default(), worker.used.unwrap_or_default());
     json!({
         "id": worker.id,
+        "address": member.map(|member| &member.address),
+        "keeps_state": keeps_state(*member),
         "status": status_name(worker.status()),
         "epoch": worker.epoch,
         "renewed_ms": worker.renewed_ms,

@@ -95,7 +95,9 @@ impl Card {
         let mut bytes = vec![0; CARD_BYTES_MAX];
         let start = number * CARD_BYTES_MAX as u64;
         let there = self.file.len().context(what)?.saturating_sub(start).min(CARD_BYTES_MAX as u64);
-        self.file.read(start, &mut bytes[..there as usize]).context(what)?;
+        if there > 0 {
+            self.file.read(start, &mut bytes[..there as usize]).context(what)?;
+        }
         if bytes.iter().all(|byte| *byte == 0) {
             return Ok(Copy::Empty);
         }

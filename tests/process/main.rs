@@ -425,7 +425,7 @@ fn members_may_swap_addresses() {
 fn two_of_three_go_on_after_all_have_gone_down_right_after_forming() {
     let dir = tempfile::tempdir().unwrap();
     let start = |name, listen: &str, origin: &[&str]| {
-        Running::member(dir.path(), name, listen, &[origin, &["--no-worker"]].concat())
+        Running::member(dir.path(), name, listen, &[origin, &["--role", "server"]].concat())
     };
     let first = start("n1", "127.0.0.1:0", &["--bootstrap"]);
     let join = ["--join", &first.address.clone()];
@@ -441,7 +441,8 @@ fn two_of_three_go_on_after_all_have_gone_down_right_after_forming() {
     let mut second = node();
     second.args([
         "start",
-        "--no-worker",
+        "--role",
+        "server",
         "--data-dir",
         dir.path().join("n2").to_str().unwrap(),
         "--listen",
