@@ -226,6 +226,7 @@ impl Runner for StateRunner {
                     "learner" => v1::MemberRole::Learner,
                     "voter" => v1::MemberRole::Voter,
                     "removed" => v1::MemberRole::Removed,
+                    "worker" => v1::MemberRole::Worker,
                     other => return Err(format!("no role {other}").into()),
                 };
                 let row =
@@ -400,6 +401,16 @@ impl Runner for CoreRunner {
                             .core
                             .propose_members(&change, number(&mut args, "based")?.map_or(Index(u64::MAX), Index))
                         {
+                            Ok((index, _)) => return Ok(format!("at {index}\n{}", self.perform(id)?)),
+                            Err(refused) => return Ok(format!("{refused:?}\n")),
+                        }
+                    }
+                    "admit-worker" => {
+                        let worker = number(&mut args, "id")?.ok_or("no id")?;
+                        let role = v1::MemberRole::Worker.into();
+                        let members = vec![v1::Member { id: worker, role, ..v1::Member::default() }];
+                        let change = v1::MemberChange { members };
+                        match node.core.propose_members(&change, Index(u64::MAX)) {
                             Ok((index, _)) => return Ok(format!("at {index}\n{}", self.perform(id)?)),
                             Err(refused) => return Ok(format!("{refused:?}\n")),
                         }

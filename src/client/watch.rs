@@ -24,7 +24,8 @@ use crate::error::Fault;
 use crate::ids::{Address, Index, TaskId, Token};
 use crate::io::Io;
 use crate::limits::{
-    MESSAGE_BYTES_MAX, RECONNECT_PAUSE_MIN, REQUEST_TIMEOUT, WATCH_PATIENCE, WATCH_PERIOD, WORKER_ATTEMPT,
+    MEMBERS_MAX, MESSAGE_BYTES_MAX, RECONNECT_PAUSE_MIN, REQUEST_TIMEOUT, TASKS_LIVE_MAX, WATCH_PATIENCE, WATCH_PERIOD,
+    WORKER_ATTEMPT,
 };
 use crate::proto::v1::work_client::WorkClient;
 use crate::proto::v1::{LookEnd, Task, WatchRequest, command::Kind, reply, watch_reply};
@@ -221,30 +222,32 @@ impl Remote {
                     continue;
                 }
             };
-            match reply {
-                Ok(Some(reply)) => match reply.kind {
-                    Some(watch_reply::Kind::Task(task)) => {
-                        tasks.insert(TaskId(task.id), task);
-                        whole = false;
-                    }
-                    Some(watch_reply::Kind::Gone(id)) => {
-                        tasks.remove(&TaskId(id));
-                        whole = false;
-                    }
-                    Some(watch_reply::Kind::End(end)) => {
-                        question.is_answered |= end.answered >= question.number;
-                        whole = true;
-                        if let Err(status) = self.take(end, &tasks, server) {
-                            return status;
-                        }
-                    }
-                    None => return Status::unavailable("a look with a part from a newer version"),
-                },
-                Ok(None) => return Status::unavailable("the stream has ended"),
-                Err(status) => {
+            let kind = match reply {
+                Ok(Some(reply)) => reply.kind,
+                ended => {
                     sometimes!(!whole, "a worker's stream was cut in the middle of a look");
-                    return status;
+                    return ended.err().unwrap_or_else(|| Status::unavailable("the stream has ended"));
                 }
+            };
+            whole = false;
+            match kind {
+                Some(watch_reply::Kind::Task(task)) => {
+                    tasks.insert(TaskId(task.id), task);
+                }
+                Some(watch_reply::Kind::Gone(id)) => {
+                    tasks.remove(&TaskId(id));
+                }
+                Some(watch_reply::Kind::End(end)) => {
+                    whole = true;
+                    question.is_answered |= end.answered >= question.number;
+                    if let Err(status) = self.take(end, &tasks, server) {
+                        return status;
+                    }
+                }
+                None => return Status::unavailable("a look with a part from a newer version"),
+            }
+            if tasks.len() as u64 > TASKS_LIVE_MAX {
+                return Status::unavailable(format!("{server} sent more than {TASKS_LIVE_MAX} tasks"));
             }
         }
     }
@@ -252,12 +255,16 @@ impl Remote {
     /// Takes a look that is whole.
     fn take(&self, end: LookEnd, tasks: &BTreeMap<TaskId, Task>, server: &Address) -> Result<(), Status> {
         let odd = |what: &str| Err(Status::unavailable(format!("{server} sent a look that {what}")));
-        if end.tasks != tasks.len() as u64 {
-            return odd("lacks tasks");
+        let counted = tasks.len() as u64;
+        if end.tasks != counted {
+            return odd("has other tasks than it counts");
         }
         let parse = |text: &String| text.parse().map_err(|error| Status::unavailable(format!("{server}: {error}")));
         let address: Address = parse(&end.address)?;
         let servers: Vec<Address> = end.servers.iter().map(parse).collect::<Result<_, _>>()?;
+        if !(1..=MEMBERS_MAX).contains(&servers.len()) {
+            return odd("names no servers, or too many");
+        }
         let look = Look {
             index: Index(end.applied_index),
             epoch: Some(end.epoch).filter(|epoch| *epoch > 0),

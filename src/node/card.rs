@@ -114,3 +114,78 @@ enum Copy {
     Whole(WorkerCard),
     Damaged,
 }
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::io::Rng;
+    use crate::proto::v1::JoinReply;
+    use crate::sim::disk::{PowerCut, SimDisk};
+
+    fn open(disk: &SimDisk, uuid: u8) -> Result<Card, Fault> {
+        Card::open(&*disk.boot(), || [uuid; 16])
+    }
+
+    fn joined(id: u64) -> Option<JoinReply> {
+        Some(JoinReply { id, ..JoinReply::default() })
+    }
+
+    /// Damages a bit of one of the two places.
+    fn damage(card: &Card, place: u64) {
+        let mut byte = [0];
+        let at = place * CARD_BYTES_MAX as u64 + HEAD_BYTES as u64 + 1;
+        card.file.read(at, &mut byte).unwrap();
+        card.file.write(at, &[byte[0] ^ 4]).unwrap();
+        card.file.sync_data().unwrap();
+    }
+
+    #[test]
+    fn a_power_cut_anywhere_leaves_this_version_or_the_one_before() {
+        for operations in 0..16 {
+            for seed in 0..8u8 {
+                let disk = SimDisk::new("disk".into());
+                let mounted = disk.boot();
+                disk.cut_after(operations);
+                let uuid = Card::open(&*mounted, || [7; 16]).ok().map(|mut card| {
+                    let before = card.now.clone();
+                    let first = card.write(WorkerCard { joined: joined(3), ..before.clone() }).is_ok();
+                    let second = card.write(WorkerCard { joined: joined(4), ..before }).is_ok();
+                    (first, second)
+                });
+                let cut = PowerCut { drop_permille: 300, tear_permille: 500 };
+                disk.power_cut(cut, &mut Rng::from_seed([seed; 32]).stream("cut"));
+                let now = open(&disk, 9).unwrap().now;
+                match uuid {
+                    None => assert!(now.joined.is_none()),
+                    Some((first, second)) => {
+                        assert_eq!(now.uuid[..], [7; 16], "a uuid that was used is gone");
+                        let id = now.joined.map_or(0, |joined| joined.id);
+                        assert!(
+                            id == 4 || id == 3 && !second || id == 0 && !first,
+                            "{id} after {operations} operations"
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn damage_is_found_out() {
+        let disk = SimDisk::new("disk".into());
+        let mut card = open(&disk, 7).unwrap();
+        card.write(WorkerCard { joined: joined(3), ..card.now.clone() }).unwrap();
+        damage(&card, 0);
+        let mut card = open(&disk, 9).unwrap();
+        assert_eq!(
+            (&card.now.uuid[..], card.now.joined.is_none()),
+            (&[7; 16][..], true),
+            "it asks again under its uuid"
+        );
+        card.write(WorkerCard { joined: joined(3), ..card.now.clone() }).unwrap();
+        damage(&card, 0);
+        damage(&card, 1);
+        let error = open(&disk, 9).unwrap_err().to_string();
+        assert!(error.contains("worker in disk") && error.contains("damaged"), "{error}");
+    }
+}

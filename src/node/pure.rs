@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::card::Card;
+use super::card::{self, Card};
 use super::{Life, Node, NodeBuilder, Origin, Serving, draw_uuid, join};
 use crate::api::{self, Health, WorkerService};
 use crate::client::Remote;
@@ -46,16 +46,19 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node, Fault> {
         }
     };
     let outputs = worker::outputs(&io).ok_or_else(|| Fault::new("a worker must be able to run something"))?;
-    if seeds.is_empty() && !super::card::is_there(&*io.disk)? {
-        return Err(Fault::new(format!(
-            "{place} holds no worker of a cluster: to enter one start with --join and the address of a member"
-        )));
+    let nobody_to_ask = || {
+        let text = "holds no worker of a cluster: to enter one start with --join and the address of a member";
+        Fault::new(format!("{place} {text}"))
+    };
+    if seeds.is_empty() && !card::is_there(&*io.disk)? {
+        return Err(nobody_to_ask());
     }
     let mut card = Card::open(&*io.disk, || draw_uuid(&io))?;
     let text = format!("the card in {place} has a uuid of {} bytes, not 16", card.now.uuid.len());
     let uuid: [u8; 16] = card.now.uuid.as_ref().try_into().map_err(|_| Fault::new(text))?;
     let joined = match &card.now.joined {
         Some(joined) => joined.clone(),
+        None if seeds.is_empty() => return Err(nobody_to_ask()),
         None => {
             let joined = join::join(&io, &seeds, &uuid, &address, MemberRole::Worker).await?;
             check_role(&joined)?;

@@ -19,7 +19,15 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 fn node() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_node"));
-    for name in ["CAIRN_ENDPOINTS", "CAIRN_DATA_DIR", "CAIRN_LISTEN", "CAIRN_JOIN", "CAIRN_ADVERTISE", "CAIRN_LOG"] {
+    for name in [
+        "CAIRN_ENDPOINTS",
+        "CAIRN_DATA_DIR",
+        "CAIRN_LISTEN",
+        "CAIRN_JOIN",
+        "CAIRN_ADVERTISE",
+        "CAIRN_LOG",
+        "CAIRN_ROLE",
+    ] {
         command.env_remove(name);
     }
     command

@@ -387,3 +387,121 @@ fn grace_is_given_even_beyond_the_lease() {
     node.until_phase("slow", "stopped");
     assert_eq!(text(&node.task(&["logs", "slow"]).stdout), "up\nasked\ndone\n");
 }
+
+fn worker(dir: &Path, name: &str, listen: &str, more: &[&str]) -> Running {
+    Running::member(dir, name, listen, &[&["--role", "worker"], more].concat())
+}
+
+/// The id of the only worker that keeps no state.
+fn pure_worker(node: &Running) -> u64 {
+    let members = node.status()["members"].as_array().cloned().unwrap_or_default();
+    let row = members.into_iter().find(|member| member["role"] == "worker");
+    row.and_then(|row| row["id"].as_u64()).unwrap_or(0)
+}
+
+#[test]
+fn a_worker_without_state_runs_what_a_server_tells_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap", "--role", "server"]);
+    let join = ["--join", &server.address.clone(), "--feature", "gpu"];
+    let first = worker(dir.path(), "w1", "127.0.0.1:0", &join);
+    let id = pure_worker(&server);
+    assert_eq!((id, voters(&server.status())), (2, 1), "{}", server.status());
+    let listed = run(&["worker", "list", "--endpoints", &server.address, "-o", "json"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((&listed[0]["id"], &listed[0]["keeps_state"]), (&Value::from(2), &Value::from(false)), "{listed}");
+    assert_eq!(listed[0]["address"], first.address.as_str());
+
+    // What it writes can be read through the server, and at the worker itself; commands it sends on to nobody.
+    let output = server.run_task(&["--feature", "gpu", "--", "sh", "-c", "echo hello from $CAIRN_WORKER"]);
+    assert_eq!(text(&output.stdout), "hello from 2\n", "{}", text(&output.stderr));
+    assert_eq!(text(&server.task(&["logs", "task-1"]).stdout), "hello from 2\n");
+    let refused = first.kv(&["get", "a", "--command-timeout", "1"]);
+    assert_eq!(refused.status.code(), Some(3));
+    assert!(text(&refused.stderr).contains("worker 2 keeps no state"), "{}", text(&refused.stderr));
+
+    // It is killed and started elsewhere with no flag but its role: it takes up what its shims kept alive.
+    let done = dir.path().join("done");
+    let script = format!("echo begun; while [ ! -e {} ]; do sleep 0.05; done; echo ended", done.display());
+    server.submit(&["--name", "long", "--", "sh", "-c", &script]);
+    until("it has begun", || text(&server.task(&["logs", "long"]).stdout) == "begun\n");
+    first.kill();
+    let first = worker(dir.path(), "w1", "127.0.0.1:0", &["--feature", "gpu"]);
+    assert_eq!(pure_worker(&server), 2, "it has another id");
+    until("its output is found at its new address", || text(&server.task(&["logs", "long"]).stdout) == "begun\n");
+    fs::write(&done, "").unwrap();
+    server.until_phase("long", "succeeded");
+    assert_eq!(server.task_status("long")["attempts"].as_array().unwrap().len(), 1, "it was run again");
+
+    // A copy of its data does not run beside it.
+    let copy = dir.path().join("copy");
+    fs::create_dir(&copy).unwrap();
+    fs::copy(dir.path().join("w1/worker"), copy.join("worker")).unwrap();
+    let copy = copy.to_str().unwrap();
+    fails(
+        70,
+        &["worker 2 runs at", &first.address, "is a copy of its data"],
+        &["start", "--role", "worker", "--data-dir", copy, "--listen", "127.0.0.1:0"],
+    );
+
+    // It is removed: it says so and ends, and when it is started again, too. Another id is another worker.
+    assert!(run(&["cluster", "remove", "2", "--endpoints", &server.address]).status.success());
+    let mut first = first;
+    assert_eq!(first.child.wait().unwrap().code(), Some(1));
+    let data = dir.path().join("w1");
+    let again = ["start", "--role", "worker", "--data-dir", data.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+    fails(1, &["worker 2 was removed from the cluster for ever"], &again);
+    let _third = worker(dir.path(), "w3", "127.0.0.1:0", &["--join", &server.address]);
+    assert_eq!(pure_worker(&server), 3, "{}", server.status());
+}
+
+#[test]
+fn what_a_killed_worker_without_state_ran_runs_elsewhere_when_it_is_dead() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap", "--role", "server"]);
+    let join = ["--join", &server.address.clone()];
+    let first = worker(dir.path(), "w1", "127.0.0.1:0", &join);
+    let (ledger, done) = (dir.path().join("ledger"), dir.path().join("done"));
+    let script = format!(
+        "while [ ! -e {} ]; do echo $CAIRN_TASK_TOKEN $(cut -d' ' -f1 /proc/uptime) >> {}; sleep 0.05; done",
+        done.display(),
+        ledger.display()
+    );
+    server.submit(&["--name", "watched", "--", "sh", "-c", &script]);
+    until("it runs", || !alive(&ledger).is_empty());
+    let _second = worker(dir.path(), "w2", "127.0.0.1:0", &join);
+    first.kill();
+    until("another attempt runs", || alive(&ledger).len() == 2);
+    fs::write(&done, "").unwrap();
+    server.until_phase("watched", "succeeded");
+    let status = server.task_status("watched");
+    assert_eq!((&status["failures"], &status["losses"]), (&Value::from(0), &Value::from(1)), "{status}");
+    let spans: Vec<(f64, f64)> = alive(&ledger).into_values().collect();
+    assert!(spans[0].1 < spans[1].0, "two attempts were alive at once: {spans:?}");
+}
+
+#[test]
+fn roles_that_make_no_sense_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let start = |name: &str, more: &[&str]| -> Vec<String> {
+        let data = at(name);
+        let args = [&["start", "--listen", "127.0.0.1:0", "--data-dir", &data], more].concat();
+        args.into_iter().map(str::to_owned).collect()
+    };
+    let says =
+        |words: &[&str], args: Vec<String>| fails(1, words, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    says(&["holds no worker", "--join"], start("none", &["--role", "worker"]));
+    says(&["founds no cluster", "--join"], start("none", &["--role", "worker", "--bootstrap"]));
+    says(&["runs no tasks", "cpu"], start("none", &["--role", "server", "--bootstrap", "--cpu", "2"]));
+    says(
+        &["keeps no state", "log_entries"],
+        start("none", &["--role", "worker", "--log-entries", "5", "--join", "a:1"]),
+    );
+    let server = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let join = ["--join", &server.address.clone()];
+    worker(dir.path(), "w1", "127.0.0.1:0", &join).kill();
+    says(&["holds a worker", "--role worker", &at("w1")], start("w1", &join));
+    server.kill();
+    says(&["holds a member", "--role worker", &at("n1")], start("n1", &[&["--role", "worker"], &join[..]].concat()));
+}
