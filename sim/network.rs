@@ -92,6 +92,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The path whose messages may be lost, repeated and reordered one by one.
 const RAFT_STREAM: &str = "/cairn.v1.Peer/Raft";
 
+/// The path whose messages travel one by one: such a stream may break between any two of them.
+const WATCH_STREAM: &str = "/cairn.v1.Work/Watch";
+
 /// A Raft message as it leaves a machine, for whoever watches the wire.
 pub type Wiretap = Arc<dyn Fn(MachineId, MachineId, &[u8]) + Send + Sync>;
 
@@ -436,9 +439,9 @@ async fn call(
     let (parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     network.trace.event(format_args!("call {from}>{to} {path}"));
-    let single_messages = path == RAFT_STREAM;
+    let carriage = Carriage::of(&path);
     let (sender, pipe) = pipe(&network, from, to);
-    let pump = source.spawn(Guarded::new(pump(sender, body, single_messages))).abort_handle();
+    let pump = source.spawn(Guarded::new(pump(sender, body, carriage))).abort_handle();
     let stop_pump = crate::io::TaskHandle::new(move || pump.abort());
 
     let (answer, mut answered) = oneshot::channel();
@@ -456,7 +459,7 @@ async fn call(
         }
         let at = network.time.now_instant() + network.delay(to, from) + network.stall(to, from, &path);
         if answer.send((at, parts, pipe)).is_ok() {
-            self::pump(sender, body, false).await;
+            self::pump(sender, body, if carriage == Carriage::Loose { Carriage::Frames } else { carriage }).await;
         }
     }));
     let Ok((at, parts, mut pipe)) = (&mut answered).await else {
@@ -541,32 +544,60 @@ fn pipe(network: &Arc<SimNetwork>, from: MachineId, to: MachineId) -> (Sender, P
     (sender, pipe)
 }
 
+/// How a body travels.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Carriage {
+    /// In the frames that it is made in, in order.
+    Frames,
+    /// In messages, in order.
+    Messages,
+    /// In messages, each of which meets a fate of its own.
+    Loose,
+}
+
+impl Carriage {
+    fn of(path: &str) -> Self {
+        match path {
+            RAFT_STREAM => Self::Loose,
+            WATCH_STREAM => Self::Messages,
+            _ => Self::Frames,
+        }
+    }
+}
+
 /// Carries `body` to the other side until it ends or either side is gone.
-async fn pump(mut sender: Sender, mut body: Body, single_messages: bool) {
+async fn pump(mut sender: Sender, mut body: Body, carriage: Carriage) {
     let mut splitter = Splitter::default();
     while let Some(Ok(frame)) = body.frame().await {
         match frame.into_data() {
-            Ok(data) if single_messages => {
+            Ok(data) if carriage != Carriage::Frames => {
                 splitter.buffer.extend_from_slice(&data);
                 while let Some(message) = splitter.next() {
-                    if !sender.send_message(message).await {
+                    let sent = match carriage {
+                        Carriage::Loose => sender.send_message(message).await,
+                        _ => {
+                            let held_up = sender.hold_up();
+                            sender.send(Freight::Frame(Frame::data(message)), held_up).await
+                        }
+                    };
+                    if !sent {
                         return;
                     }
                 }
             }
             Ok(data) => {
-                if !sender.send(Freight::Frame(Frame::data(data))).await {
+                if !sender.send(Freight::Frame(Frame::data(data)), Duration::ZERO).await {
                     return;
                 }
             }
             Err(frame) => {
-                if !sender.send(Freight::Frame(frame)).await {
+                if !sender.send(Freight::Frame(frame), Duration::ZERO).await {
                     return;
                 }
             }
         }
     }
-    sender.send(Freight::End).await;
+    sender.send(Freight::End, Duration::ZERO).await;
 }
 
 /// Cuts a byte stream into gRPC messages: a flag byte, a big-endian length, and that many bytes.
@@ -585,8 +616,15 @@ impl Splitter {
 }
 
 impl Sender {
+    /// By how much a message of a stream is held up, and all after it: as calls are, but only some of them.
+    fn hold_up(&self) -> Duration {
+        let Self { network, from, to, .. } = self;
+        let held_up = network.stall(*from, *to, WATCH_STREAM);
+        if held_up.is_zero() || network.draw(*from, *to, 4) > 0 { Duration::ZERO } else { held_up }
+    }
+
     /// Sends in order; false if the connection is gone.
-    async fn send(&mut self, freight: Freight) -> bool {
+    async fn send(&mut self, freight: Freight, held_up: Duration) -> bool {
         let (network, from, to) = (self.network.clone(), self.from, self.to);
         if !network.wait_mended(from, to).await || self.reset().await {
             return false;
@@ -601,7 +639,7 @@ impl Sender {
                 None => network.time.sleep(QUEUED_MAX / 4).await,
             }
         };
-        self.last = self.last.max(network.time.now_instant() + queued + network.delay(from, to));
+        self.last = self.last.max(network.time.now_instant() + queued + network.delay(from, to) + held_up);
         self.post(self.last, freight).await
     }
 

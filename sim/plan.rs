@@ -766,6 +766,8 @@ const KINDS: &[Kind] = &[
 
 /// What goes wrong with workers that keep no state: the draw gives their places, and [`Draw::other`] a member's.
 const WORKER_KINDS: &[Kind] = &[
+    // It comes back about when its lease is over for the cluster.
+    |d| Fault::Kill { node: d.place(), down: Duration::from_millis(d.rng.range(8_000, 12_000)) },
     |d| Fault::Kill { node: d.place(), down: d.span() },
     |d| Fault::Power { node: d.place(), cut: d.cut(), down: d.span() },
     |d| Fault::Recovery { node: d.place(), cut: d.cut(), operations: d.rng.range(0, 12), down: d.span() },

@@ -198,7 +198,7 @@ impl Remote {
         };
         let mut tasks: BTreeMap<TaskId, Task> = BTreeMap::new();
         let mut whole = true;
-        loop {
+        let why = loop {
             let until = if question.is_answered { question.next } else { question.due };
             let wanted = async {
                 match question.is_answered {
@@ -212,7 +212,7 @@ impl Remote {
                 () = clock.sleep_until(until) => {
                     if !question.is_answered {
                         sometimes!("a worker left a server that did not answer in time");
-                        return late();
+                        break late();
                     }
                     question = Question::ask(self, &asks);
                     continue;
@@ -224,10 +224,8 @@ impl Remote {
             };
             let kind = match reply {
                 Ok(Some(reply)) => reply.kind,
-                ended => {
-                    sometimes!(!whole, "a worker's stream was cut in the middle of a look");
-                    return ended.err().unwrap_or_else(|| Status::unavailable("the stream has ended"));
-                }
+                Ok(None) => break Status::unavailable("the stream has ended"),
+                Err(status) => break status,
             };
             whole = false;
             match kind {
@@ -241,15 +239,17 @@ impl Remote {
                     whole = true;
                     question.is_answered |= end.answered >= question.number;
                     if let Err(status) = self.take(end, &tasks, server) {
-                        return status;
+                        break status;
                     }
                 }
-                None => return Status::unavailable("a look with a part from a newer version"),
+                None => break Status::unavailable("a look with a part from a newer version"),
             }
             if tasks.len() as u64 > TASKS_LIVE_MAX {
-                return Status::unavailable(format!("{server} sent more than {TASKS_LIVE_MAX} tasks"));
+                break Status::unavailable(format!("{server} sent more than {TASKS_LIVE_MAX} tasks"));
             }
-        }
+        };
+        sometimes!(!whole, "a worker's stream was cut in the middle of a look");
+        why
     }
 
     /// Takes a look that is whole.
