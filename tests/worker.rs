@@ -1,0 +1,131 @@
+//! The worker's rules at its one seam: whatever it is shown of the state, what it begins, keeps and ends.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)] // tests are the outside world
+#![cfg(feature = "sim")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cairn::error::Fault;
+use cairn::ids::{Index, NodeId};
+use cairn::limits::WORKER_LEASE;
+use cairn::proto::v1::{
+    Attempt, ReportAttemptReply, Resources, SetWorkerStatusReply, Task, TaskPhase, TaskSpec, WorkerLease,
+    command::Kind, reply,
+};
+use cairn::sim::trace::Trace;
+use cairn::sim::world::{Seed, World, run};
+use cairn::worker::{self, Desired, Look, Refusal, Worker, WorkerConfig};
+use futures_util::future::BoxFuture;
+use madsim::time::sleep;
+
+/// What is shown to the worker, and what it is told of its lease: always granted, in this epoch.
+struct Shown {
+    look: Mutex<Option<Look>>,
+    epoch: u64,
+}
+
+impl Shown {
+    fn show(&self, look: Option<Look>) {
+        *self.look.lock().unwrap() = look;
+    }
+}
+
+impl Desired for Shown {
+    fn look(&self) -> Result<Option<Look>, Fault> {
+        Ok(self.look.lock().unwrap().clone())
+    }
+
+    fn changed(&self, _: Index) -> BoxFuture<'_, Index> {
+        Box::pin(std::future::pending())
+    }
+
+    fn up_to_date(&self) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn execute(&self, kind: Kind, _: Duration) -> BoxFuture<'_, Result<reply::Kind, Refusal>> {
+        let lease = WorkerLease { epoch: self.epoch, lease_ms: WORKER_LEASE.as_millis() as u64 };
+        let reply = match kind {
+            Kind::RegisterWorker(_) | Kind::RenewWorker(_) => reply::Kind::WorkerLease(lease),
+            Kind::ReportAttempt(_) => reply::Kind::ReportAttempt(ReportAttemptReply::default()),
+            Kind::SetWorkerStatus(_) => reply::Kind::SetWorkerStatus(SetWorkerStatusReply {}),
+            other => panic!("a worker wants {other:?}"),
+        };
+        Box::pin(std::future::ready(Ok(reply)))
+    }
+}
+
+fn task(id: u64) -> Task {
+    let spec = TaskSpec {
+        command: vec!["sim".into(), "600000".into(), "0".into()],
+        resources: Some(Resources { cpu_milli: 100, memory_bytes: 1, disk_bytes: 0 }),
+        ..TaskSpec::default()
+    };
+    let attempts = vec![Attempt { token: id, worker: 1, ..Attempt::default() }];
+    Task { id, spec: Some(spec), phase: TaskPhase::Assigned.into(), attempts, ..Task::default() }
+}
+
+fn look(epoch: u64, tasks: &[u64], live: bool) -> Option<Look> {
+    let tasks = Arc::new(tasks.iter().map(|id| task(*id)).collect());
+    Some(Look { index: Index(1), epoch: Some(epoch), tasks, live })
+}
+
+/// Shows a worker with a lease in epoch 2 one thing after another; gives the attempts that run a while after each.
+fn runs_after(shown: Vec<(Option<Look>, Duration)>) -> Vec<Vec<u64>> {
+    let all = run(Seed(1), Trace::default(), move |world: Arc<World>| async move {
+        let io = world.machine().boot().0;
+        let desired = Arc::new(Shown { look: Mutex::default(), epoch: 2 });
+        let hands = worker::outputs(&io).unwrap();
+        let _worker = Worker::start(io, NodeId(1), WorkerConfig::default(), desired.clone(), hands);
+        let mut all = Vec::new();
+        for (look, span) in shown {
+            desired.show(look);
+            sleep(span).await;
+            all.push(world.ledger.live().into_iter().map(|(_, token, _)| token.0).collect());
+        }
+        assert_eq!(world.ledger.violations.all(), []);
+        all
+    });
+    all.unwrap()
+}
+
+const MOMENT: Duration = Duration::from_secs(5);
+const LONG: Duration = Duration::from_secs(30);
+
+#[test]
+fn nothing_begins_but_what_is_seen_in_the_epoch_of_the_lease() {
+    let shown = [None, look(1, &[1], true), look(3, &[1], true), look(2, &[1], true), look(2, &[1, 2], true)];
+    let runs = runs_after(shown.into_iter().map(|look| (look, MOMENT)).collect());
+    assert_eq!(runs, [&[] as &[u64], &[], &[], &[1], &[1, 2]]);
+}
+
+#[test]
+fn what_is_seen_of_another_epoch_keeps_nothing_alive() {
+    let runs = runs_after(vec![(look(2, &[1], true), LONG), (look(1, &[1], true), LONG)]);
+    assert_eq!(runs, [&[1u64] as &[u64], &[]]);
+}
+
+#[test]
+fn while_no_word_gets_through_nothing_begins_and_nothing_is_ended() {
+    let runs = runs_after(vec![
+        (look(2, &[1], true), MOMENT),
+        // It goes on for as long as its lease is renewed.
+        (look(2, &[1, 2], false), LONG),
+        (look(2, &[1, 2], true), MOMENT),
+    ]);
+    assert_eq!(runs, [&[1u64] as &[u64], &[1], &[1, 2]]);
+}
+
+#[test]
+fn to_know_nothing_is_not_to_want_nothing() {
+    let runs = runs_after(vec![
+        (look(2, &[1], true), MOMENT),
+        (None, MOMENT),
+        // Nobody looks after it, so its deadline comes.
+        (None, LONG),
+    ]);
+    assert_eq!(runs, [&[1u64] as &[u64], &[1], &[]]);
+    let runs = runs_after(vec![(look(2, &[1], true), MOMENT), (look(2, &[], true), MOMENT)]);
+    assert_eq!(runs, [&[1u64] as &[u64], &[]], "what is no longer wanted ends at once");
+}
