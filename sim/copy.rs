@@ -10,6 +10,10 @@ use cairn::sim::mutant::{self, Mutant};
 /// What a build needs.
 const PARTS: [&str; 8] = ["Cargo.toml", "Cargo.lock", "build.rs", "clippy.toml", ".cargo", "proto", "src", "sim"];
 
+/// The package and its version, and the version that the copy has.
+const OWN_VERSION: &str = concat!("name = \"cairn\"\nversion = \"", env!("CARGO_PKG_VERSION"), "\"");
+const COPY_VERSION: &str = "name = \"cairn\"\nversion = \"0.0.0\"";
+
 /// The name of that simulator.
 const BINARY: &str = "sim-mutants";
 
@@ -62,6 +66,9 @@ fn copy_part(source: &Path, copy: &Path, part: &Path, mutants: &[Mutant]) -> Res
     let swaps = [
         ("sim/mutant.rs", "pub const PLANTED: bool = false;", "pub const PLANTED: bool = true;".to_string()),
         ("Cargo.toml", "name = \"sim\"", format!("name = \"{BINARY}\"")),
+        // Another version, so that what is built of it does not take the place of what is built of the sources themselves.
+        ("Cargo.toml", OWN_VERSION, COPY_VERSION.into()),
+        ("Cargo.lock", OWN_VERSION, COPY_VERSION.into()),
     ];
     for (_, old, new) in swaps.iter().filter(|(file, ..)| *file == name) {
         planted = planted.replacen(old, new, 1);

@@ -134,9 +134,9 @@ mod tests {
     fn damage(card: &Card, place: u64) {
         let mut byte = [0];
         let at = place * CARD_BYTES_MAX as u64 + HEAD_BYTES as u64 + 1;
-        card.file.read(at, &mut byte).unwrap();
-        card.file.write(at, &[byte[0] ^ 4]).unwrap();
-        card.file.sync_data().unwrap();
+        card.file.read(at, &mut byte).expect("it is there");
+        card.file.write(at, &[byte[0] ^ 4]).expect("it can be written");
+        card.file.sync_data().expect("it can be synced");
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! "The address answers" and "the node serves" are different facts: [`Node::start`](NodeBuilder::start) returns at the
 //! first, [`Node::wait_ready`] and the health service speak of the second, which needs one confirmed read.
 //!
-//! A node with the role of a worker has a life of its own, see [`pure`]: it has nothing to recover.
+//! A node with the role of a worker has a life of its own, in `node/pure`: it has nothing to recover.
 
 mod card;
 mod join;
