@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use futures_util::future::{BoxFuture, FutureExt, ready};
 use futures_util::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
@@ -39,11 +40,8 @@ impl tasks_server::Tasks for TasksService {
         let worker = NodeId(attempt.worker);
         if worker == shared.identity.id {
             let (state, clock) = (shared.clone(), shared.io.clock.clone());
-            let own = Own {
-                outputs: shared.outputs.clone(),
-                clock,
-                is_under_way: move |id, token| is_under_way(&state, id, token),
-            };
+            let is_under_way = move |id, token| ready(is_under_way(&state, id, token)).boxed();
+            let own = Own { outputs: shared.outputs.clone(), clock, is_under_way };
             return Ok(Response::new(own.pieces(request)));
         }
         if forwarded {
@@ -65,11 +63,14 @@ pub(super) struct Own<F> {
     pub(super) outputs: Option<Outputs>,
     /// The node's clock.
     pub(super) clock: Arc<dyn Clock>,
-    /// Whether an attempt is, as far as is known, to be run here or runs.
+    /// Whether an attempt is to be run here, or runs: as of no earlier than it was asked for.
     pub(super) is_under_way: F,
 }
 
-impl<F: Fn(TaskId, Token) -> Result<bool, Status> + Send + Sync + 'static> Own<F> {
+impl<F> Own<F>
+where
+    F: Fn(TaskId, Token) -> BoxFuture<'static, Result<bool, Status>> + Send + Sync + 'static,
+{
     /// The output of one attempt.
     pub(super) fn pieces(self, request: OutputRequest) -> Pieces {
         let own = Arc::new(self);
@@ -86,7 +87,7 @@ impl<F: Fn(TaskId, Token) -> Result<bool, Status> + Send + Sync + 'static> Own<F
                         }
                         Some(_) if !follow => return Ok(None),
                         // It has not begun here yet, unless it is over.
-                        None if !(follow && (own.is_under_way)(TaskId(task), Token(token))?) => {
+                        None if !(follow && (own.is_under_way)(TaskId(task), Token(token)).await?) => {
                             let text = format!("the output of attempt {token} is not kept here, or there was none");
                             return Err(Status::not_found(text));
                         }

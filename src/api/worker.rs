@@ -2,18 +2,20 @@
 
 use std::sync::Arc;
 
+use futures_util::FutureExt;
 use tonic::{Code, Request, Response, Status};
 
 use super::tasks::{Own, Pieces};
 use crate::client::Remote;
 use crate::io::Clock;
+use crate::limits::WATCH_PATIENCE;
 use crate::proto::v1::{
     self, Command, HeardReply, HeardRequest, JoinReply, JoinRequest, MoveReply, MoveRequest, OutputRequest, QueryReply,
     QueryRequest, RemoveReply, RemoveRequest, Reply, StatusReply, StatusRequest, TransferLeaderReply,
     TransferLeaderRequest,
 };
 use crate::shared::not_done;
-use crate::worker::Outputs;
+use crate::worker::{Desired, Outputs};
 
 /// What the services of a worker without state share.
 #[derive(Clone)]
@@ -42,8 +44,18 @@ impl v1::tasks_server::Tasks for WorkerService {
     type OutputStream = Pieces;
 
     async fn output(&self, request: Request<OutputRequest>) -> Result<Response<Pieces>, Status> {
-        let remote = self.remote.clone();
-        let is_under_way = move |id, token| Ok(remote.is_under_way(id, token));
+        let (remote, clock) = (self.remote.clone(), self.clock.clone());
+        let is_under_way = move |id, token| {
+            let (remote, clock) = (remote.clone(), clock.clone());
+            let answer = async move {
+                // Whoever asks may know of an attempt that this worker has not seen yet.
+                match clock.timeout(WATCH_PATIENCE, remote.up_to_date()).await {
+                    Ok(Ok(())) => Ok(remote.is_under_way(id, token)),
+                    Ok(Err(_)) | Err(_) => Err(Status::unavailable("no server tells this worker what it has to run")),
+                }
+            };
+            answer.boxed()
+        };
         let own = Own { outputs: Some(self.outputs.clone()), clock: self.clock.clone(), is_under_way };
         Ok(Response::new(own.pieces(request.into_inner())))
     }

@@ -407,15 +407,16 @@ fn a_worker_without_state_runs_what_a_server_tells_it() {
     let first = worker(dir.path(), "w1", "127.0.0.1:0", &join);
     let id = pure_worker(&server);
     assert_eq!((id, voters(&server.status())), (2, 1), "{}", server.status());
-    let listed = run(&["worker", "list", "--endpoints", &server.address, "-o", "json"]);
-    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
-    assert_eq!((&listed[0]["id"], &listed[0]["keeps_state"]), (&Value::from(2), &Value::from(false)), "{listed}");
-    assert_eq!(listed[0]["address"], first.address.as_str());
 
     // What it writes can be read through the server, and at the worker itself; commands it sends on to nobody.
     let output = server.run_task(&["--feature", "gpu", "--", "sh", "-c", "echo hello from $CAIRN_WORKER"]);
     assert_eq!(text(&output.stdout), "hello from 2\n", "{}", text(&output.stderr));
-    assert_eq!(text(&server.task(&["logs", "task-1"]).stdout), "hello from 2\n");
+    let logs = server.task(&["logs", "task-1"]);
+    assert_eq!(text(&logs.stdout), "hello from 2\n", "{}", text(&logs.stderr));
+    let listed = run(&["worker", "list", "--endpoints", &server.address, "-o", "json"]);
+    let listed: Value = serde_json::from_slice(&listed.stdout).unwrap();
+    assert_eq!((&listed[0]["id"], &listed[0]["keeps_state"]), (&Value::from(2), &Value::from(false)), "{listed}");
+    assert_eq!(listed[0]["address"], first.address.as_str());
     let refused = first.kv(&["get", "a", "--command-timeout", "1"]);
     assert_eq!(refused.status.code(), Some(3));
     assert!(text(&refused.stderr).contains("worker 2 keeps no state"), "{}", text(&refused.stderr));
