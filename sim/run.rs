@@ -330,6 +330,7 @@ impl Run {
         let attacked = Arc::new(AtomicBool::new(true));
         let readers = 0..self.cluster.plan.nodes * self.cluster.plan.readers;
         let readers: Vec<_> = readers.map(|number| self.reader(number, attacked.clone())).collect();
+        let follower = self.follower(attacked.clone());
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
         for (at, fault) in &self.cluster.plan.faults {
@@ -343,9 +344,24 @@ impl Run {
             let _ = client.await;
         }
         attacked.store(false, Ordering::Relaxed);
-        for reader in readers {
+        for reader in readers.into_iter().chain(follower) {
             let _ = reader.await;
         }
+    }
+
+    /// In some runs, a client on a machine of its own that asks for the output of what is under way, while this is true.
+    fn follower(&self, goes_on: Arc<AtomicBool>) -> Option<madsim::task::JoinHandle<()>> {
+        let there = self.cluster.plan.submitters > 0 && self.cluster.world.rng.stream("follower").chance(300);
+        there.then(|| {
+            let (io, node) = self.caller();
+            let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
+            let cluster = self.cluster.clone();
+            node.spawn(async move {
+                let goes_on = || goes_on.load(Ordering::Relaxed);
+                let gone = || cluster.condemned().into_iter().map(|member| member.id).collect();
+                tasks::follow(&client, &goes_on, &gone, &cluster.watch.violations).await;
+            })
+        })
     }
 
     /// A client on a machine of its own that reads from one member alone, while this is true.

@@ -5,11 +5,16 @@ use std::fmt;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use madsim::time::timeout;
+use tonic::{Code, Status};
+
 use crate::client::{Client, ClientError};
-use crate::ids::TaskId;
+use crate::ids::{NodeId, TaskId};
 use crate::io::RngStream;
-use crate::proto::v1::{EnvVar, Resources, TaskSpec};
+use crate::proto::v1::{EnvVar, GetTaskReply, OutputRequest, Resources, Task, TaskSpec, get_task::By};
+use crate::sim::oracle::Violations;
 use crate::sim::trace::Trace;
+use crate::state::task;
 
 /// The variable that marks a task as one submission's.
 pub const MARK: &str = "MARK";
@@ -124,6 +129,40 @@ pub async fn submit_each(client: &Client, submitter: Submitter<'_>, mut rng: Rng
             client.pause(Duration::from_millis(rng.range(1, 5_000))).await;
             let phase = client.stop_task(task).await;
             tell(format_args!("client {id} stops task {task}: {phase:?}"));
+        }
+    }
+}
+
+/// How long the first piece of an output, or the word that there is none, is waited for.
+const OUTPUT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Asks for the output of the newest attempt under way, again and again while this is true: as long as it is under way, nobody
+/// may say that there is no output. `gone` are workers whose disks are lost.
+pub async fn follow(
+    client: &Client,
+    goes_on: &(dyn Fn() -> bool + Sync),
+    gone: &(dyn Fn() -> Vec<NodeId> + Sync),
+    violations: &Violations,
+) {
+    while goes_on() {
+        client.pause(Duration::from_millis(300)).await;
+        let Ok(page) = client.list_tasks(TaskId(0)).await else { continue };
+        let current = |task: &Task| task::current(task).map(|attempt| (attempt.token, task.id));
+        let Some((token, task)) = page.tasks.iter().filter_map(current).max() else { continue };
+        let request = OutputRequest { task, token, offset: 0, follow: true };
+        let first = async {
+            match client.output(request).await {
+                Ok(mut pieces) => pieces.message().await.err().filter(|status| status.code() == Code::NotFound),
+                Err(ClientError::Invalid(why)) => Some(Status::not_found(why)),
+                Err(_) => None,
+            }
+        };
+        let Ok(Some(status)) = timeout(OUTPUT_PATIENCE, first).await else { continue };
+        let Ok(GetTaskReply { found: Some(found), .. }) = client.get_task(By::Id(task)).await else { continue };
+        let still = task::current(&found).filter(|attempt| attempt.token == token);
+        if still.is_some_and(|attempt| !gone().contains(&NodeId(attempt.worker))) {
+            let what = format!("{}: {found:?}", status.message());
+            violations.add("what is under way has an output", what);
         }
     }
 }
