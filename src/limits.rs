@@ -174,8 +174,6 @@ pub const WATCH_PATIENCE: Duration = Duration::from_secs(2);
 pub const WATCH_SILENCE: Duration = Duration::from_secs(6);
 /// Shortest pause between two looks that a server sends because something has changed.
 pub const WATCH_PAUSE: Duration = Duration::from_millis(50);
-/// Room for what a worker without state keeps on its disk, in bytes, once for each of two copies.
-pub const CARD_BYTES_MAX: usize = 64 * 1024;
 /// How long one server may take with a command of a worker without state before the next is asked.
 pub const WORKER_ATTEMPT: Duration = Duration::from_secs(1);
 /// Voters that promotion stops at.

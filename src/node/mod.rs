@@ -10,7 +10,6 @@
 //!
 //! A node with the role of a worker has a life of its own, in `node/pure`: it has nothing to recover.
 
-mod card;
 mod join;
 pub mod machine;
 mod pure;
@@ -183,19 +182,13 @@ impl NodeBuilder {
         let (listener, address) = self.bind().await?;
         let bound = listener.address();
         let io = self.io;
-        if card::is_there(&*io.disk)? {
-            return Err(Fault::new(format!(
-                "{} holds a worker of a cluster: start it with --role worker, or choose another directory with --data-dir",
-                io.disk.describe()
-            )));
-        }
         space::make_room(&*io.disk, self.free_space_floor);
         let mut log = Log::open(&*io.disk)?;
         let uuid = log.uuid(|| draw_uuid(&io))?;
-        let found = log.identity()?;
+        let found = log.joined()?;
         let was_member = found.is_some();
         let identity = match found {
-            Some(identity) => identity,
+            Some(joined) => check_role(&io, &joined, self.role).map(|()| Identity::of(&joined))?,
             None => establish(&io, &mut log, &self.origin, &uuid, &address).await?,
         };
         let machine = machine::open_state(&io.disk, &log)?;
@@ -266,6 +259,17 @@ impl NodeBuilder {
         };
         Ok((listener, address))
     }
+}
+
+/// Whether what is in the data directory can have this role.
+fn check_role(io: &Io, joined: &JoinReply, role: Role) -> Result<(), Fault> {
+    let (holds, start) = match (joined.role() == MemberRole::Worker, role) {
+        (true, Role::Server | Role::Both) => ("a worker of a cluster", "with --role worker"),
+        (false, Role::Worker) => ("a member that keeps the state", "without --role worker"),
+        (true, Role::Worker) | (false, Role::Server | Role::Both) => return Ok(()),
+    };
+    let place = io.disk.describe();
+    Err(Fault::new(format!("{place} holds {holds}: start it {start}, or choose another directory with --data-dir")))
 }
 
 fn draw_uuid(io: &Io) -> [u8; 16] {

@@ -1,8 +1,8 @@
-//! The life of a worker that keeps no state: who it is stands on a card, and all else it hears from servers.
+//! The life of a worker that keeps no state: its log holds who it is and nothing else, the rest it hears from servers.
 //!
 //! ```text
 //!   boot ──► join ──► find a server ──► serve ──► drain ──► stop
-//!      └─(has a card)──────┘ ▲               │
+//!      └─(is in one)───────┘ ▲               │
 //!                            └─(stream cut)──┘
 //! ```
 
@@ -10,17 +10,16 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::card::{self, Card};
-use super::{Life, Node, NodeBuilder, Origin, Serving, draw_uuid, join};
+use super::{Life, Node, NodeBuilder, Origin, Role, Serving, check_role, draw_uuid, join};
 use crate::api::{self, Health, WorkerService};
 use crate::client::Remote;
 use crate::error::{Context, Fault};
-use crate::ids::{Address, ClusterId, NodeId};
+use crate::ids::Address;
 use crate::io::{self, Spawn, own};
 use crate::limits;
 use crate::metrics::Metrics;
-use crate::proto::v1::{JoinReply, Member, MemberRole, WorkerCard};
-use crate::raft::log::{Identity, LOG_FILE};
+use crate::proto::v1::{JoinReply, Member, MemberRole};
+use crate::raft::log::{Identity, Log};
 use crate::worker::{self, Desired, Worker};
 
 /// Starts a worker that keeps no state.
@@ -28,14 +27,6 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node, Fault> {
     let (listener, address) = builder.bind().await?;
     let bound = listener.address();
     let io = builder.io;
-    let place = io.disk.describe();
-    let names = io.disk.list().context(|| format!("look into {place}"))?;
-    if names.iter().any(|name| name == LOG_FILE) {
-        return Err(Fault::new(format!(
-            "{place} holds a member that keeps the state: start it without --role worker, or choose another directory with \
-             --data-dir"
-        )));
-    }
     let seeds = match builder.origin {
         Origin::Join(seeds) => seeds,
         Origin::Existing => Vec::new(),
@@ -46,33 +37,27 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node, Fault> {
         }
     };
     let outputs = worker::outputs(&io).ok_or_else(|| Fault::new("a worker must be able to run something"))?;
-    let nobody_to_ask = || {
-        let text = "holds no worker of a cluster: to enter one start with --join and the address of a member";
-        Fault::new(format!("{place} {text}"))
-    };
-    if seeds.is_empty() && !card::is_there(&*io.disk)? {
-        return Err(nobody_to_ask());
-    }
-    let mut card = Card::open(&*io.disk, || draw_uuid(&io))?;
-    let text = format!("the card in {place} has a uuid of {} bytes, not 16", card.now.uuid.len());
-    let uuid: [u8; 16] = card.now.uuid.as_ref().try_into().map_err(|_| Fault::new(text))?;
-    let joined = match &card.now.joined {
-        Some(joined) => joined.clone(),
-        None if seeds.is_empty() => return Err(nobody_to_ask()),
+    let mut log = Log::open(&*io.disk)?;
+    let uuid = log.uuid(|| draw_uuid(&io))?;
+    let joined = match log.joined()? {
+        Some(joined) => check_role(&io, &joined, Role::Worker).map(|()| joined)?,
+        None if seeds.is_empty() => {
+            let text = "holds no worker of a cluster: to enter one start with --join and the address of a member";
+            return Err(Fault::new(format!("{} {text}", io.disk.describe())));
+        }
         None => {
             let joined = join::join(&io, &seeds, &uuid, &address, MemberRole::Worker).await?;
-            check_role(&joined)?;
-            card.write(WorkerCard { joined: Some(joined.clone()), ..card.now.clone() })?;
+            check_taken_in(&joined)?;
+            log.establish(&joined, &[])?;
             joined
         }
     };
-    let identity = Identity { cluster: ClusterId(joined.cluster_id), id: NodeId(joined.id) };
-    let servers = servers(&joined)?;
+    let (identity, servers) = (Identity::of(&joined), servers(&joined)?);
     let remote = Remote::new(io.clone(), identity, uuid, address.clone(), servers.clone(), seeds);
     let (health, metrics) = (Health::default(), Metrics::new());
     let service = WorkerService { remote: remote.clone(), outputs: outputs.clone(), clock: io.clock.clone() };
     let (serving, server) = Serving::start(&io, listener, api::worker_routes(&service, &health, &metrics));
-    let keeper = own(&*io.spawn, "card", Keeper { card, spawn: io.spawn.clone() }, 1);
+    let keeper = own(&*io.spawn, "log", Keeper { log, spawn: io.spawn.clone() }, 1);
     let tasks = vec![
         server,
         io.spawn.spawn("watch", Box::pin(remote.clone().run())),
@@ -87,7 +72,7 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node, Fault> {
 }
 
 /// A leader of an older version takes everyone for a learner.
-fn check_role(joined: &JoinReply) -> Result<(), Fault> {
+fn check_taken_in(joined: &JoinReply) -> Result<(), Fault> {
     match joined.role() {
         MemberRole::Worker => Ok(()),
         _ => Err(Fault::new(format!(
@@ -136,7 +121,7 @@ async fn announce(io: io::Io, remote: Arc<Remote>) {
     }
 }
 
-/// Keeps on the card where the servers are.
+/// Keeps in the log where the servers are.
 async fn keep_servers(remote: Arc<Remote>, mut known: Vec<Address>, keeper: mpsc::Sender<Vec<Address>>) {
     loop {
         let servers = remote.servers_moved(&known).await;
@@ -147,9 +132,9 @@ async fn keep_servers(remote: Arc<Remote>, mut known: Vec<Address>, keeper: mpsc
     }
 }
 
-/// Owns the card while the node runs.
+/// Owns the log while the node runs.
 struct Keeper {
-    card: Card,
+    log: Log,
     spawn: Arc<dyn Spawn>,
 }
 
@@ -158,12 +143,8 @@ impl io::Worker for Keeper {
 
     fn run(&mut self, jobs: &mut Vec<Vec<Address>>) {
         let Some(servers) = jobs.drain(..).next_back() else { return };
-        let mut next = self.card.now.clone();
         let member = |address: Address| Member { address: address.to_string(), ..Member::default() };
-        if let Some(joined) = &mut next.joined {
-            joined.members = servers.into_iter().map(member).collect();
-        }
-        if let Err(fault) = self.card.write(next) {
+        if let Err(fault) = self.log.meet(servers.into_iter().map(member).collect()) {
             self.spawn.fail_stop(fault);
         }
     }

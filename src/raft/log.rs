@@ -1,4 +1,5 @@
-//! The durable log: entries, hard state and identity in one [`Journal`] with one owner.
+//! The durable log: entries, hard state and identity in one [`Journal`] with one owner. A worker that keeps no state has one for
+//! its identity alone.
 //!
 //! Every batch also writes the latest full hard state, so there is no moment at which an entry is durable and
 //! the term it was accepted in is not. One sync serves all writes that queued up. Any error of a write or a sync ends
@@ -27,13 +28,20 @@ const INSTALLED: &str = "installed";
 const INCARNATION: &str = "incarnation";
 const UUID: &str = "uuid";
 
-/// Who this member is. Written once.
+/// Who this member is, for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// The cluster it belongs to.
     pub cluster: ClusterId,
     /// Its own id there.
     pub id: NodeId,
+}
+
+impl Identity {
+    /// What a member is that was taken in so.
+    pub fn of(joined: &v1::JoinReply) -> Self {
+        Self { cluster: ClusterId(joined.cluster_id), id: NodeId(joined.id) }
+    }
 }
 
 /// What raft-rs wants to be durable.
@@ -97,8 +105,7 @@ impl Log {
     /// # Errors
     /// The journal failed or is corrupt.
     pub fn identity(&self) -> Result<Option<Identity>, Fault> {
-        let row = self.joined()?;
-        Ok(row.map(|row| Identity { cluster: ClusterId(row.cluster_id), id: NodeId(row.id) }))
+        Ok(self.joined()?.as_ref().map(Identity::of))
     }
 
     /// The index of the snapshot that the state was installed from; 0 if it was built by applying. It says which file
@@ -111,7 +118,11 @@ impl Log {
         row.map_or(Ok(Index(0)), |bytes| words(INSTALLED, &bytes).map(|[index]| Index(index)))
     }
 
-    fn joined(&self) -> Result<Option<v1::JoinReply>, Fault> {
+    /// What the cluster said when it took this member in; `None` before.
+    ///
+    /// # Errors
+    /// The journal failed or is corrupt.
+    pub fn joined(&self) -> Result<Option<v1::JoinReply>, Fault> {
         let what = || format!("read the identity from {}", self.place);
         get(&*self.journal, IDENTITY)?.map(|bytes| v1::JoinReply::decode(&*bytes).context(what)).transpose()
     }
@@ -160,6 +171,20 @@ impl Log {
         self.journal.commit(&batch).context(|| format!("write the identity to {}", self.place))?;
         self.last = end;
         Ok(())
+    }
+
+    /// Makes durable where the others are now: a worker that keeps no state knows it from nowhere else.
+    ///
+    /// # Errors
+    /// The journal failed.
+    ///
+    /// # Panics
+    /// Before [`Self::establish`].
+    pub fn meet(&mut self, members: Vec<v1::Member>) -> Result<(), Fault> {
+        let joined = self.joined()?.expect("only who belongs to a cluster meets its members");
+        let mut batch = Batch::default();
+        put(&mut batch, IDENTITY, &v1::JoinReply { members, ..joined }.encode_to_vec());
+        self.journal.commit(&batch).context(|| format!("write the identity to {}", self.place))
     }
 
     /// Counts this start, and reads and checks the whole log.

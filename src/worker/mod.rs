@@ -245,9 +245,8 @@ impl Shared {
 
     /// Until when what a look shows may run; `None` for nothing may begin or go on.
     fn deadline(&self, look: &Look) -> Option<Monotonic> {
-        let Look { epoch, .. } = *look;
         // What was seen before the lease's epoch may still have tasks that were given to others since.
-        let lease = self.lease().filter(|lease| Some(lease.epoch) == epoch && lease.ends > self.io.clock.now());
+        let lease = self.lease().filter(|lease| Some(lease.epoch) == look.epoch && lease.ends > self.io.clock.now());
         lease.map(|lease| lease.ends)
     }
 

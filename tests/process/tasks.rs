@@ -437,7 +437,7 @@ fn a_worker_without_state_runs_what_a_server_tells_it() {
     // A copy of its data does not run beside it.
     let copy = dir.path().join("copy");
     fs::create_dir(&copy).unwrap();
-    fs::copy(dir.path().join("w1/worker"), copy.join("worker")).unwrap();
+    fs::copy(dir.path().join("w1/log.redb"), copy.join("log.redb")).unwrap();
     let copy = copy.to_str().unwrap();
     fails(
         70,
@@ -479,6 +479,24 @@ fn what_a_killed_worker_without_state_ran_runs_elsewhere_when_it_is_dead() {
     assert_eq!((&status["failures"], &status["losses"]), (&Value::from(0), &Value::from(1)), "{status}");
     let spans: Vec<(f64, f64)> = alive(&ledger).into_values().collect();
     assert!(spans[0].1 < spans[1].0, "two attempts were alive at once: {spans:?}");
+}
+
+#[test]
+fn a_worker_without_state_finds_servers_that_came_after_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap", "--role", "server"]);
+    let join = ["--join", &first.address.clone(), "--role", "server"];
+    let mut hand = worker(dir.path(), "w1", "127.0.0.1:0", &join[..2]);
+    let second = Running::member(dir.path(), "n2", "127.0.0.1:0", &join);
+    // Whoever is given this task has seen the second server.
+    assert!(second.run_task(&["--", "true"]).status.success());
+    hand.signal("-TERM");
+    assert!(hand.child.wait().unwrap().success());
+    // The only server that it was told of when it joined is elsewhere when it comes back.
+    first.kill();
+    let _first = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--join", &second.address, "--role", "server"]);
+    let _hand = worker(dir.path(), "w1", "127.0.0.1:0", &[]);
+    assert!(second.run_task(&["--", "true"]).status.success());
 }
 
 #[test]
