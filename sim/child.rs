@@ -8,8 +8,8 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::process::{self, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Mutex;
 
-use cairn::sim::plan::{Class, Plan};
-use cairn::sim::run::{Mode, Report, Verdict, run_plan};
+use cairn::sim::fault::Class;
+use cairn::sim::run::{Mode, Report, Verdict, run_seed};
 use cairn::sim::shrink::symptom;
 use cairn::sim::world::Seed;
 use serde::{Deserialize, Serialize};
@@ -26,18 +26,6 @@ pub struct Job {
     pub seed: u64,
     /// A class of faults that is left out.
     pub without: Option<Class>,
-}
-
-impl Job {
-    fn run(self, mode: Mode) -> Done {
-        let seed = Seed(self.seed);
-        let mut plan = Plan::draw(&seed.rng());
-        plan.model_log &= !mode.file_log;
-        if let Some(class) = self.without {
-            plan = plan.without(class);
-        }
-        Done::of(&run_plan(seed, plan, mode))
-    }
 }
 
 /// What came of it.
@@ -88,6 +76,13 @@ impl Done {
     }
 }
 
+/// The command line of this program that does something in a mode.
+pub fn arguments(mode: Mode, command: &str) -> Vec<String> {
+    let mutant = mode.mutant.map(|name| format!("--mutant={name}"));
+    let file_log = mode.file_log.then(|| "--file-log".into());
+    mutant.into_iter().chain(file_log).chain([command.into()]).collect()
+}
+
 /// What a child does.
 ///
 /// # Errors
@@ -96,7 +91,8 @@ pub fn serve(mode: Mode) -> Result<(), String> {
     for line in io::stdin().lines() {
         let line = line.map_err(|error| error.to_string())?;
         let job: Job = serde_json::from_str(&line).map_err(|error| format!("{line}: {error}"))?;
-        let done = serde_json::to_string(&job.run(mode)).expect("numbers and names become JSON");
+        let done = Done::of(&run_seed(Seed(job.seed), Mode { without: job.without, ..mode }));
+        let done = serde_json::to_string(&done).expect("numbers and names become JSON");
         writeln!(io::stdout(), "{done}").map_err(|error| error.to_string())?;
     }
     Ok(())
@@ -118,10 +114,7 @@ pub struct Pool {
 impl Pool {
     /// Children that run in this mode.
     pub fn new(mode: Mode) -> Self {
-        let mutant = mode.mutant.map(|name| format!("--mutant={name}"));
-        let file_log = mode.file_log.then(|| "--file-log".into());
-        let arguments = mutant.into_iter().chain(file_log).chain([WORD.into()]).collect();
-        Self { arguments, idle: Mutex::default() }
+        Self { arguments: arguments(mode, WORD), idle: Mutex::default() }
     }
 
     /// Runs a job and waits for it. A child that dies of it has answered, too.

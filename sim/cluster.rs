@@ -16,11 +16,13 @@ use crate::node::{NodeBuilder, Origin};
 use crate::raft::core::{Role, Status};
 use crate::raft::log::{self, LOG_FILE};
 use crate::sim::disk::PowerCut;
+use crate::sim::draw::{CRASH_PATIENCE, MOVES_MAX};
+use crate::sim::fault::{Fault, Links, Place, Places};
 use crate::sim::network::MachineId;
 use crate::sim::oracle::budget::{self, Budget};
 use crate::sim::oracle::fail_stops;
 use crate::sim::oracle::promise::Promised;
-use crate::sim::plan::{CRASH_PATIENCE, Fault, Links, MOVES_MAX, Place, Places, Plan};
+use crate::sim::plan::Plan;
 use crate::sim::trace::Note;
 use crate::sim::watch::Watch;
 use crate::sim::world::{Down, FailStop, Machine, World};
@@ -147,7 +149,7 @@ impl Cluster {
         let member = |place| Member::new(world.machine(), !plan.is_late(place));
         let members: Vec<Arc<Member>> = plan.places().map(member).collect();
         if plan.model_log {
-            members[..plan.nodes].iter().for_each(|member| member.machine.disk.set_model());
+            members.iter().for_each(|member| member.machine.disk.set_model());
         }
         let moving = |place: usize| {
             plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Move { node, .. } if *node == place))

@@ -277,11 +277,9 @@ fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>, mode: Mode) -
     code
 }
 
-fn find_case(seed: Option<u64>, case: Option<&Path>, file_log: bool) -> Result<Case, String> {
+fn find_case(seed: Option<u64>, case: Option<&Path>, mode: Mode) -> Result<Case, String> {
     let Some(path) = case else {
-        let mut case = Case::of_seed(seed.unwrap_or_default());
-        case.plan.model_log &= !file_log;
-        return Ok(case);
+        return Ok(Case::of_seed(seed.unwrap_or_default(), mode));
     };
     let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
     let case = text.and_then(|text| serde_json::from_str(&text).map_err(|error| error.to_string()));
@@ -290,7 +288,7 @@ fn find_case(seed: Option<u64>, case: Option<&Path>, file_log: bool) -> Result<C
 
 fn run(seed: Option<u64>, case: Option<&Path>, files: &Files, mode: Mode) -> i32 {
     let run = || {
-        let case = find_case(seed, case, mode.file_log)?;
+        let case = find_case(seed, case, mode)?;
         files.save.as_deref().map_or(Ok(()), |path| write_json(path, &case))?;
         let report = case.run(mode);
         println!("{}{report}", report.plan);
@@ -327,7 +325,7 @@ fn stop(until: Option<String>, text: Option<String>) -> Result<Stop, String> {
 }
 
 fn replay(seed: Option<u64>, case: Option<&Path>, mode: Mode) -> i32 {
-    match find_case(seed, case, mode.file_log) {
+    match find_case(seed, case, mode) {
         Ok(case) => {
             let report = case.run(mode);
             match &report.stopped {
@@ -348,7 +346,7 @@ fn shrink_seed(seed: u64, runs: usize, out: PathBuf, mode: Mode) -> i32 {
         let operations = clients as u64 * operations + submitters as u64 * tasks;
         format!("{} faults, {operations} operations, {nodes} nodes", case.plan.faults.len())
     };
-    let case = Case::of_seed(seed);
+    let case = Case::of_seed(seed, mode);
     println!("seed {seed}: {}", size(&case));
     let Some(failed) = symptom(&case.run(mode).verdict) else {
         println!("seed {seed} passes");

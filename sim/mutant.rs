@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Deserialize;
 
-use crate::sim::plan::Class;
+use crate::sim::fault::Class;
 
 /// Whether this simulator was built from the copy.
 pub const PLANTED: bool = false;

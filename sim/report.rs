@@ -40,7 +40,7 @@ fn loaded(clients: usize, pause: Duration, model_log: bool) -> Plan {
 
 /// Runs `count` seeds of each kind from `from` on.
 pub fn run(from: u64, count: u64, mode: Mode) -> Vec<Kind> {
-    let drawn = |seed: Seed| Plan::draw(&seed.rng());
+    let drawn = |seed: Seed| mode.plan(seed);
     let with = |model_log| move |seed: Seed| Plan { model_log, ..drawn(seed) };
     let few = count.div_ceil(20);
     let (some, many) = ((4, Duration::from_millis(1_200)), (8, Duration::from_millis(300)));

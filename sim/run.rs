@@ -17,6 +17,7 @@ use crate::io::Io;
 use crate::raft::core::Status;
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, Condemned, Member};
 use crate::sim::cost::{self, Costs};
+use crate::sim::fault::{Class, Place};
 use crate::sim::history::{History, Op, Record, Seen};
 use crate::sim::load;
 use crate::sim::mark::{self, Hits};
@@ -26,7 +27,7 @@ use crate::sim::oracle::recovery::{RECOVERY_MAX, TASKS_MAX};
 use crate::sim::oracle::{
     Violation, attempts, bounds, disks, exactly_once, linearizable, membership, outcomes, recovery,
 };
-use crate::sim::plan::{self, Place, Plan};
+use crate::sim::plan::{self, Plan};
 use crate::sim::tasks::{self, Submissions};
 use crate::sim::trace::{Note, Stop, Trace};
 use crate::sim::watch::Watch;
@@ -149,15 +150,24 @@ pub struct Mode {
     pub stop: Option<Stop>,
     /// Where the real time goes is measured.
     pub measure: bool,
-    /// The log is kept in databases, whatever the plan says.
+    /// The log is kept in databases, whatever the seed says.
     pub file_log: bool,
+    /// A class of faults that is left out of what the seed says.
+    pub without: Option<Class>,
+}
+
+impl Mode {
+    /// What a seed does.
+    pub fn plan(self, seed: Seed) -> Plan {
+        let mut plan = Plan::draw(&seed.rng());
+        plan.model_log &= !self.file_log;
+        self.without.into_iter().fold(plan, Plan::without)
+    }
 }
 
 /// Runs one seed.
 pub fn run_seed(seed: Seed, mode: Mode) -> Report {
-    let mut plan = Plan::draw(&seed.rng());
-    plan.model_log &= !mode.file_log;
-    run_plan(seed, plan, mode)
+    run_plan(seed, mode.plan(seed), mode)
 }
 
 /// Runs a plan with the randomness of a seed.

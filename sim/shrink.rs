@@ -9,8 +9,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::raft::tail::Retention;
+use crate::sim::fault::Fault;
 use crate::sim::network::Weather;
-use crate::sim::plan::{Fault, Plan};
+use crate::sim::plan::Plan;
 use crate::sim::run::{Mode, Report, Verdict, run_plan};
 use crate::sim::world::Seed;
 
@@ -25,8 +26,8 @@ pub struct Case {
 
 impl Case {
     /// What a seed means.
-    pub fn of_seed(seed: u64) -> Self {
-        Self { seed, plan: Plan::draw(&Seed(seed).rng()) }
+    pub fn of_seed(seed: u64, mode: Mode) -> Self {
+        Self { seed, plan: mode.plan(Seed(seed)) }
     }
 
     /// Runs it.

@@ -10,7 +10,7 @@ use cairn::sim::mark::MARKS;
 use cairn::sim::run::Mode;
 use serde::Serialize;
 
-use crate::child::{Done, Job, Pool};
+use crate::child::{self, Done, Job, Pool};
 
 /// The exit status of a sweep that passed and never came by some mark, if it was to come by all.
 pub const MARK_MISSED: i32 = 14;
@@ -102,7 +102,8 @@ pub fn run(from: u64, count: u64, jobs: usize, mode: Mode) -> Result<Outcome, St
                     let mut outcome = outcome.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                     if done.symptom.is_some() {
                         progress.clear();
-                        println!("{}\nreproduce with: sim run --seed {seed}", done.text);
+                        let run = child::arguments(mode, "run").join(" ");
+                        println!("{}\nreproduce with: sim {run} --seed {seed}", done.text);
                     }
                     outcome.add(done);
                     progress.show(&outcome);

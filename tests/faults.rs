@@ -16,9 +16,11 @@ use cairn::ids::Address;
 use cairn::io::{BlockingLoop, Io, Rng};
 use cairn::sim::clock::FROZEN_PPM;
 use cairn::sim::disk::PowerCut;
+use cairn::sim::draw;
+use cairn::sim::fault::Fault;
 use cairn::sim::mark;
 use cairn::sim::network::{QUEUED_MAX, REPLAY_MAX, STALL_MAX, Weather};
-use cairn::sim::plan::{Fault, Plan};
+use cairn::sim::plan::Plan;
 use cairn::sim::run::{Mode, Verdict, run_plan};
 use cairn::sim::spawn::STALLED_MAX;
 use cairn::sim::trace::Trace;
@@ -510,7 +512,7 @@ fn every_kind_of_fault_alone_is_survived_and_does_something() {
     let run_with = |faults: Vec<(Duration, Fault)>| run_plan(Seed(5), Plan { faults, ..base.clone() }, Mode::default());
     let undisturbed = run_with(Vec::new());
     assert_eq!(undisturbed.verdict, Verdict::Passed);
-    let kinds = Fault::of_each_kind(&mut Rng::from_seed([3; 32]).stream("kinds"), base.nodes);
+    let kinds = draw::one_of_each_kind(&mut Rng::from_seed([3; 32]).stream("kinds"), base.nodes);
     assert!(kinds.len() > 25);
     for fault in kinds {
         let report =
@@ -519,4 +521,32 @@ fn every_kind_of_fault_alone_is_survived_and_does_something() {
         // What is noted is the fault itself and, but for those that may find nothing to do, what comes of it.
         assert!(report.trace.1 > 0 && report.trace.0 != undisturbed.trace.0, "{fault:?} left no trace");
     }
+}
+
+/// The marks that a plan comes by with one fault, which it must survive.
+fn marks_with(fault: Fault) -> Vec<&'static str> {
+    let plan = Plan { faults: vec![(Duration::from_secs(2), fault)], ..Plan::quiet(3) };
+    let report = run_plan(Seed(7), plan, Mode::default());
+    assert_eq!(report.verdict, Verdict::Passed, "{fault:?}: {report}");
+    report.marks.into_keys().collect()
+}
+
+const ALL_LOST: PowerCut = PowerCut { drop_permille: 1_000, tear_permille: 0 };
+
+#[test]
+fn the_power_goes_for_all_just_after_a_removal() {
+    let cut = Some((Duration::from_millis(2), ALL_LOST));
+    let marks = marks_with(Fault::Remove { node: 2, returns: false, cut });
+    assert!(marks.contains(&"the power went for all just after a removal"), "{marks:?}");
+    assert!(marks.contains(&"the power went for all at once"), "{marks:?}");
+}
+
+#[test]
+fn a_new_machine_loses_its_power_while_it_makes_its_databases() {
+    let kept = PowerCut { drop_permille: 0, tear_permille: 0 };
+    let made_anew = |operations: u64| {
+        let marks = marks_with(Fault::Join { node: 2, birth: Some((operations, kept)), removed: None });
+        marks.contains(&"a database whose making was cut short was made anew")
+    };
+    assert!((0..16).any(made_anew), "no cut came while a database was half made");
 }

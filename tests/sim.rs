@@ -105,8 +105,10 @@ fn a_range_of_seeds_passes() {
 fn a_plan_shrinks_to_what_it_takes() {
     // Two elections after the first: something has to bring down two leaders, and nothing else has to happen.
     let shows = |report: &Report| report.verdict == Verdict::Passed && report.leaders >= 3;
-    let case =
-        (0..).map(Case::of_seed).find(|case| case.plan.faults.len() >= 6 && shows(&case.run(Mode::default()))).unwrap();
+    let case = (0..)
+        .map(|seed| Case::of_seed(seed, Mode::default()))
+        .find(|case| case.plan.faults.len() >= 6 && shows(&case.run(Mode::default())))
+        .unwrap();
     let small = shrink(case.clone(), Mode::default(), 150, &shows, &mut |_, _| {}).unwrap();
     let Plan { faults, clients, submitters, operations, tasks, weather, .. } = small.plan.clone();
     assert!((1..=3).contains(&faults.len()), "{small:?}");

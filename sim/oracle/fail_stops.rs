@@ -1,8 +1,9 @@
 //! Oracle 14: no node ends itself, or panics, but for what the plan did to it (Schneider, "Fail-stop processors", 1983).
 
 use crate::sim::disk::DISK_ERROR;
+use crate::sim::fault::{Fault, Place};
 use crate::sim::network::MachineId;
-use crate::sim::plan::{Fault, Place, Plan};
+use crate::sim::plan::Plan;
 use crate::sim::world::FailStop;
 
 /// Whether the plan gives a reason why this boot ended itself; `machine` tells which machine is at a place.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::io::RngStream;
-use crate::sim::plan::Place;
+use crate::sim::fault::Place;
 
 /// How long a healed cluster, or a new one, may take for anything it must do.
 pub const RECOVERY_MAX: Duration = Duration::from_secs(60);

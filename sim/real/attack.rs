@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use cairn::client::Client;
 use cairn::io::{Rng, RngStream};
-use cairn::sim::plan::Place;
+use cairn::sim::fault::Place;
 use cairn::sim::run::Verdict;
 use futures_util::future::{join_all, try_join_all};
 use nix::sys::signal::Signal;

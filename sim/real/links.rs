@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use cairn::sim::plan::Place;
+use cairn::sim::fault::Place;
 use tokio::sync::Notify;
 
 use super::plan::{How, MEMBERS};

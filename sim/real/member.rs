@@ -11,7 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cairn::sim::plan::Place;
+use cairn::sim::fault::Place;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

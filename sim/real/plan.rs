@@ -8,8 +8,8 @@ use std::fmt;
 use std::time::Duration;
 
 use cairn::io::{Rng, RngStream};
+use cairn::sim::fault::Place;
 use cairn::sim::load::Load;
-use cairn::sim::plan::Place;
 
 /// Members of the cluster.
 pub const MEMBERS: usize = 3;

@@ -10,10 +10,10 @@ use cairn::client::Client;
 use cairn::ids::{Address, Index, NodeId, Term};
 use cairn::io::Io;
 use cairn::proto::v1::StatusReply;
+use cairn::sim::fault::Place;
 use cairn::sim::oracle::Violations;
 use cairn::sim::oracle::digest::Digests;
 use cairn::sim::oracle::election::Elections;
-use cairn::sim::plan::Place;
 use futures_util::future::{join_all, select_all};
 
 /// How long a member may take to say how it is before it counts as silent.

@@ -13,11 +13,11 @@ use cairn::ids::{Address, TaskId, Token};
 use cairn::io::{Io, Rng, RngStream};
 use cairn::proto::v1::{EnvVar, Resources, TaskSpec};
 use cairn::sim::cluster::CLIENT_TIMEOUT;
+use cairn::sim::fault::Place;
 use cairn::sim::history::{History, Op, Record, Seen};
 use cairn::sim::load::{self, FIRST_READER, Load, READER_TIMEOUT};
 use cairn::sim::oracle::Violations;
 use cairn::sim::oracle::attempts::Ledger;
-use cairn::sim::plan::Place;
 use cairn::sim::tasks::{self, MARK, Submissions, Submitter};
 use tokio::task::JoinHandle;
 

@@ -1,0 +1,430 @@
+//! What goes wrong, or what an operator does: each kind a value with its times, so that a plan is data.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
+#[cfg(doc)]
+use crate::sim::draw::CRASH_PATIENCE;
+
+/// A machine of the cluster, by its place in it: 0 is the founder's, and after those that keep the state come the workers
+/// that keep none.
+pub type Place = usize;
+
+/// Some of the machines: bit `n` is place `n`.
+pub type Places = u16;
+
+/// What a fault touches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Class {
+    /// Links, and the weather on them.
+    Network,
+    /// What is stored.
+    Disk,
+    /// What runs.
+    Process,
+    /// What time it is.
+    Clock,
+    /// Who belongs to the cluster, and who leads it.
+    Membership,
+}
+
+impl Class {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Network, Self::Disk, Self::Process, Self::Clock, Self::Membership];
+}
+
+/// One thing that goes wrong, or that an operator does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fault {
+    /// The process is killed and started again.
+    Kill {
+        /// Which.
+        node: Place,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// The power goes and comes back.
+    Power {
+        /// Which.
+        node: Place,
+        /// What becomes of unsynced writes.
+        cut: PowerCut,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// The power goes, and again while the node recovers.
+    Recovery {
+        /// Which.
+        node: Place,
+        /// What becomes of unsynced writes, both times.
+        cut: PowerCut,
+        /// Disk operations that the recovery gets through before.
+        operations: u64,
+        /// How long it stays off, both times.
+        down: Duration,
+    },
+    /// It is stopped in order and started again.
+    Stop {
+        /// Which.
+        node: Place,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// It is killed again and again as soon as it is up.
+    Storm {
+        /// Which.
+        node: Place,
+        /// How often.
+        times: u64,
+        /// How long it stays up and off, at most.
+        down: Duration,
+    },
+    /// It stops answering while its clock runs.
+    Pause {
+        /// Which.
+        node: Place,
+        /// For how long.
+        span: Duration,
+    },
+    /// It gets the processor only now and then.
+    Slow {
+        /// Which.
+        node: Place,
+        /// For how long.
+        span: Duration,
+    },
+    /// Power for all at once.
+    Blackout {
+        /// What becomes of unsynced writes.
+        cut: PowerCut,
+        /// How long they stay off.
+        down: Duration,
+        /// One that stays off until everything is healed.
+        gone: Option<Place>,
+        /// So long after two configurations were in force at once, if they ever are.
+        after_joint: Option<Duration>,
+    },
+    /// All that a member asks and is told comes late for a while, and then it is cut off.
+    Strand {
+        /// Which.
+        node: Place,
+        /// For how long, both together.
+        span: Duration,
+    },
+    /// Links are cut.
+    Cut {
+        /// Which.
+        links: Links,
+        /// For how long.
+        span: Duration,
+    },
+    /// Its disk is all but full.
+    Full {
+        /// Which.
+        node: Place,
+        /// Bytes that are left.
+        left: u64,
+        /// For how long.
+        span: Duration,
+    },
+    /// Its disk is slow.
+    Stall {
+        /// Which.
+        node: Place,
+        /// For how long.
+        span: Duration,
+    },
+    /// An operation of its disk fails; a node that stops over it is started again.
+    DiskError {
+        /// Which.
+        node: Place,
+        /// The kind of operation.
+        op: DiskOp,
+        /// How long after.
+        down: Duration,
+    },
+    /// What is stored is damaged while it is off. If its node does not start over that, an operator puts another machine in its
+    /// place.
+    Rot {
+        /// Which.
+        node: Place,
+        /// How.
+        damage: Damage,
+        /// In which files.
+        files: Files,
+        /// Pages, in thousandths.
+        permille: u64,
+        /// It was stopped in order before.
+        stopped: bool,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// Its disk is lost, and an operator puts another machine in its place.
+    Replace {
+        /// Which.
+        node: Place,
+        /// How long that takes.
+        down: Duration,
+    },
+    /// Its power goes at the next of some marked places in the code that its node comes by, within [`CRASH_PATIENCE`].
+    Crash {
+        /// Which.
+        node: Place,
+        /// What draws the places.
+        places: u64,
+        /// What becomes of unsynced writes.
+        cut: PowerCut,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// It starts from a copy of another's disk, which it must notice, until it gets its own back.
+    WrongDisk {
+        /// Which.
+        node: Place,
+        /// Whose.
+        other: Place,
+    },
+    /// Its clock runs fast or slow, or stands still.
+    Speed {
+        /// Which.
+        node: Place,
+        /// By how many millionths it is fast.
+        ppm: i64,
+        /// For how long.
+        span: Duration,
+    },
+    /// Somebody sets its time of day.
+    WallStep {
+        /// Which.
+        node: Place,
+        /// By how much, in milliseconds.
+        millis: i64,
+    },
+    /// An operator asks it to lead.
+    Transfer {
+        /// Which.
+        to: Place,
+    },
+    /// Two operators ask two members to lead, at once.
+    TransferRace {
+        /// Which.
+        to: Place,
+        /// And which.
+        other: Place,
+    },
+    /// An operator removes it for ever.
+    Remove {
+        /// Which.
+        node: Place,
+        /// It is started again later.
+        returns: bool,
+        /// So long after the operator is told that it is removed the power goes for all who are left.
+        cut: Option<(Duration, PowerCut)>,
+    },
+    /// An operator removes whoever leads.
+    RemoveLeader,
+    /// It is killed and started again at another address.
+    Move {
+        /// Which.
+        node: Place,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// It has not been there from the beginning: it joins now.
+    Join {
+        /// Which.
+        node: Place,
+        /// After so many disk operations its power goes, and this becomes of unsynced writes.
+        birth: Option<(u64, PowerCut)>,
+        /// Two operators remove it so long after it is a member: perhaps just when it is to get a vote.
+        removed: Option<Duration>,
+    },
+    /// An operator asks it to lead as soon as two configurations are in force at once, and its disk is held up.
+    TransferInJoint {
+        /// Which.
+        to: Place,
+    },
+}
+
+/// Links between members to cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Links {
+    /// Messages from one to another are lost; the way back works.
+    OneWay {
+        /// From.
+        from: Place,
+        /// To.
+        to: Place,
+    },
+    /// It reaches no other member, nor they it. Clients do.
+    Isolate {
+        /// Which.
+        node: Place,
+    },
+    /// Whoever leads at that time reaches nobody.
+    Leader,
+    /// Whoever leads at that time hears nobody, and is heard.
+    LeaderDeaf,
+    /// Whoever campaigns first from then on reaches nobody.
+    Candidate,
+    /// These from all others.
+    Halves {
+        /// These.
+        these: Places,
+    },
+    /// These from all others but one, which reaches all.
+    Bridge {
+        /// These.
+        these: Places,
+        /// The one.
+        middle: Place,
+    },
+    /// Both ways between two, again and again.
+    Flap {
+        /// Between.
+        one: Place,
+        /// And.
+        other: Place,
+        /// How long they are cut, and then mended.
+        period: Duration,
+    },
+    /// These are isolated one by one, and come back one by one in the reverse order.
+    Swizzle {
+        /// These.
+        these: Places,
+    },
+}
+
+impl Links {
+    fn places(self) -> Vec<Place> {
+        match self {
+            Self::OneWay { from, to } => vec![from, to],
+            Self::Flap { one, other, .. } => vec![one, other],
+            Self::Isolate { node } => vec![node],
+            Self::Bridge { middle, .. } => vec![middle],
+            Self::Leader | Self::LeaderDeaf | Self::Candidate | Self::Halves { .. } | Self::Swizzle { .. } => {
+                Vec::new()
+            }
+        }
+    }
+}
+
+impl Fault {
+    /// What it touches.
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Kill { .. }
+            | Self::Power { .. }
+            | Self::Recovery { .. }
+            | Self::Stop { .. }
+            | Self::Storm { .. }
+            | Self::Pause { .. }
+            | Self::Slow { .. }
+            | Self::Crash { .. }
+            | Self::Blackout { .. } => Class::Process,
+            Self::Cut { .. } | Self::Strand { .. } => Class::Network,
+            Self::Full { .. }
+            | Self::Stall { .. }
+            | Self::DiskError { .. }
+            | Self::Rot { .. }
+            | Self::WrongDisk { .. }
+            | Self::Replace { .. } => Class::Disk,
+            Self::WallStep { .. } | Self::Speed { .. } => Class::Clock,
+            Self::Transfer { .. }
+            | Self::TransferRace { .. }
+            | Self::Remove { .. }
+            | Self::RemoveLeader
+            | Self::Move { .. }
+            | Self::TransferInJoint { .. }
+            | Self::Join { .. } => Class::Membership,
+        }
+    }
+
+    /// The machines it names.
+    pub fn places(&self) -> Vec<Place> {
+        match *self {
+            Self::Kill { node, .. }
+            | Self::Power { node, .. }
+            | Self::Recovery { node, .. }
+            | Self::Stop { node, .. }
+            | Self::Storm { node, .. }
+            | Self::Pause { node, .. }
+            | Self::Slow { node, .. }
+            | Self::Crash { node, .. }
+            | Self::Speed { node, .. }
+            | Self::Strand { node, .. }
+            | Self::Full { node, .. }
+            | Self::Stall { node, .. }
+            | Self::DiskError { node, .. }
+            | Self::Rot { node, .. }
+            | Self::Replace { node, .. }
+            | Self::WallStep { node, .. }
+            | Self::Remove { node, .. }
+            | Self::Move { node, .. }
+            | Self::Join { node, .. } => vec![node],
+            Self::Transfer { to } | Self::TransferInJoint { to } => vec![to],
+            Self::TransferRace { to, other } => vec![to, other],
+            Self::WrongDisk { node, other } => vec![node, other],
+            Self::Cut { links, .. } => links.places(),
+            Self::Blackout { gone, .. } => gone.into_iter().collect(),
+            Self::RemoveLeader => Vec::new(),
+        }
+    }
+
+    /// Whether a member loses for good what it had made durable, or leaves with it. What it takes for that to do no harm is
+    /// looked at when it happens: see `oracle/budget.rs`.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Self::Rot { .. } | Self::Replace { .. } | Self::Remove { .. } | Self::RemoveLeader)
+    }
+
+    /// Whether it needs files to harm.
+    pub(super) fn is_on_files(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::DiskError { .. } | Self::Rot { .. })
+    }
+
+    /// How long it lasts; nothing for what is done once.
+    pub fn span(mut self) -> Duration {
+        self.span_mut().map_or(Duration::ZERO, |span| *span)
+    }
+
+    /// The same for another time.
+    pub fn with_span(mut self, span: Duration) -> Self {
+        if let Some(old) = self.span_mut() {
+            *old = span;
+        }
+        self
+    }
+
+    fn span_mut(&mut self) -> Option<&mut Duration> {
+        match self {
+            Self::Kill { down, .. }
+            | Self::Power { down, .. }
+            | Self::Recovery { down, .. }
+            | Self::Stop { down, .. }
+            | Self::Storm { down, .. }
+            | Self::DiskError { down, .. }
+            | Self::Rot { down, .. }
+            | Self::Replace { down, .. }
+            | Self::Move { down, .. }
+            | Self::Crash { down, .. }
+            | Self::Blackout { down, .. } => Some(down),
+            Self::Pause { span, .. }
+            | Self::Slow { span, .. }
+            | Self::Cut { span, .. }
+            | Self::Strand { span, .. }
+            | Self::Stall { span, .. }
+            | Self::Speed { span, .. }
+            | Self::Full { span, .. } => Some(span),
+            Self::WallStep { .. }
+            | Self::WrongDisk { .. }
+            | Self::Transfer { .. }
+            | Self::TransferRace { .. }
+            | Self::Remove { .. }
+            | Self::RemoveLeader
+            | Self::TransferInJoint { .. }
+            | Self::Join { .. } => None,
+        }
+    }
+}
