@@ -131,6 +131,8 @@ struct State {
     capacity: u64,
     /// The next operation of this kind fails.
     failing: Option<DiskOp>,
+    /// What `counts.failed` was when it was mounted last.
+    failed_before: u64,
     counts: DiskCounts,
 }
 
@@ -237,6 +239,7 @@ impl SimDisk {
         state.counts.boots = state.boot;
         state.cut_after = None;
         state.failing = None;
+        state.failed_before = state.counts.failed;
         Arc::new(Mounted { disk: self.clone(), boot: state.boot })
     }
 
@@ -329,6 +332,12 @@ impl SimDisk {
     /// How much the disk has done.
     pub fn counts(&self) -> DiskCounts {
         self.state.lock().unwrap().counts
+    }
+
+    /// Whether an operation has failed since it was mounted, because it was told to.
+    pub fn has_failed(&self) -> bool {
+        let state = self.state.lock().unwrap();
+        state.counts.failed > state.failed_before
     }
 
     /// Has the next operation of a kind fail; with `None`, none any more.

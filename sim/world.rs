@@ -74,6 +74,8 @@ pub struct FailStop {
     pub machine: MachineId,
     /// In its own words.
     pub why: String,
+    /// An operation of its disk had failed before, because it was told to.
+    pub disk_failed: bool,
 }
 
 /// The machines, their network, and the record of what happened.
@@ -325,7 +327,8 @@ impl Machine {
         }
         self.trace.event(format_args!("fail-stop {}: {fault}", self.id));
         self.trace.note(|| Note::Machine(self.id, "fail-stop"));
-        self.fail_stops.lock().unwrap().push(FailStop { machine: self.id, why: fault.to_string() });
+        let (why, disk_failed) = (fault.to_string(), self.disk.has_failed());
+        self.fail_stops.lock().unwrap().push(FailStop { machine: self.id, why, disk_failed });
         self.down(Down::Kill);
     }
 }

@@ -359,8 +359,10 @@ pub fn not_leader(leader: Option<&Address>) -> Status {
     status
 }
 
-/// A fault of this node while it answered a question: the question fails, nothing has changed.
+/// A fault of this node while it answered a question: the question fails, nothing has changed. Whoever runs the node is told, too,
+/// for a database that could not be read takes no more writes, and then the node stops with less to say.
 pub fn internal(fault: Fault) -> Status {
+    tracing::error!(%fault, "a question could not be answered");
     Status::internal(fault.to_string())
 }
 

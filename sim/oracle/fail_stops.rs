@@ -10,13 +10,13 @@ use crate::sim::world::FailStop;
 pub fn is_excused(plan: &Plan, stop: &FailStop, machine: impl Fn(Place) -> MachineId) -> bool {
     let has = |wanted: &dyn Fn(&Fault) -> bool| plan.faults.iter().any(|(_, fault)| wanted(fault));
     let full = has(&|fault| matches!(fault, Fault::Full { .. }));
-    let errors = has(&|fault| matches!(fault, Fault::DiskError { .. }));
     let second_cut = has(&|fault| matches!(fault, Fault::Recovery { .. } | Fault::Join { birth: Some(_), .. }));
     let rotten = has(&|fault| matches!(fault, Fault::Rot { node, .. } if machine(*node) == stop.machine));
     let crash = has(&|fault| matches!(fault, Fault::Crash { node, .. } if machine(*node) == stop.machine));
     let misled = has(&|fault| matches!(fault, Fault::WrongDisk { node, .. } if machine(*node) == stop.machine));
     full && stop.why.contains("no space left")
-        || errors && stop.why.contains(DISK_ERROR)
+        // What first met the error may have been a question; after it redb takes no more writes.
+        || stop.disk_failed && [DISK_ERROR, "Previous I/O error"].iter().any(|text| stop.why.contains(text))
         || misled && stop.why.contains("is a copy of its data")
         || (second_cut || crash) && stop.why.contains("the disk is off")
         // Its operator tries again.
