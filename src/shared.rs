@@ -188,7 +188,8 @@ impl SharedNodeState {
         }
     }
 
-    fn channel(&self, address: &Address) -> Channel {
+    /// The way to another member.
+    pub fn channel(&self, address: &Address) -> Channel {
         let mut channels = self.channels.lock().expect("no code panics while it holds the channels");
         channels.entry(address.clone()).or_insert_with(|| self.io.network.connect(address)).clone()
     }

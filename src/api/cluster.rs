@@ -2,16 +2,19 @@
 
 use std::sync::Arc;
 
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use crate::ids::{Address, Index, NodeId};
+use crate::io::Channel;
 use crate::limits::{MEMBERS_MAX, WORKERS_MAX};
+use crate::proto::v1::cluster_client::ClusterClient;
 use crate::proto::v1::{
     self, HeardReply, HeardRequest, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, MoveReply, MoveRequest,
     RemoveReply, RemoveRequest, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
 };
 use crate::raft::manager::ProposeError;
-use crate::shared::{SharedNodeState, internal, not_done, not_leader};
+use crate::shared::{FORWARDED, SharedNodeState, internal, not_done, not_leader};
 use crate::state::member;
 use crate::time::Monotonic;
 
@@ -94,11 +97,35 @@ impl ClusterService {
 }
 
 impl ClusterService {
+    /// Where the leader is, if this member knows.
+    fn leader(&self) -> Result<Option<Address>, Status> {
+        let leader = self.0.raft.status().leader;
+        Ok(leader.map(|id| self.0.address_of(id)).transpose()?.flatten())
+    }
+
     /// The refusal of a call that only the leader answers, with its address.
     fn not_leader(&self) -> Result<Status, Status> {
-        let leader = self.0.raft.status().leader;
-        let address = leader.map(|id| self.0.address_of(id)).transpose()?.flatten();
-        Ok(not_leader(address.as_ref()))
+        Ok(not_leader(self.leader()?.as_ref()))
+    }
+
+    /// Has the leader answer what an operator asks of any member. What was passed on already goes no further.
+    async fn pass_on<T, R, F>(
+        &self,
+        (metadata, request): (MetadataMap, T),
+        deadline: Monotonic,
+        call: impl FnOnce(ClusterClient<Channel>, Request<T>) -> F,
+    ) -> Result<Response<R>, Status>
+    where
+        F: Future<Output = Result<Response<R>, Status>>,
+    {
+        let leader = self.leader()?.filter(|_| !metadata.contains_key(FORWARDED));
+        let Some(leader) = leader else { return Err(self.not_leader()?) };
+        let clock = &self.0.io.clock;
+        let mut request = Request::new(request);
+        request.metadata_mut().insert(FORWARDED, "1".parse().expect("plain text"));
+        request.set_timeout(deadline.since(clock.now()));
+        let answer = clock.deadline(deadline, call(ClusterClient::new(self.0.channel(&leader)), request)).await;
+        answer.unwrap_or_else(|_| Err(Status::unavailable(format!("no answer from the leader at {leader}; ask again"))))
     }
 
     async fn move_here(&self, request: &MoveRequest, deadline: Monotonic) -> Result<MoveReply, Status> {
@@ -209,10 +236,12 @@ impl v1::cluster_server::Cluster for ClusterService {
 
     async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<RemoveReply>, Status> {
         let deadline = self.0.deadline(&request);
+        let (metadata, _, request) = request.into_parts();
         if !self.0.leads() {
-            return Err(self.not_leader()?);
+            let call = async |mut leader: ClusterClient<Channel>, request| leader.remove(request).await;
+            return self.pass_on((metadata, request), deadline, call).await;
         }
-        self.remove_here(NodeId(request.into_inner().id), deadline).await.map(Response::new)
+        self.remove_here(NodeId(request.id), deadline).await.map(Response::new)
     }
 
     async fn transfer_leader(
@@ -220,10 +249,12 @@ impl v1::cluster_server::Cluster for ClusterService {
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderReply>, Status> {
         let deadline = self.0.deadline(&request);
-        let to = Some(NodeId(request.into_inner().to)).filter(|id| id.0 != 0);
+        let (metadata, _, request) = request.into_parts();
         if !self.0.leads() {
-            return Err(self.not_leader()?);
+            let call = async |mut leader: ClusterClient<Channel>, request| leader.transfer_leader(request).await;
+            return self.pass_on((metadata, request), deadline, call).await;
         }
+        let to = Some(NodeId(request.to)).filter(|id| id.0 != 0);
         if to == Some(self.0.identity.id) {
             return Ok(Response::new(TransferLeaderReply { leader: self.0.identity.id.0 }));
         }
