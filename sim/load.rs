@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::client::{Client, ClientError};
-use crate::error::Reject;
 use crate::ids::Revision;
 use crate::io::RngStream;
 use crate::limits::SESSION_TTL;
@@ -95,13 +94,15 @@ fn draw_op(rng: &mut RngStream, value: u64, known: Option<u64>) -> Op {
 pub async fn perform(client: &Client, key: u64, op: Op) -> Seen {
     let key = key.to_be_bytes();
     let failed = |error: ClientError| match error {
-        ClientError::Rejected(Reject::RevisionMismatch { actual, .. }) => Seen::Mismatch(actual.0),
+        ClientError::RevisionMismatch { actual, .. } => Seen::Mismatch(actual.0),
         ClientError::Unavailable(_) => Seen::NotDone,
         _ => Seen::Unknown,
     };
     match op {
         Op::Get => client.get(&key).await.map_or_else(failed, |found| {
-            Seen::Got(found.map(|row| (u64::from_be_bytes(row.value[..].try_into().unwrap_or_default()), row.revision)))
+            Seen::Got(found.map(|row| {
+                (u64::from_be_bytes(row.value[..].try_into().unwrap_or_default()), row.mod_revision.cast_unsigned())
+            }))
         }),
         Op::Put { value, expected } => client
             .put(&key, &value.to_be_bytes(), expected.map(Revision))

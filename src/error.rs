@@ -6,7 +6,8 @@
 
 use std::fmt;
 
-use crate::ids::{NodeId, Revision, Seq, SessionId, Token};
+use crate::ids::{NodeId, Seq, SessionId, Token};
+use crate::limits::{REQUEST_BYTES_MAX, TXN_DEPTH_MAX, TXN_OPERATIONS_MAX};
 
 /// Why the replicated state refused a command. The variants are part of the replicated format: see
 /// `proto/cairn/v1/command.proto`.
@@ -46,14 +47,9 @@ pub enum Reject {
         /// The bound.
         limit: u64,
     },
-    /// A precondition on a key's revision does not hold.
-    #[error("the key's revision is {actual}, not {expected} (0 means that the key does not exist)")]
-    RevisionMismatch {
-        /// What the caller expected.
-        expected: Revision,
-        /// What the key has.
-        actual: Revision,
-    },
+    /// A request about keys makes no sense, or not now.
+    #[error("{0}")]
+    Kv(#[from] KvReject),
     /// There is no such thing, or no more.
     #[error("{0} does not exist")]
     NotFound(String),
@@ -73,6 +69,60 @@ pub enum Reject {
         field: String,
         /// What is wrong with it, with the value and the bound.
         why: String,
+    },
+}
+
+/// What is wrong with a request about keys. The rules are etcd's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum KvReject {
+    /// A key has at least one byte.
+    #[error("no key is given; a key has at least one byte")]
+    KeyMissing,
+    /// A value is given that is to be ignored.
+    #[error("a value is given, and the key's own is to be kept: give one or ask for the other")]
+    ValueGiven,
+    /// A lease is given that is to be ignored.
+    #[error("a lease is given, and the key's own is to be kept: give one or ask for the other")]
+    LeaseGiven,
+    /// Its own value or lease is to be kept, or an operation is none.
+    #[error("the key does not exist, so it has nothing that could be kept")]
+    KeyNotFound,
+    /// There is no such lease.
+    #[error("lease {0} does not exist")]
+    LeaseNotFound(i64),
+    /// So many.
+    #[error("{0} operations; a transaction has at most {TXN_OPERATIONS_MAX}, with those of inner ones")]
+    TooManyOperations(u64),
+    /// Transactions in transactions.
+    #[error("a transaction in a transaction, and so on; at most {TXN_DEPTH_MAX} deep")]
+    TooDeep,
+    /// A key is changed twice at one revision.
+    #[error("a transaction sets a key twice, or sets it and removes it")]
+    DuplicateKey,
+    /// Order or target is from a newer version.
+    #[error("the order, or what is to be ordered by, is none that this version knows")]
+    InvalidSort,
+    /// Result or target is from a newer version.
+    #[error("the comparison is none that this version knows")]
+    InvalidCompare,
+    /// In bytes.
+    #[error("{0} bytes; a request has at most {REQUEST_BYTES_MAX}")]
+    TooLarge(u64),
+    /// It cannot be read any more.
+    #[error("revision {asked} is compacted; what is there begins at {compacted}")]
+    Compacted {
+        /// What was asked for.
+        asked: u64,
+        /// The oldest revision that can be read.
+        compacted: u64,
+    },
+    /// It is not there yet.
+    #[error("revision {asked} is not there yet; the newest is {newest}")]
+    Future {
+        /// What was asked for.
+        asked: u64,
+        /// The newest revision.
+        newest: u64,
     },
 }
 

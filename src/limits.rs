@@ -2,18 +2,20 @@
 
 use std::time::Duration;
 
-/// Longest key of the key-value store, in bytes.
-pub const KEY_BYTES_MAX: usize = 4 * 1024;
-/// Longest value of the key-value store, in bytes.
-pub const VALUE_BYTES_MAX: usize = 1024 * 1024;
+/// Largest request that changes keys, encoded, in bytes (etcd's default, too).
+pub const REQUEST_BYTES_MAX: usize = 1536 * 1024;
+/// Most operations in a transaction (etcd's default, too).
+pub const TXN_OPERATIONS_MAX: usize = 128;
+/// Transactions in transactions, at most: what a member has decoded once it can decode again within a command.
+pub const TXN_DEPTH_MAX: usize = 16;
 /// Largest command that may be proposed, encoded, in bytes.
 pub const COMMAND_BYTES_MAX: usize = 2 * 1024 * 1024;
 /// Shortest token that opens a cluster, in characters.
 pub const TOKEN_CHARS_MIN: usize = 16;
 /// Longest token that opens a cluster, in characters.
 pub const TOKEN_CHARS_MAX: usize = 512;
-/// Most rows one scan returns.
-pub const SCAN_ROWS_MAX: usize = 1_000;
+/// Keys that our own client asks for at once.
+pub const RANGE_PAGE_KEYS: usize = 1_000;
 
 /// Largest batch of commands that becomes one log entry, in bytes; a single larger command goes alone.
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;
@@ -49,8 +51,6 @@ pub const PROPOSALS_PENDING_MAX: usize = 65_536;
 pub const READS_PENDING_MAX: usize = 65_536;
 /// Reads of old entries under way at once; more are asked for when one has ended.
 pub const FETCHES_MAX: usize = 2 * MEMBERS_MAX;
-/// Rows of a scan, in bytes, after which the page ends (with at least one row).
-pub const SCAN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Write jobs the log's owner may have outstanding.
 pub const LOG_JOBS_MAX: usize = 1_024;
 /// Apply jobs the state's owner may have outstanding.
@@ -86,6 +86,10 @@ pub const SPACE_PERIOD: Duration = Duration::from_secs(1);
 /// Memory redb may use to cache each database, in bytes (its own default is 1 GiB).
 pub const DATABASE_CACHE_BYTES: usize = 32 * 1024 * 1024;
 
+/// Versions that one command sweeps away after a compaction, at most.
+pub const SWEEP_ROWS_MAX: usize = 1_000;
+/// Keys that it looks at for that.
+pub const SWEEP_KEYS_MAX: usize = 20_000;
 /// Sessions open at once; opening one more is refused.
 pub const SESSIONS_MAX: u64 = 100_000;
 /// Replies a session keeps above the client's acknowledged sequence; a client that runs further ahead is refused.
@@ -203,9 +207,8 @@ pub const SCHEDULE_PAUSE: Duration = Duration::from_millis(20);
 pub const TIME_PERIOD: Duration = Duration::from_secs(6);
 
 const _: () = {
-    assert!(SCAN_BYTES_MAX + KEY_BYTES_MAX + VALUE_BYTES_MAX + 64 * 1024 <= MESSAGE_BYTES_MAX);
     assert!(FETCHES_MAX + 2 < LOG_JOBS_MAX);
-    assert!(KEY_BYTES_MAX + VALUE_BYTES_MAX + 1024 <= COMMAND_BYTES_MAX);
+    assert!(REQUEST_BYTES_MAX + 1024 <= COMMAND_BYTES_MAX);
     assert!(BATCH_BYTES_MAX <= ENTRY_BYTES_MAX);
     assert!(COMMAND_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX);
     // A frame holds one append of any size that is legal: entries up to APPEND_BYTES_MAX, or one large entry.

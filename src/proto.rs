@@ -3,8 +3,22 @@
 #![allow(missing_docs, clippy::all, clippy::unwrap_used)]
 
 /// Cairn's own services.
-pub mod v1 {
-    tonic::include_proto!("cairn.v1");
+pub mod cairn {
+    pub mod v1 {
+        tonic::include_proto!("cairn.v1");
+    }
+}
+
+pub use cairn::v1;
+
+/// What etcd's clients call: the data.
+pub mod mvccpb {
+    tonic::include_proto!("mvccpb");
+}
+
+/// What etcd's clients call: the services.
+pub mod etcdserverpb {
+    tonic::include_proto!("etcdserverpb");
 }
 
 /// The gRPC health checking protocol.

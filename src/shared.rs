@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use prost::Message;
 use tonic::{Code, Request, Status};
 
-use crate::error::Fault;
+use crate::error::{Fault, KvReject};
 use crate::ids::{Address, Index, NodeId, TaskId};
 use crate::io::{Channel, ChannelError, Io};
 use crate::limits::{MESSAGE_BYTES_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
@@ -20,9 +20,10 @@ use crate::raft::core::Role;
 use crate::raft::log::Identity;
 use crate::raft::manager::{ProposeError, RaftHandle};
 use crate::scheduler;
+use crate::state::kv::{self, NoAnswer, Store};
 use crate::state::machine::StateReader;
 use crate::state::table::View;
-use crate::state::{command, kv, member, task, worker};
+use crate::state::{command, member, task, worker};
 use crate::time::{ClusterTime, Monotonic};
 use crate::worker::{Desired, Look, Outputs, Refusal};
 
@@ -139,7 +140,7 @@ impl SharedNodeState {
     fn check_space(&self, command: &v1::Command) -> Result<(), Status> {
         let grows = matches!(
             command.kind,
-            Some(CommandKind::Put(_) | CommandKind::OpenSession(_) | CommandKind::SubmitTask(_))
+            Some(CommandKind::Put(_) | CommandKind::Txn(_) | CommandKind::OpenSession(_) | CommandKind::SubmitTask(_))
         );
         match *self.short_of_space.lock().expect("no code panics while it holds the mark") {
             Some((free, floor)) if grows => {
@@ -204,18 +205,6 @@ impl SharedNodeState {
         Ok(members.into_iter().find(|member| member.id == id.0).and_then(|member| member.address.parse().ok()))
     }
 
-    /// The state as a reader may see it: with everything committed before now, or this member's own if
-    /// `serializable`.
-    ///
-    /// # Errors
-    /// `UNAVAILABLE`: no majority confirmed before the deadline.
-    pub async fn view(&self, serializable: bool, deadline: Monotonic) -> Result<(v1::Head, View), Status> {
-        if !serializable {
-            self.read_barrier(deadline).await?;
-        }
-        self.reader.view().map_err(internal)
-    }
-
     /// Waits until the state has everything committed before now.
     ///
     /// # Errors
@@ -243,9 +232,10 @@ impl SharedNodeState {
         use v1::{query_reply::Kind as Answer, query_request::Kind};
         let kind = query.kind.ok_or_else(|| Status::invalid_argument("kind: missing, or from a newer version"))?;
         let (head, rows) = self.view(query.serializable, deadline).await?;
+        let rejected = |reject: KvReject| Answer::Rejection(command::rejection(&reject.into()));
         let answer = match kind {
-            Kind::Get(get) => Answer::Get(kv::get(&rows, &get).map_err(internal)?),
-            Kind::Scan(scan) => Answer::Scan(kv::scan(&rows, &scan).map_err(internal)?),
+            Kind::Range(range) => self.read_keys(|store| store.range(&range))?.map_or_else(rejected, Answer::Range),
+            Kind::Txn(txn) => self.read_keys(|store| store.read_txn(&txn))?.map_or_else(rejected, Answer::Txn),
             Kind::GetTask(get) => Answer::GetTask(get_task(&head, &rows, &get).map_err(internal)?),
             Kind::ListTasks(list) => Answer::ListTasks(task::list(&rows, &list).map_err(internal)?),
             Kind::ListWorkers(_) => {
@@ -254,6 +244,55 @@ impl SharedNodeState {
             }
         };
         Ok(v1::QueryReply { applied_index: head.applied_index, kind: Some(answer) })
+    }
+
+    /// The state as a reader may see it: with everything committed before now, or this member's own if
+    /// `serializable`.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE`: no majority confirmed before the deadline.
+    pub async fn view(&self, serializable: bool, deadline: Monotonic) -> Result<(v1::Head, View), Status> {
+        if !serializable {
+            self.read_barrier(deadline).await?;
+        }
+        self.reader.view().map_err(internal)
+    }
+
+    /// Reads keys from this member's state as it is.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn read_keys<T>(
+        &self,
+        read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
+    ) -> Result<Result<T, KvReject>, Status> {
+        loop {
+            let (head, rows) = self.reader.view().map_err(internal)?;
+            match read(&Store::of(&head, &rows)) {
+                Ok(answer) => return Ok(Ok(answer)),
+                Err(NoAnswer::Rejected(reject)) => return Ok(Err(reject)),
+                Err(NoAnswer::Fault(fault)) => return Err(internal(fault)),
+                // A newer view shows what has been compacted.
+                Err(NoAnswer::Overtaken) => {}
+            }
+        }
+    }
+
+    /// Waits until what was compacted up to a revision is gone from this member's database.
+    ///
+    /// # Errors
+    /// `DEADLINE_EXCEEDED`: not before the deadline; it goes on.
+    pub async fn swept(&self, revision: u64, deadline: Monotonic) -> Result<(), Status> {
+        loop {
+            let (head, _) = self.reader.view().map_err(internal)?;
+            if head.compacted >= revision && !kv::is_sweeping(&head) {
+                return Ok(());
+            }
+            let seen = Index(head.applied_index);
+            let changed = self.raft.wait(move |status| (status.applied > seen).then_some(()));
+            let late = |_| Status::deadline_exceeded("compacted, and what was superseded is still being removed");
+            self.io.clock.deadline(deadline, changed).await.map_err(late)?;
+        }
     }
 
     /// Checks a command and carries it out.
@@ -267,7 +306,17 @@ impl SharedNodeState {
         forwarded: bool,
     ) -> Result<v1::Reply, Status> {
         command::check(&command).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
-        self.execute(command, deadline, forwarded).await
+        let physical = match &command.kind {
+            Some(CommandKind::Compact(compact)) if compact.physical && !forwarded => {
+                u64::try_from(compact.revision).ok()
+            }
+            _ => None,
+        };
+        let reply = self.execute(command, deadline, forwarded).await?;
+        if let (Some(revision), Some(reply::Kind::Compact(_))) = (physical, &reply.kind) {
+            self.swept(revision, deadline).await?;
+        }
+        Ok(reply)
     }
 
     /// Whether this member leads.

@@ -14,15 +14,18 @@ use cairn::controller;
 use cairn::entry::{Body, Entry};
 use cairn::ids::{Incarnation, Index, NodeId, Term};
 use cairn::io::Rng;
-use cairn::proto::v1::{self, command::Kind};
+use cairn::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader};
+use cairn::proto::mvccpb::KeyValue;
+use cairn::proto::v1::{self, command::Kind, reply};
 use cairn::raft::codec;
 use cairn::raft::core::{Core, CoreConfig, genesis};
 use cairn::raft::log::{Recovered, Write as LogWrite};
 use cairn::raft::tail::Retention;
 use cairn::scheduler;
 use cairn::sim::disk::SimDisk;
+use cairn::state::kv::{NoAnswer, Store};
 use cairn::state::machine::State;
-use cairn::state::{kv, member, task, worker};
+use cairn::state::{member, task, worker};
 use cairn::time::ClusterTime;
 use goldenscript::{ArgumentConsumer, Command, Context, Runner};
 use prost::Message as _;
@@ -130,8 +133,21 @@ impl StateRunner {
     fn apply(&mut self, body: Body) -> Outcome {
         let index = self.state.applied().0.next();
         let outcomes = self.state.apply(&[Entry { index, term: Term(1), body }])?;
-        let replies = outcomes[0].replies.iter().map(|reply| Ok(format!("{:?}\n", v1::Reply::decode(&**reply)?.kind)));
+        let replies = outcomes[0].replies.iter().map(|reply| Ok(show_reply(v1::Reply::decode(&**reply)?.kind)));
         replies.collect::<Result<String, Box<dyn Error>>>()
+    }
+}
+
+/// A reply on one line.
+fn show_reply(reply: Option<reply::Kind>) -> String {
+    let revision = |header: &Option<ResponseHeader>| header.as_ref().map_or(0, |header| header.revision);
+    match reply {
+        Some(reply::Kind::Put(put)) => format!("put at {}\n", revision(&put.header)),
+        Some(reply::Kind::DeleteRange(delete)) => {
+            format!("{} deleted, at {}\n", delete.deleted, revision(&delete.header))
+        }
+        Some(reply::Kind::Compact(compact)) => format!("compacted, at {}\n", revision(&compact.header)),
+        other => format!("{other:?}\n"),
     }
 }
 
@@ -149,15 +165,22 @@ impl Runner for StateRunner {
             }),
         };
         let kind = match command.name.as_str() {
-            "put" => Kind::Put(v1::Put {
-                expected_revision: number(&mut args, "if")?,
+            "put" => Kind::Put(PutRequest {
+                lease: number(&mut args, "lease")?.unwrap_or(0) as i64,
                 key: word(&mut args, "key")?.into(),
                 value: word(&mut args, "value")?.into(),
+                ..PutRequest::default()
             }),
-            "delete" => Kind::Delete(v1::Delete {
-                expected_revision: number(&mut args, "if")?,
+            "delete" => Kind::DeleteRange(DeleteRangeRequest {
                 key: word(&mut args, "key")?.into(),
+                range_end: args.next_pos().unwrap_or_default().to_owned().into(),
+                prev_kv: false,
             }),
+            "compact" => {
+                let revision = word(&mut args, "revision")?.parse()?;
+                Kind::Compact(CompactionRequest { revision, physical: false })
+            }
+            "sweep" => Kind::SweepVersions(v1::SweepVersions {}),
             "open" => Kind::OpenSession(v1::OpenSession {}),
             "keep" => Kind::KeepSession(v1::KeepSession {}),
             "close" => Kind::CloseSession(v1::CloseSession { session: word(&mut args, "id")?.parse()? }),
@@ -239,16 +262,25 @@ impl Runner for StateRunner {
                 let line = |member: v1::Member| format!("{} {} {:?}\n", member.id, member.address, member.role());
                 return Ok(member::all(&rows)?.into_iter().map(line).collect());
             }
-            "scan" => {
-                let scan = v1::Scan {
-                    limit: number(&mut args, "limit")?.unwrap_or(0) as u32,
-                    after: args.take_key("after").map(|key| key.to_owned().into()),
-                    prefix: args.next_pos().unwrap_or_default().to_owned().into(),
+            "range" => {
+                let range = RangeRequest {
+                    limit: number(&mut args, "limit")?.unwrap_or(0) as i64,
+                    revision: number(&mut args, "revision")?.unwrap_or(0) as i64,
+                    key: args.next_pos().unwrap_or("\0").to_owned().into(),
+                    range_end: args.next_pos().unwrap_or("\0").to_owned().into(),
+                    ..RangeRequest::default()
                 };
-                let (_, rows) = self.state.reader().view()?;
-                let reply = kv::scan(&rows, &scan)?;
-                let line = |row: &v1::KeyValue| format!("{:?} = {:?} at {}\n", row.key, row.value, row.revision);
-                return Ok(reply.rows.iter().map(line).collect::<String>() + if reply.more { "…\n" } else { "" });
+                let (head, rows) = self.state.reader().view()?;
+                let reply = match Store::of(&head, &rows).range(&range) {
+                    Ok(reply) => reply,
+                    Err(NoAnswer::Rejected(reject)) => return Err(reject.into()),
+                    Err(other) => return Err(format!("{other:?}").into()),
+                };
+                let line = |row: &KeyValue| {
+                    let (created, revision, version) = (row.create_revision, row.mod_revision, row.version);
+                    format!("{:?} = {:?} at {revision}, created at {created}, version {version}\n", row.key, row.value)
+                };
+                return Ok(reply.kvs.iter().map(line).collect::<String>() + if reply.more { "…\n" } else { "" });
             }
             "restart" => {
                 self.state.checkpoint()?;

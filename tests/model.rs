@@ -10,11 +10,12 @@ use cairn::entry::{Body, Entry};
 use cairn::error::ImportError;
 use cairn::ids::{Index, Term};
 use cairn::io::Rng;
+use cairn::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest};
 use cairn::proto::v1::{self, command::Kind, reply};
 use cairn::raft::log::{Change, Log, Write};
 use cairn::sim::disk::{PowerCut, SimDisk};
 use cairn::sim::mark;
-use cairn::state::kv;
+use cairn::state::kv::Store;
 use cairn::state::machine::State;
 use cairn::state::snapshot::{self, Import};
 use cairn::time::ClusterTime;
@@ -27,29 +28,33 @@ const LOSE_SOME: PowerCut = PowerCut { drop_permille: 500, tear_permille: 300 };
 
 #[derive(Clone, Debug)]
 enum Step {
-    Put { key: u8, value: u8, expected: Option<u64>, seq: Option<u64> },
+    Put { key: u8, value: u8, seq: Option<u64> },
     Delete { key: u8, seq: Option<u64> },
+    Compact { back: u64, seq: Option<u64> },
+    Sweep,
     Checkpoint,
     Crash { seed: u64 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    // Few keys and sequences, so that preconditions and retries meet.
+    // Few keys and sequences, so that retries meet.
     let seq = prop::option::weighted(0.5, 1u64..12);
     prop_oneof![
-        6 => (0u8..4, any::<u8>(), prop::option::weighted(0.3, 0u64..20), seq.clone())
-            .prop_map(|(key, value, expected, seq)| Step::Put { key, value, expected, seq }),
-        2 => (0u8..4, seq).prop_map(|(key, seq)| Step::Delete { key, seq }),
+        6 => (0u8..4, any::<u8>(), seq.clone()).prop_map(|(key, value, seq)| Step::Put { key, value, seq }),
+        2 => (0u8..4, seq.clone()).prop_map(|(key, seq)| Step::Delete { key, seq }),
+        1 => (0u64..4, seq).prop_map(|(back, seq)| Step::Compact { back, seq }),
+        1 => Just(Step::Sweep),
         1 => Just(Step::Checkpoint),
         1 => any::<u64>().prop_map(|seed| Step::Crash { seed }),
     ]
 }
 
 /// What a store with one session should answer.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct Model {
     rows: BTreeMap<u8, (u8, u64)>,
     revision: u64,
+    compacted: u64,
     replies: BTreeMap<u64, Answer>,
 }
 
@@ -57,32 +62,36 @@ struct Model {
 enum Answer {
     Put(u64),
     Deleted(bool),
-    Mismatch(u64),
+    Compacted(bool),
+    Swept,
 }
 
 impl Model {
     fn apply(&mut self, step: &Step) -> Answer {
-        let (Step::Put { seq, .. } | Step::Delete { seq, .. }) = step else { unreachable!("not a command") };
+        let seq = match step {
+            Step::Put { seq, .. } | Step::Delete { seq, .. } | Step::Compact { seq, .. } => seq,
+            _ => &None,
+        };
         if let Some(reply) = seq.and_then(|seq| self.replies.get(&seq)) {
             return *reply;
         }
         let answer = match step {
-            Step::Put { key, expected, value, .. } => {
-                let at = self.rows.get(key).map_or(0, |row| row.1);
-                match expected {
-                    Some(expected) if *expected != at => Answer::Mismatch(at),
-                    _ => {
-                        self.revision += 1;
-                        self.rows.insert(*key, (*value, self.revision));
-                        Answer::Put(self.revision)
-                    }
-                }
+            Step::Put { key, value, .. } => {
+                self.revision += 1;
+                self.rows.insert(*key, (*value, self.revision));
+                Answer::Put(self.revision)
             }
             Step::Delete { key, .. } => {
                 let existed = self.rows.remove(key).is_some();
                 self.revision += u64::from(existed);
                 Answer::Deleted(existed)
             }
+            Step::Compact { back, .. } => {
+                let fits = *back <= self.revision && self.revision - back > self.compacted;
+                self.compacted = if fits { self.revision - back } else { self.compacted };
+                Answer::Compacted(fits)
+            }
+            Step::Sweep => Answer::Swept,
             _ => unreachable!("not a command"),
         };
         if let Some(seq) = seq {
@@ -92,15 +101,21 @@ impl Model {
     }
 }
 
-fn command(step: &Step) -> Bytes {
+/// The command of a step, on a store at `revision`.
+fn command(step: &Step, revision: u64) -> Bytes {
     let (kind, seq) = match step {
-        Step::Put { key, value, expected, seq } => {
-            let put = v1::Put { key: vec![*key].into(), value: vec![*value].into(), expected_revision: *expected };
+        Step::Put { key, value, seq } => {
+            let put = PutRequest { key: vec![*key].into(), value: vec![*value].into(), ..PutRequest::default() };
             (Kind::Put(put), seq)
         }
         Step::Delete { key, seq } => {
-            (Kind::Delete(v1::Delete { key: vec![*key].into(), expected_revision: None }), seq)
+            (Kind::DeleteRange(DeleteRangeRequest { key: vec![*key].into(), ..DeleteRangeRequest::default() }), seq)
         }
+        Step::Compact { back, seq } => {
+            let revision = revision.saturating_sub(*back) as i64;
+            (Kind::Compact(CompactionRequest { revision, physical: false }), seq)
+        }
+        Step::Sweep => (Kind::SweepVersions(v1::SweepVersions {}), &None),
         _ => unreachable!("not a command"),
     };
     let session = seq.map(|seq| v1::SessionHeader { session: 1, seq, acknowledged: 0 });
@@ -109,19 +124,20 @@ fn command(step: &Step) -> Bytes {
 
 fn answer(reply: &[u8]) -> Answer {
     match v1::Reply::decode(reply).unwrap().kind.unwrap() {
-        reply::Kind::Put(put) => Answer::Put(put.revision),
-        reply::Kind::Delete(delete) => Answer::Deleted(delete.existed),
-        reply::Kind::Rejection(v1::Rejection { kind: Some(v1::rejection::Kind::RevisionMismatch(m)) }) => {
-            Answer::Mismatch(m.actual)
-        }
+        reply::Kind::Put(put) => Answer::Put(put.header.unwrap().revision as u64),
+        reply::Kind::DeleteRange(delete) => Answer::Deleted(delete.deleted > 0),
+        reply::Kind::Compact(_) => Answer::Compacted(true),
+        reply::Kind::Rejection(v1::Rejection { kind: Some(v1::rejection::Kind::Keys(_)) }) => Answer::Compacted(false),
+        reply::Kind::SweepVersions(_) => Answer::Swept,
         other => panic!("unexpected {other:?}"),
     }
 }
 
 fn rows(state: &State) -> BTreeMap<u8, (u8, u64)> {
-    let (_, view) = state.reader().view().unwrap();
-    let reply = kv::scan(&view, &v1::Scan::default()).unwrap();
-    reply.rows.iter().map(|row| (row.key[0], (row.value[0], row.revision))).collect()
+    let (head, view) = state.reader().view().unwrap();
+    let all = RangeRequest { key: vec![0].into(), range_end: vec![0].into(), ..RangeRequest::default() };
+    let reply = Store::of(&head, &view).range(&all).unwrap();
+    reply.kvs.iter().map(|row| (row.key[0], (row.value[0], row.mod_revision as u64))).collect()
 }
 
 fn entry(index: u64, body: Body) -> Entry {
@@ -144,7 +160,7 @@ proptest! {
         let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession {})) };
         let mut log = vec![entry(1, commands(0, vec![open.encode_to_vec().into()]))];
         state.apply(&log).unwrap();
-        let mut model = Model::default();
+        let mut model = Model { rows: BTreeMap::new(), revision: 1, compacted: 0, replies: BTreeMap::new() };
         for step in &steps {
             match step {
                 Step::Checkpoint => state.checkpoint().unwrap(),
@@ -159,7 +175,8 @@ proptest! {
                     state.apply(&log[at.0 as usize..]).unwrap();
                 }
                 command_step => {
-                    let next = entry(log.len() as u64 + 1, commands(log.len() as u64, vec![command(command_step)]));
+                    let command = command(command_step, model.revision);
+                    let next = entry(log.len() as u64 + 1, commands(log.len() as u64, vec![command]));
                     let outcomes = state.apply(std::slice::from_ref(&next)).unwrap();
                     log.push(next);
                     prop_assert_eq!(answer(&outcomes[0].replies[0]), model.apply(command_step));
@@ -190,7 +207,8 @@ proptest! {
         state.apply(&[entry(1, commands(0, vec![open.encode_to_vec().into()]))]).unwrap();
         for step in steps.iter().filter(|step| !matches!(step, Step::Checkpoint | Step::Crash { .. })) {
             let next = state.applied().0.next();
-            state.apply(&[entry(next.0, commands(next.0, vec![command(step)]))]).unwrap();
+            let revision = state.reader().view().unwrap().0.revision;
+            state.apply(&[entry(next.0, commands(next.0, vec![command(step, revision)]))]).unwrap();
         }
         let index = state.applied().0;
         let mut chunks = Vec::new();

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod health;
+mod kv;
 mod metrics;
 mod peer;
 mod store;
@@ -15,6 +16,7 @@ use tonic::service::Routes;
 
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::metrics::Metrics;
+use crate::proto::etcdserverpb::kv_server::KvServer;
 use crate::proto::health::health_server::HealthServer;
 use crate::proto::v1::cluster_server::ClusterServer;
 use crate::proto::v1::peer_server::PeerServer;
@@ -31,9 +33,11 @@ pub use worker::WorkerService;
 pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {
     let peer = PeerServer::new(peer::PeerService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let store = StoreServer::new(store::StoreService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let kv = KvServer::new(kv::KvService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let services = Routes::new(HealthServer::new(health.service()))
         .add_service(peer)
         .add_service(store)
+        .add_service(kv)
         .add_service(ClusterServer::new(ClusterService(node.clone())))
         .add_service(TasksServer::new(tasks::TasksService(node.clone())))
         .add_service(WorkServer::new(work::WorkService::new(node.clone())))

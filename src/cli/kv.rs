@@ -1,13 +1,16 @@
 //! `node kv`.
 
-use clap::Subcommand;
-use serde_json::json;
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
 
-use super::output;
+use super::output::{self, printable};
 use super::{Connection, Failure, Output};
+use crate::client::{Client, ClientError, revision};
 use crate::ids::Revision;
-use crate::limits::SCAN_ROWS_MAX;
-use crate::proto::v1;
+use crate::limits::RANGE_PAGE_KEYS;
+use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest};
+use crate::proto::mvccpb::KeyValue;
 
 /// What can be done with keys.
 #[derive(Subcommand)]
@@ -19,31 +22,103 @@ pub enum Kv {
         /// Its value
         value: String,
         /// Only if the key's revision is this one; 0: only if it does not exist
-        #[arg(long)]
+        #[arg(long, conflicts_with = "prev")]
         if_revision: Option<u64>,
+        /// Print what the key held before, too
+        #[arg(long)]
+        prev: bool,
     },
     /// Print a key's value
     Get {
         /// The key
         key: String,
+        /// As it was at this revision of the store
+        #[arg(long)]
+        revision: Option<u64>,
+        #[command(flatten)]
+        reading: Reading,
     },
     /// Remove a key
+    #[command(visible_alias = "del")]
     Delete {
-        /// The key
+        /// The key; with --prefix, what all the keys begin with
         key: String,
         /// Only if the key's revision is this one
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["prefix", "prev"])]
         if_revision: Option<u64>,
+        /// Remove all keys that begin with it
+        #[arg(long)]
+        prefix: bool,
+        /// Print what was removed
+        #[arg(long)]
+        prev: bool,
     },
     /// Print all keys with a prefix
     List {
         /// The prefix; all keys without one
         #[arg(long, default_value = "")]
         prefix: String,
-        /// Rows at most
-        #[arg(long, default_value_t = SCAN_ROWS_MAX)]
+        /// Keys at most; 0: all
+        #[arg(long, default_value_t = RANGE_PAGE_KEYS)]
         limit: usize,
+        /// As they were at this revision of the store
+        #[arg(long)]
+        revision: Option<u64>,
+        /// What to order by
+        #[arg(long, value_enum, default_value = "key")]
+        sort: Sort,
+        /// The greatest first
+        #[arg(long)]
+        descend: bool,
+        /// Only say how many there are
+        #[arg(long)]
+        count: bool,
+        #[command(flatten)]
+        reading: Reading,
     },
+    /// Forget what was superseded before a revision
+    Compact {
+        /// This revision and later ones can still be read
+        revision: u64,
+        /// Return when it is gone from the database
+        #[arg(long)]
+        physical: bool,
+    },
+}
+
+/// How to read.
+#[derive(Args)]
+pub struct Reading {
+    /// Take what the first member that answers has, which may be behind
+    #[arg(long)]
+    serializable: bool,
+}
+
+/// What keys are ordered by.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Sort {
+    /// The key
+    Key,
+    /// How often it was set
+    Version,
+    /// When it came into being
+    Created,
+    /// When it was last set
+    Revision,
+    /// Its value
+    Value,
+}
+
+impl From<Sort> for SortTarget {
+    fn from(sort: Sort) -> Self {
+        match sort {
+            Sort::Key => Self::Key,
+            Sort::Version => Self::Version,
+            Sort::Created => Self::Create,
+            Sort::Revision => Self::Mod,
+            Sort::Value => Self::Value,
+        }
+    }
 }
 
 impl Kv {
@@ -51,37 +126,98 @@ impl Kv {
         let client = connection.client()?;
         let as_json = connection.output == Output::Json;
         match self {
-            Self::Put { key, value, if_revision } => {
-                let expected = if_revision.map(Revision);
-                let revision = client.put(key.as_bytes(), value.as_bytes(), expected).await?;
+            Self::Put { key, value, if_revision, prev } => {
+                let (now, before) = match if_revision {
+                    Some(expected) => {
+                        (client.put(key.as_bytes(), value.as_bytes(), Some(Revision(*expected))).await?, None)
+                    }
+                    None => {
+                        let (key, value) = (key.clone().into(), value.clone().into());
+                        let put = PutRequest { key, value, prev_kv: *prev, ..PutRequest::default() };
+                        let reply = client.put_request(put).await?;
+                        (revision(reply.header.as_ref()), reply.prev_kv)
+                    }
+                };
                 if as_json {
-                    output::json(&json!({ "revision": revision.0 }));
+                    let mut document = json!({ "revision": now.0 });
+                    if *prev {
+                        document["previous"] = before.as_ref().map_or(Value::Null, key_json);
+                    }
+                    output::json(&document);
                 } else {
-                    say!("revision {revision}");
+                    say!("revision {now}");
+                    before.iter().for_each(|row| say!("before: {}", printable(&row.value)));
                 }
             }
-            Self::Get { key } => match client.get(key.as_bytes()).await? {
-                Some(row) if as_json => output::json(&output::key_value_json(&row)),
-                Some(row) => say!("{}", output::printable(&row.value)),
-                None => return Err(Failure::NotFound(format!("the key {key:?} does not exist"))),
-            },
-            Self::Delete { key, if_revision } => {
-                let existed = client.delete(key.as_bytes(), if_revision.map(Revision)).await?;
-                match (as_json, existed) {
-                    (true, _) => output::json(&json!({ "existed": existed })),
-                    (false, true) => say!("deleted"),
-                    (false, false) => return Err(Failure::NotFound(format!("the key {key:?} does not exist"))),
+            Self::Get { key, revision, reading } => {
+                let range = RangeRequest {
+                    key: key.clone().into(),
+                    revision: number("--revision", *revision)?,
+                    serializable: reading.serializable,
+                    ..RangeRequest::default()
+                };
+                match client.range(range).await?.kvs.first() {
+                    Some(row) if as_json => output::json(&key_json(row)),
+                    Some(row) => say!("{}", printable(&row.value)),
+                    None => return Err(Failure::NotFound(format!("the key {key:?} does not exist"))),
                 }
             }
-            Self::List { prefix, limit } => {
-                let rows = list(&client, prefix, *limit).await?;
-                if as_json {
-                    output::json(&rows.iter().map(output::key_value_json).collect());
+            Self::Delete { key, if_revision: Some(expected), .. } => {
+                let existed = client.delete(key.as_bytes(), Some(Revision(*expected))).await?;
+                deleted(key, u64::from(existed), None, as_json)?;
+            }
+            Self::Delete { key, prefix, prev, .. } => {
+                let (key_bytes, range_end) = match prefix {
+                    true => span(key),
+                    false => (key.clone().into_bytes(), Vec::new()),
+                };
+                let delete = DeleteRangeRequest { key: key_bytes.into(), range_end: range_end.into(), prev_kv: *prev };
+                let reply = client.delete_range(delete).await?;
+                deleted(key, reply.deleted.cast_unsigned(), prev.then_some(&reply.prev_kvs[..]), as_json)?;
+            }
+            Self::List { prefix, limit, revision, sort, descend, count, reading } => {
+                let (key, range_end) = span(prefix);
+                let order = if *descend { SortOrder::Descend } else { SortOrder::Ascend };
+                let plain = matches!(sort, Sort::Key) && !descend;
+                let mut range = RangeRequest {
+                    key: key.into(),
+                    range_end: range_end.into(),
+                    revision: number("--revision", *revision)?,
+                    serializable: reading.serializable,
+                    count_only: *count,
+                    ..RangeRequest::default()
+                };
+                if *count {
+                    let found = client.range(range).await?.count;
+                    match as_json {
+                        true => output::json(&json!({ "count": found })),
+                        false => say!("{found}"),
+                    }
+                    return Ok(());
+                }
+                if !plain {
+                    range.set_sort_order(order);
+                    range.set_sort_target((*sort).into());
+                }
+                let rows = if plain {
+                    pages(&client, range, *limit).await?
                 } else {
-                    let row = |row: &v1::KeyValue| {
-                        vec![output::printable(&row.key), row.revision.to_string(), output::printable(&row.value)]
-                    };
-                    output::table(&["KEY", "REVISION", "VALUE"], &rows.iter().map(row).collect::<Vec<_>>());
+                    range.limit = i64::try_from(*limit).unwrap_or(i64::MAX);
+                    client.range(range).await?.kvs
+                };
+                if as_json {
+                    output::json(&rows.iter().map(key_json).collect());
+                } else {
+                    print(&rows);
+                }
+            }
+            Self::Compact { revision, physical } => {
+                let compact =
+                    CompactionRequest { revision: number("the revision", Some(*revision))?, physical: *physical };
+                client.compact(compact).await?;
+                match as_json {
+                    true => output::json(&json!({ "compacted": revision })),
+                    false => say!("compacted up to revision {revision}"),
                 }
             }
         }
@@ -89,19 +225,72 @@ impl Kv {
     }
 }
 
-async fn list(client: &crate::client::Client, prefix: &str, limit: usize) -> Result<Vec<v1::KeyValue>, Failure> {
-    let mut rows: Vec<v1::KeyValue> = Vec::new();
-    loop {
-        let page = client
-            .scan(v1::Scan {
-                prefix: prefix.as_bytes().to_vec().into(),
-                after: rows.last().map(|row| row.key.clone()),
-                limit: u32::try_from((limit - rows.len()).min(SCAN_ROWS_MAX)).unwrap_or(u32::MAX),
-            })
-            .await?;
-        rows.extend(page.rows);
-        if !page.more || rows.len() >= limit {
-            return Ok(rows);
-        }
+/// All keys with a prefix, as a range.
+fn span(prefix: &str) -> (Vec<u8>, Vec<u8>) {
+    match crate::state::table::prefix_range(prefix.as_bytes()).1 {
+        std::ops::Bound::Excluded(end) => (prefix.as_bytes().to_vec(), end),
+        // No key is empty.
+        _ => (if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() }, vec![0]),
     }
+}
+
+fn number(what: &str, given: Option<u64>) -> Result<i64, Failure> {
+    i64::try_from(given.unwrap_or_default()).map_err(|_| {
+        let given = given.unwrap_or_default();
+        Failure::Client(ClientError::Invalid(format!("{what}: {given} is no revision; the greatest is {}", i64::MAX)))
+    })
+}
+
+/// Keys in their order, page by page, all as of the revision of the first page; at most `limit`, or all if that is 0.
+async fn pages(client: &Client, mut range: RangeRequest, limit: usize) -> Result<Vec<KeyValue>, Failure> {
+    let mut rows: Vec<KeyValue> = Vec::new();
+    loop {
+        let left = if limit == 0 { RANGE_PAGE_KEYS } else { (limit - rows.len()).min(RANGE_PAGE_KEYS) };
+        range.limit = i64::try_from(left).unwrap_or(i64::MAX);
+        let page = client.range(range.clone()).await?;
+        if range.revision == 0 {
+            range.revision = revision(page.header.as_ref()).0.cast_signed();
+        }
+        rows.extend(page.kvs);
+        let Some(last) = rows.last().filter(|_| page.more && (limit == 0 || rows.len() < limit)) else {
+            return Ok(rows);
+        };
+        // The next key there can be.
+        range.key = [&last.key[..], &[0]].concat().into();
+    }
+}
+
+fn deleted(key: &str, count: u64, before: Option<&[KeyValue]>, as_json: bool) -> Result<(), Failure> {
+    match (as_json, count) {
+        (true, _) => {
+            let mut document = json!({ "deleted": count });
+            if let Some(rows) = before {
+                document["previous"] = rows.iter().map(key_json).collect();
+            }
+            output::json(&document);
+        }
+        (false, 0) => return Err(Failure::NotFound(format!("the key {key:?} does not exist"))),
+        (false, 1) => say!("deleted"),
+        (false, _) => say!("deleted {count} keys"),
+    }
+    if let Some(rows) = before.filter(|_| !as_json) {
+        print(rows);
+    }
+    Ok(())
+}
+
+fn print(rows: &[KeyValue]) {
+    let row = |row: &KeyValue| vec![printable(&row.key), row.mod_revision.to_string(), printable(&row.value)];
+    output::table(&["KEY", "REVISION", "VALUE"], &rows.iter().map(row).collect::<Vec<_>>());
+}
+
+/// A key as a JSON object.
+fn key_json(row: &KeyValue) -> Value {
+    json!({
+        "key": printable(&row.key),
+        "value": printable(&row.value),
+        "revision": row.mod_revision,
+        "created": row.create_revision,
+        "version": row.version,
+    })
 }

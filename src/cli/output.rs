@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Value, json};
 
 use crate::ids::{ClusterId, NodeId};
-use crate::proto::v1::{KeyValue, Member, MemberRole, StatusReply};
+use crate::proto::v1::{Member, MemberRole, StatusReply};
 use crate::state::member::is_server;
 
 /// Prints one JSON document.
@@ -126,9 +126,4 @@ pub fn printable(bytes: &[u8]) -> String {
         Ok(text) => text.to_owned(),
         Err(_) => bytes.escape_ascii().to_string(),
     }
-}
-
-/// A key as a JSON object.
-pub fn key_value_json(row: &KeyValue) -> Value {
-    json!({ "key": printable(&row.key), "value": printable(&row.value), "revision": row.revision })
 }

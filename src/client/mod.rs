@@ -4,6 +4,7 @@
 //! first answer. What cannot be known is said: an attempt that broke in the middle and could not be repeated before the
 //! deadline ends as [`ClientError::Unknown`], never as a guess.
 
+mod kv;
 mod tasks;
 mod watch;
 
@@ -28,6 +29,7 @@ use crate::shared::{LEADER_HINT, is_not_done};
 use crate::state::command;
 use crate::time::Monotonic;
 
+pub use kv::revision;
 pub use watch::Remote;
 
 /// How long one attempt at one member may take before the next is asked.
@@ -43,6 +45,14 @@ pub enum ClientError {
     /// The cluster's answer: it will be the same next time.
     #[error("{0}")]
     Rejected(Reject),
+    /// A precondition on a key's revision does not hold.
+    #[error("the key's revision is {actual}, not {expected} (0 means that the key does not exist)")]
+    RevisionMismatch {
+        /// What was expected.
+        expected: Revision,
+        /// What the key has.
+        actual: Revision,
+    },
     /// The request makes no sense to the member that got it.
     #[error("{0}")]
     Invalid(String),
@@ -155,57 +165,6 @@ impl Client {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().expect("no code panics while it holds the client's state")
-    }
-
-    /// Sets a key; with `expected`, only if its revision is that one (0: it does not exist).
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn put(&self, key: &[u8], value: &[u8], expected: Option<Revision>) -> Result<Revision, ClientError> {
-        let put = v1::Put {
-            key: key.to_vec().into(),
-            value: value.to_vec().into(),
-            expected_revision: expected.map(|revision| revision.0),
-        };
-        match self.execute(Kind::Put(put)).await? {
-            reply::Kind::Put(reply) => Ok(Revision(reply.revision)),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Removes a key. Says whether it existed.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn delete(&self, key: &[u8], expected: Option<Revision>) -> Result<bool, ClientError> {
-        let delete = v1::Delete { key: key.to_vec().into(), expected_revision: expected.map(|revision| revision.0) };
-        match self.execute(Kind::Delete(delete)).await? {
-            reply::Kind::Delete(reply) => Ok(reply.existed),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Reads a key, linearizably.
-    ///
-    /// # Errors
-    /// See [`ClientError`]; never unknown, for a read has no effect.
-    pub async fn get(&self, key: &[u8]) -> Result<Option<v1::KeyValue>, ClientError> {
-        let get = v1::Get { key: key.to_vec().into() };
-        match self.query(query_request::Kind::Get(get)).await? {
-            query_reply::Kind::Get(reply) => Ok(reply.found),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    /// Reads one page of the keys with a prefix, linearizably.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn scan(&self, scan: v1::Scan) -> Result<v1::ScanReply, ClientError> {
-        match self.query(query_request::Kind::Scan(scan)).await? {
-            query_reply::Kind::Scan(reply) => Ok(reply),
-            other => Err(unexpected(&other)),
-        }
     }
 
     /// What the first member that answers knows of the cluster.
@@ -396,15 +355,23 @@ impl Client {
     }
 
     async fn query(&self, kind: query_request::Kind) -> Result<query_reply::Kind, ClientError> {
+        self.query_any(kind, false).await
+    }
+
+    /// Asks the state; if `serializable`, that of whichever member answers, which may be behind.
+    async fn query_any(&self, kind: query_request::Kind, serializable: bool) -> Result<query_reply::Kind, ClientError> {
         let reply = self
             .attempts(|channel, deadline| {
-                let mut request = Request::new(v1::QueryRequest { serializable: false, kind: Some(kind.clone()) });
+                let mut request = Request::new(v1::QueryRequest { serializable, kind: Some(kind.clone()) });
                 request.set_timeout(deadline.since(self.io.clock.now()));
                 Box::pin(async move { store(channel).query(request).await })
             })
             .await
             .map_err(ClientError::of_read)?;
-        reply.kind.ok_or_else(|| ClientError::Unavailable("an answer from a newer version".into()))
+        match reply.kind {
+            Some(query_reply::Kind::Rejection(rejection)) => Err(rejected(&rejection)),
+            kind => kind.ok_or_else(|| ClientError::Unavailable("an answer from a newer version".into())),
+        }
     }
 
     async fn attempts<T>(&self, attempt: impl Fn(Channel, Monotonic) -> Attempt<T> + Send) -> Result<T, ClientError> {
@@ -464,12 +431,16 @@ impl Client {
 
 fn answer(reply: v1::Reply) -> Result<reply::Kind, ClientError> {
     match reply.kind {
-        Some(reply::Kind::Rejection(rejection)) => Err(match command::reject(&rejection) {
-            Some(reject) => ClientError::Rejected(reject),
-            None => ClientError::Invalid("refused for a reason that only a newer version knows".into()),
-        }),
+        Some(reply::Kind::Rejection(rejection)) => Err(rejected(&rejection)),
         Some(kind) => Ok(kind),
         None => Err(ClientError::Unknown("an answer from a newer version".into())),
+    }
+}
+
+fn rejected(rejection: &v1::Rejection) -> ClientError {
+    match command::reject(rejection) {
+        Some(reject) => ClientError::Rejected(reject),
+        None => ClientError::Invalid("refused for a reason that only a newer version knows".into()),
     }
 }
 

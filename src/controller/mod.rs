@@ -7,7 +7,7 @@ use crate::proto::v1::{self, Member, MemberRole, command};
 use crate::raft::core::{Role, Status};
 use crate::scheduler;
 use crate::state::table::Read;
-use crate::state::{session, task, worker};
+use crate::state::{kv, session, task, worker};
 use crate::time::ClusterTime;
 
 /// Entries that a learner may lack and still count as caught up.
@@ -46,6 +46,12 @@ pub fn assign(head: &v1::Head, rows: &impl Read) -> Result<Option<v1::Command>, 
     let wanted = !assignments.is_empty();
     let kind = command::Kind::AssignTasks(v1::AssignTasks { assignments });
     Ok(wanted.then_some(v1::Command { session: None, kind: Some(kind) }))
+}
+
+/// The command that removes some of what was compacted from the database; `None` if nothing is left.
+pub fn sweep(head: &v1::Head) -> Option<v1::Command> {
+    let kind = command::Kind::SweepVersions(v1::SweepVersions {});
+    kv::is_sweeping(head).then_some(v1::Command { session: None, kind: Some(kind) })
 }
 
 /// The change that makes learners voters: only those that have caught up and answer, only to an odd number of voters,

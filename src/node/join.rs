@@ -130,9 +130,11 @@ pub async fn check_alone(io: &Io, identity: Identity, at: Whereabouts) -> Result
     }
     // Where others were once, strangers may be now.
     before.retain(|_, reply| reply.cluster_id == identity.cluster.0);
-    // A member that follows nobody says nothing to the others, but it answers.
+    // A member that follows nobody says nothing to the others, but it answers; and it may be one of those that were asked, whose
+    // own state, if it has just joined, does not say yet where it is.
     let heard_at = before.values().filter_map(|reply| reply.address.parse::<Address>().ok());
-    let places: BTreeSet<Address> = heard_at.chain(known).filter(|place| *place != own).collect();
+    let asked = before.keys().cloned();
+    let places: BTreeSet<Address> = heard_at.chain(asked).chain(known).filter(|place| *place != own).collect();
     for place in &places {
         if who(io, place).await == Some((identity.cluster, identity.id)) {
             return Err(runs(place, "where it answers"));

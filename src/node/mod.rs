@@ -387,7 +387,7 @@ async fn control_once(shared: &SharedNodeState, keep_time: bool, voters_max: usi
     Ok(())
 }
 
-/// The leader's scheduler: looks again whenever the state has changed.
+/// The leader's scheduler and its sweeper: look again whenever the state has changed.
 async fn schedule(shared: Arc<SharedNodeState>) {
     let clock = shared.io.clock.clone();
     let mut seen = Index(0);
@@ -397,12 +397,13 @@ async fn schedule(shared: Arc<SharedNodeState>) {
         seen = clock.timeout(limits::CONTROL_PERIOD, changed).await.unwrap_or(seen);
         let began = clock.now();
         if shared.leads() {
-            let command = match shared.reader.view().and_then(|(head, rows)| controller::assign(&head, &rows)) {
-                Ok(command) => command,
+            let look = |(head, rows)| Ok([controller::assign(&head, &rows)?, controller::sweep(&head)]);
+            let commands = match shared.reader.view().and_then(look) {
+                Ok(commands) => commands,
                 Err(fault) => return shared.io.spawn.fail_stop(fault),
             };
             // What fails here is looked at again in the next round.
-            if let Some(command) = command {
+            for command in commands.into_iter().flatten() {
                 let proposal = shared.raft.propose(command.encode_to_vec().into());
                 let _ = clock.timeout(limits::REQUEST_TIMEOUT, proposal).await;
             }

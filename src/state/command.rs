@@ -4,8 +4,8 @@ use prost::Message;
 
 use super::machine::Apply;
 use super::{kv, session, task, worker};
-use crate::error::{Context, Fault, Reject};
-use crate::ids::{NodeId, Revision, Seq, SessionId, TaskId, Token};
+use crate::error::{Context, Fault, KvReject, Reject};
+use crate::ids::{NodeId, Seq, SessionId, TaskId, Token};
 use crate::limits::COMMAND_BYTES_MAX;
 use crate::proto::v1::{self, command, rejection, reply};
 
@@ -20,8 +20,9 @@ pub fn check(command: &v1::Command) -> Result<(), Reject> {
     }
     match &command.kind {
         None => invalid("kind", "missing, or from a newer version than this member's".into()),
-        Some(command::Kind::Put(put)) => kv::check_put(put),
-        Some(command::Kind::Delete(delete)) => kv::check_delete(delete),
+        Some(command::Kind::Put(put)) => kv::check_put(put).map_err(Reject::from),
+        Some(command::Kind::DeleteRange(delete)) => kv::check_delete_range(delete).map_err(Reject::from),
+        Some(command::Kind::Txn(txn)) => kv::check_txn(txn).map_err(Reject::from),
         Some(command::Kind::SubmitTask(submit)) => task::check_spec(submit.spec.as_ref()),
         Some(command::Kind::RegisterWorker(register)) => worker::check_features(&register.features),
         Some(command::Kind::ReportAttempt(report)) => task::check_exit(report.exit.as_ref()),
@@ -47,7 +48,7 @@ pub(super) fn execute(apply: &mut Apply<'_>, bytes: &[u8]) -> Result<bytes::Byte
     };
     match session::begin(apply, header)? {
         session::Begin::Replay(reply) => Ok(reply),
-        session::Begin::Refuse(reject) => Ok(rejection(&reject).encode_to_vec().into()),
+        session::Begin::Refuse(reject) => Ok(refusal(&reject).encode_to_vec().into()),
         session::Begin::Fresh => {
             let reply = run(apply, kind)?.encode_to_vec();
             session::finish(apply, header, &reply)?;
@@ -59,7 +60,12 @@ pub(super) fn execute(apply: &mut Apply<'_>, bytes: &[u8]) -> Result<bytes::Byte
 fn run(apply: &mut Apply<'_>, kind: &command::Kind) -> Result<v1::Reply, Fault> {
     let answer = match kind {
         command::Kind::Put(put) => kv::put(apply, put)?.map(reply::Kind::Put),
-        command::Kind::Delete(delete) => kv::delete(apply, delete)?.map(reply::Kind::Delete),
+        command::Kind::DeleteRange(delete) => kv::delete_range(apply, delete)?.map(reply::Kind::DeleteRange),
+        command::Kind::Txn(txn) => kv::txn(apply, txn)?.map(reply::Kind::Txn),
+        command::Kind::Compact(compact) => kv::compact(apply, compact)?.map(reply::Kind::Compact),
+        command::Kind::SweepVersions(_) => {
+            Ok(reply::Kind::SweepVersions(v1::SweepVersionsReply { swept: kv::sweep(apply)? }))
+        }
         command::Kind::OpenSession(_) => session::open(apply)?.map(reply::Kind::OpenSession),
         command::Kind::KeepSession(_) => Ok(reply::Kind::KeepSession(v1::KeepSessionReply {})),
         command::Kind::CloseSession(close) => session::close(apply, SessionId(close.session))?
@@ -87,12 +93,12 @@ fn run(apply: &mut Apply<'_>, kind: &command::Kind) -> Result<v1::Reply, Fault> 
     };
     Ok(match answer {
         Ok(kind) => v1::Reply { kind: Some(kind) },
-        Err(reject) => rejection(&reject),
+        Err(reject) => refusal(&reject),
     })
 }
 
-/// A refusal as a reply.
-pub fn rejection(reject: &Reject) -> v1::Reply {
+/// A refusal as it is written down.
+pub fn rejection(reject: &Reject) -> v1::Rejection {
     use rejection::Kind;
     let stale = |session: &SessionId, seq: &Seq, acknowledged: &Seq| rejection::Stale {
         session: session.0,
@@ -104,16 +110,18 @@ pub fn rejection(reject: &Reject) -> v1::Reply {
         Reject::Stale { session, seq, acknowledged } => Kind::Stale(stale(session, seq, acknowledged)),
         Reject::WindowFull { session, seq, acknowledged } => Kind::WindowFull(stale(session, seq, acknowledged)),
         Reject::LimitReached { what, limit } => Kind::Limit(rejection::Limit { what: what.clone(), limit: *limit }),
-        Reject::RevisionMismatch { expected, actual } => {
-            Kind::RevisionMismatch(rejection::RevisionMismatch { expected: expected.0, actual: actual.0 })
-        }
+        Reject::Kv(reject) => Kind::Keys(keys_rejection(*reject)),
         Reject::NotFound(what) => Kind::NotFound(what.clone()),
         Reject::Conflict(what) => Kind::Conflict(what.clone()),
         Reject::Fenced(token) => Kind::Fenced(token.0),
         Reject::WorkerOffline(worker) => Kind::WorkerOffline(worker.0),
         Reject::Invalid { field, why } => Kind::Invalid(rejection::Invalid { field: field.clone(), why: why.clone() }),
     };
-    v1::Reply { kind: Some(reply::Kind::Rejection(v1::Rejection { kind: Some(kind) })) }
+    v1::Rejection { kind: Some(kind) }
+}
+
+fn refusal(reject: &Reject) -> v1::Reply {
+    v1::Reply { kind: Some(reply::Kind::Rejection(rejection(reject))) }
 }
 
 /// A reply's refusal, as a value again; `None` if it is one that this version does not know.
@@ -131,13 +139,53 @@ pub fn reject(rejection: &v1::Rejection) -> Option<Reject> {
             Reject::WindowFull { session, seq, acknowledged }
         }
         Kind::Limit(l) => Reject::LimitReached { what: l.what.clone(), limit: l.limit },
-        Kind::RevisionMismatch(r) => {
-            Reject::RevisionMismatch { expected: Revision(r.expected), actual: Revision(r.actual) }
-        }
+        Kind::Keys(keys) => Reject::Kv(keys_reject(keys)?),
         Kind::NotFound(what) => Reject::NotFound(what.clone()),
         Kind::Conflict(what) => Reject::Conflict(what.clone()),
         Kind::Fenced(token) => Reject::Fenced(Token(*token)),
         Kind::WorkerOffline(worker) => Reject::WorkerOffline(NodeId(*worker)),
         Kind::Invalid(i) => Reject::Invalid { field: i.field.clone(), why: i.why.clone() },
+    })
+}
+
+fn keys_rejection(reject: KvReject) -> rejection::Keys {
+    use rejection::keys::Why;
+    let number = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    let (why, given, bound) = match reject {
+        KvReject::KeyMissing => (Why::KeyMissing, 0, 0),
+        KvReject::ValueGiven => (Why::ValueGiven, 0, 0),
+        KvReject::LeaseGiven => (Why::LeaseGiven, 0, 0),
+        KvReject::KeyNotFound => (Why::KeyNotFound, 0, 0),
+        KvReject::LeaseNotFound(lease) => (Why::LeaseNotFound, lease, 0),
+        KvReject::TooManyOperations(operations) => (Why::TooManyOperations, number(operations), 0),
+        KvReject::TooDeep => (Why::TooDeep, 0, 0),
+        KvReject::DuplicateKey => (Why::DuplicateKey, 0, 0),
+        KvReject::InvalidSort => (Why::InvalidSort, 0, 0),
+        KvReject::InvalidCompare => (Why::InvalidCompare, 0, 0),
+        KvReject::TooLarge(bytes) => (Why::TooLarge, number(bytes), 0),
+        KvReject::Compacted { asked, compacted } => (Why::Compacted, number(asked), number(compacted)),
+        KvReject::Future { asked, newest } => (Why::Future, number(asked), number(newest)),
+    };
+    rejection::Keys { why: why.into(), given, bound }
+}
+
+fn keys_reject(keys: &rejection::Keys) -> Option<KvReject> {
+    use rejection::keys::Why;
+    let (given, bound) = (u64::try_from(keys.given).unwrap_or_default(), u64::try_from(keys.bound).unwrap_or_default());
+    Some(match keys.why() {
+        Why::Unspecified => return None,
+        Why::KeyMissing => KvReject::KeyMissing,
+        Why::ValueGiven => KvReject::ValueGiven,
+        Why::LeaseGiven => KvReject::LeaseGiven,
+        Why::KeyNotFound => KvReject::KeyNotFound,
+        Why::LeaseNotFound => KvReject::LeaseNotFound(keys.given),
+        Why::TooManyOperations => KvReject::TooManyOperations(given),
+        Why::TooDeep => KvReject::TooDeep,
+        Why::DuplicateKey => KvReject::DuplicateKey,
+        Why::InvalidSort => KvReject::InvalidSort,
+        Why::InvalidCompare => KvReject::InvalidCompare,
+        Why::TooLarge => KvReject::TooLarge(given),
+        Why::Compacted => KvReject::Compacted { asked: given, compacted: bound },
+        Why::Future => KvReject::Future { asked: given, newest: bound },
     })
 }

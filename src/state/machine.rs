@@ -5,13 +5,14 @@
 //! as of the last one and the log is replayed from there. Applied index and term, sessions, membership and every
 //! other row change in the same transaction, so what is replayed is exactly what is missing.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::Bytes;
 use prost::Message;
 use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::kv::KeyIndex;
 use super::table::{Rows, View, full_digest};
 use super::{command, member};
 use crate::entry::{Body, Entry, Outcome};
@@ -46,6 +47,8 @@ pub(super) fn open_database(disk: &dyn Disk, name: &str) -> Result<Database, Fau
 pub(super) struct Apply<'txn> {
     pub(super) rows: Rows<'txn>,
     pub(super) head: v1::Head,
+    /// The index of keys. Readers see it change before the rows: they look for nothing newer than their revision.
+    pub(super) index: Arc<RwLock<KeyIndex>>,
 }
 
 /// The replicated state of one member. Owned by one thread; read through [`StateReader`]s by any.
@@ -53,9 +56,9 @@ pub struct State {
     disk: Arc<dyn Disk>,
     /// The file's name.
     name: String,
-    db: Arc<Database>,
-    /// What the readers read: `db`.
+    /// What there is, and what the readers read.
     current: Current,
+    store: Store,
     head: v1::Head,
     /// Applied index at the last durable checkpoint.
     durable: Index,
@@ -63,7 +66,35 @@ pub struct State {
     since_durable: u64,
 }
 
-type Current = Arc<Mutex<Arc<Database>>>;
+/// A database and the index of its keys.
+#[derive(Clone)]
+struct Store {
+    db: Arc<Database>,
+    index: Arc<RwLock<KeyIndex>>,
+}
+
+impl Store {
+    fn new(db: Database, head: &v1::Head) -> Result<Self, Fault> {
+        let index = load_index(&db, head)?;
+        Ok(Self { db: Arc::new(db), index: Arc::new(RwLock::new(index)) })
+    }
+}
+
+fn load_index(db: &Database, head: &v1::Head) -> Result<KeyIndex, Fault> {
+    let rows = View::new(db.begin_read().context(|| "read the keys".into())?, Arc::default());
+    KeyIndex::load(&rows, head.compacted)
+}
+
+type Current = Arc<Mutex<Store>>;
+
+fn read_head(table: &impl ReadableTable<(), &'static [u8]>) -> Result<v1::Head, Fault> {
+    let what = || "read the head of the state".to_string();
+    match table.get(()).context(what)? {
+        Some(row) => v1::Head::decode(row.value()).context(what),
+        // An empty store is at revision 1, as etcd's is.
+        None => Ok(v1::Head { revision: 1, ..v1::Head::default() }),
+    }
+}
 
 impl State {
     /// Opens the state that was installed from the snapshot at `installed` (0 if none was), making an empty one if
@@ -82,22 +113,20 @@ impl State {
         }
         let (db, head) = Self::load(&*disk, &name)?;
         disk.sync_dir().context(what)?;
-        let db = Arc::new(db);
-        let durable = Index(head.applied_index);
-        let current = Arc::new(Mutex::new(db.clone()));
-        let state = Self { disk, name, db, current, head, durable, since_durable: 0 };
         // The database checks its pages only where a file was not closed in order.
-        if state.reader().full_digest()? != state.digest() {
-            let (name, disk) = (&state.name, state.disk.describe());
-            let text = format!(
+        if full_digest(&View::new(db.begin_read().context(what)?, Arc::default()))? != head.rows_digest {
+            // Closing it would write to it: it is evidence now.
+            std::mem::forget(db);
+            let disk = disk.describe();
+            return Err(Fault::new(format!(
                 "{name} in {disk} is damaged: its rows are not those that its digest counts. Remove this member, and join with an \
                  empty data directory"
-            );
-            // Closing it would write to it: it is evidence now.
-            std::mem::forget(state);
-            return Err(Fault::new(text));
+            )));
         }
-        Ok(state)
+        let store = Store::new(db, &head)?;
+        let durable = Index(head.applied_index);
+        let current = Arc::new(Mutex::new(store.clone()));
+        Ok(Self { disk, name, current, store, head, durable, since_durable: 0 })
     }
 
     /// A state that was installed must be there: an empty one in its place would be made up.
@@ -112,10 +141,7 @@ impl State {
         let db = open_database(disk, name)?;
         let txn = db.begin_write().context(what)?;
         let head = {
-            let head = txn.open_table(HEAD).context(what)?;
-            let row = head.get(()).context(what)?;
-            let bytes = row.map(|row| row.value().to_vec()).unwrap_or_default();
-            let head = v1::Head::decode(&*bytes).context(what)?;
+            let head = read_head(&txn.open_table(HEAD).context(what)?)?;
             Rows::new(&txn, head.rows_digest).make_tables()?;
             head
         };
@@ -135,8 +161,8 @@ impl State {
         if head.applied_index != index.0 {
             return Err(Fault::new(format!("{name} holds the state at {}", head.applied_index)));
         }
-        self.db = Arc::new(db);
-        *self.current.lock().expect("no code panics while it holds the database") = self.db.clone();
+        self.store = Store::new(db, &head)?;
+        *self.current.lock().expect("no code panics while it holds the database") = self.store.clone();
         (self.head, self.durable, self.since_durable) = (head, index, 0);
         let before = std::mem::replace(&mut self.name, name);
         self.disk.remove(&before).context(|| format!("remove {before} in {}", self.disk.describe()))
@@ -178,14 +204,24 @@ impl State {
     /// The database failed, or an entry is not one that this version can apply. The state is as before; this member
     /// must stop.
     pub fn apply(&mut self, entries: &[Entry]) -> Result<Vec<Outcome>, Fault> {
+        let result = self.apply_batch(entries);
+        if result.is_err() {
+            // What was not committed is gone from the rows, and so from the index, too.
+            let index = load_index(&self.store.db, &self.head)?;
+            *self.store.index.write().expect("no code panics while it holds the index") = index;
+        }
+        result
+    }
+
+    fn apply_batch(&mut self, entries: &[Entry]) -> Result<Vec<Outcome>, Fault> {
         let Some(last) = entries.last() else { return Ok(Vec::new()) };
         let what = || format!("apply the entries up to {}", last.index);
         let mut bytes = 0;
-        let mut txn = self.db.begin_write().context(what)?;
+        let mut txn = self.store.db.begin_write().context(what)?;
         let since = last.index.0 - self.durable.0;
         let (head, outcomes) = {
             let rows = Rows::new(&txn, self.head.rows_digest);
-            let mut apply = Apply { rows, head: self.head.clone() };
+            let mut apply = Apply { rows, head: self.head.clone(), index: self.store.index.clone() };
             let mut outcomes = Vec::with_capacity(entries.len());
             for entry in entries {
                 assert_eq!(entry.index.0, apply.head.applied_index + 1, "entries are applied in order, each once");
@@ -222,7 +258,7 @@ impl State {
             return Ok(());
         }
         let what = || format!("checkpoint the state at {}", self.head.applied_index);
-        self.db.begin_write().context(what)?.commit().context(what)?;
+        self.store.db.begin_write().context(what)?.commit().context(what)?;
         self.note_durable();
         Ok(())
     }
@@ -268,14 +304,10 @@ impl StateReader {
     /// The database failed.
     pub fn view(&self) -> Result<(v1::Head, View), Fault> {
         let what = || "read the state".to_string();
-        let db = self.current.lock().expect("no code panics while it holds the database").clone();
-        let txn = db.begin_read().context(what)?;
-        let head = {
-            let table = txn.open_table(HEAD).context(what)?;
-            let row = table.get(()).context(what)?;
-            row.map(|row| v1::Head::decode(row.value())).transpose().context(what)?.unwrap_or_default()
-        };
-        Ok((head, View::new(txn)))
+        let store = self.current.lock().expect("no code panics while it holds the database").clone();
+        let txn = store.db.begin_read().context(what)?;
+        let head = read_head(&txn.open_table(HEAD).context(what)?)?;
+        Ok((head, View::new(txn, store.index)))
     }
 
     /// The digest of the state, computed anew from every row. Equal to [`State::digest`] unless rows changed behind

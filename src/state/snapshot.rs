@@ -125,7 +125,7 @@ impl Import {
         Rows::new(&txn, self.rows_digest).make_tables()?;
         txn.open_table(HEAD).context(what)?.insert((), &*head.encode_to_vec()).context(what)?;
         txn.commit().context(what)?;
-        head.rows_digest = full_digest(&View::new(self.db.begin_read().context(what)?))?;
+        head.rows_digest = full_digest(&View::new(self.db.begin_read().context(what)?, Arc::default()))?;
         if head_digest(&head) != expected {
             let text =
                 format!("the state at {} has the digest {:016x}, not {expected:016x}", self.index, head_digest(&head));

@@ -6,18 +6,20 @@
 
 use std::cell::OnceCell;
 use std::ops::{Bound, ControlFlow};
+use std::sync::{Arc, RwLock};
 
 use prost::Message;
-use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::kv::KeyIndex;
 use crate::error::{Context, Fault};
 
 /// A table of the replicated state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Table {
-    /// Key to [`crate::proto::v1::KvRow`].
-    Kv,
+    /// Revision and number to the [`crate::proto::mvccpb::KeyValue`] that was written there.
+    Versions,
     /// Session to [`crate::proto::v1::SessionRow`].
     Sessions,
     /// Session and sequence to the encoded [`crate::proto::v1::Reply`].
@@ -40,7 +42,7 @@ pub enum Table {
 
 /// All tables, in the order of their numbers.
 pub const TABLES: [Table; 10] = [
-    Table::Kv,
+    Table::Versions,
     Table::Sessions,
     Table::Replies,
     Table::Members,
@@ -57,7 +59,7 @@ type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
 impl Table {
     fn name(self) -> &'static str {
         match self {
-            Self::Kv => "kv",
+            Self::Versions => "versions",
             Self::Sessions => "sessions",
             Self::Replies => "replies",
             Self::Members => "members",
@@ -183,26 +185,40 @@ fn scan_rows(
     Ok(())
 }
 
-/// The rows as of one committed point.
+/// The rows as of one committed point, and the index of keys that belongs to them.
 pub struct View {
     txn: ReadTransaction,
+    tables: [OnceCell<ReadOnlyTable<&'static [u8], &'static [u8]>>; TABLES.len()],
+    index: Arc<RwLock<KeyIndex>>,
 }
 
 impl View {
-    pub(super) fn new(txn: ReadTransaction) -> Self {
-        Self { txn }
+    pub(super) fn new(txn: ReadTransaction, index: Arc<RwLock<KeyIndex>>) -> Self {
+        Self { txn, tables: [const { OnceCell::new() }; TABLES.len()], index }
+    }
+
+    /// The index. It may know newer versions than the rows do.
+    pub(super) fn index(&self) -> &RwLock<KeyIndex> {
+        &self.index
+    }
+
+    fn table(&self, table: Table) -> Result<&ReadOnlyTable<&'static [u8], &'static [u8]>, Fault> {
+        let cell = &self.tables[table as usize];
+        if let Some(opened) = cell.get() {
+            return Ok(opened);
+        }
+        let opened = self.txn.open_table(table.definition()).context(|| failed("open", table))?;
+        Ok(cell.get_or_init(|| opened))
     }
 }
 
 impl Read for View {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
-        let rows = self.txn.open_table(table.definition()).context(|| failed("open", table))?;
-        get_row(&rows, table, key)
+        get_row(self.table(table)?, table, key)
     }
 
     fn scan(&self, table: Table, range: KeyRange, each: EachRow<'_>) -> Result<(), Fault> {
-        let rows = self.txn.open_table(table.definition()).context(|| failed("open", table))?;
-        scan_rows(&rows, table, &range, each)
+        scan_rows(self.table(table)?, table, &range, each)
     }
 }
 

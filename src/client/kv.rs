@@ -1,0 +1,156 @@
+//! Keys, as a client sees them.
+
+use super::{Client, ClientError, unexpected};
+use crate::ids::Revision;
+use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::proto::etcdserverpb::request_op::Request;
+use crate::proto::etcdserverpb::response_op::Response;
+use crate::proto::etcdserverpb::{
+    CompactionRequest, CompactionResponse, Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    RangeRequest, RangeResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
+};
+use crate::proto::mvccpb::KeyValue;
+use crate::proto::v1::{command::Kind, query_reply, query_request, reply};
+use crate::state::kv;
+
+impl Client {
+    /// Reads keys, linearizably unless it asks otherwise.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; never unknown, for a read has no effect.
+    pub async fn range(&self, range: RangeRequest) -> Result<RangeResponse, ClientError> {
+        let serializable = range.serializable;
+        match self.query_any(query_request::Kind::Range(range), serializable).await? {
+            query_reply::Kind::Range(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Sets a key, exactly once.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn put_request(&self, put: PutRequest) -> Result<PutResponse, ClientError> {
+        match self.execute(Kind::Put(put)).await? {
+            reply::Kind::Put(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Removes keys, exactly once.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete_range(&self, delete: DeleteRangeRequest) -> Result<DeleteRangeResponse, ClientError> {
+        match self.execute(Kind::DeleteRange(delete)).await? {
+            reply::Kind::DeleteRange(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Carries out a transaction exactly once; one that only reads is a linearizable read.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn txn(&self, txn: TxnRequest) -> Result<TxnResponse, ClientError> {
+        if kv::only_reads(&txn) {
+            return match self.query(query_request::Kind::Txn(txn)).await? {
+                query_reply::Kind::Txn(reply) => Ok(reply),
+                other => Err(unexpected(&other)),
+            };
+        }
+        match self.execute(Kind::Txn(txn)).await? {
+            reply::Kind::Txn(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has what was superseded before a revision forgotten.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; rejected if the revision is compacted already or not there yet.
+    pub async fn compact(&self, compact: CompactionRequest) -> Result<CompactionResponse, ClientError> {
+        match self.execute(Kind::Compact(compact)).await? {
+            reply::Kind::Compact(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Reads one key, linearizably.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; never unknown, for a read has no effect.
+    pub async fn get(&self, key: &[u8]) -> Result<Option<KeyValue>, ClientError> {
+        let range = RangeRequest { key: key.to_vec().into(), ..RangeRequest::default() };
+        Ok(self.range(range).await?.kvs.into_iter().next())
+    }
+
+    /// Sets a key; with `expected`, only if its revision is that one (0: it does not exist).
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn put(&self, key: &[u8], value: &[u8], expected: Option<Revision>) -> Result<Revision, ClientError> {
+        let put = PutRequest { key: key.to_vec().into(), value: value.to_vec().into(), ..PutRequest::default() };
+        match expected {
+            None => Ok(revision(self.put_request(put).await?.header.as_ref())),
+            Some(expected) => {
+                let (header, _) = self.only_at(key, expected, Request::RequestPut(put)).await?;
+                Ok(revision(header.as_ref()))
+            }
+        }
+    }
+
+    /// Removes a key, with `expected` only if its revision is that one. Says whether it existed.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete(&self, key: &[u8], expected: Option<Revision>) -> Result<bool, ClientError> {
+        let delete = DeleteRangeRequest { key: key.to_vec().into(), ..DeleteRangeRequest::default() };
+        let Some(expected) = expected else { return Ok(self.delete_range(delete).await?.deleted > 0) };
+        match self.only_at(key, expected, Request::RequestDeleteRange(delete)).await?.1 {
+            Some(Response::ResponseDeleteRange(reply)) => Ok(reply.deleted > 0),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Does something if a key's revision is the expected one.
+    async fn only_at(
+        &self,
+        key: &[u8],
+        expected: Revision,
+        then: Request,
+    ) -> Result<(Option<ResponseHeader>, Option<Response>), ClientError> {
+        let key = bytes::Bytes::copy_from_slice(key);
+        let number = i64::try_from(expected.0).map_err(|_| {
+            ClientError::Invalid(format!("{expected} is no revision of a key; the greatest is {}", i64::MAX))
+        })?;
+        let compare = Compare {
+            result: CompareResult::Equal.into(),
+            target: CompareTarget::Mod.into(),
+            key: key.clone(),
+            target_union: Some(TargetUnion::ModRevision(number)),
+            ..Compare::default()
+        };
+        let look = RangeRequest { key, keys_only: true, ..RangeRequest::default() };
+        let reply = self
+            .txn(TxnRequest {
+                compare: vec![compare],
+                success: vec![RequestOp { request: Some(then) }],
+                failure: vec![RequestOp { request: Some(Request::RequestRange(look)) }],
+            })
+            .await?;
+        let (header, succeeded) = (reply.header, reply.succeeded);
+        match (succeeded, reply.responses.into_iter().next().and_then(|ResponseOp { response }| response)) {
+            (false, Some(Response::ResponseRange(found))) => {
+                let actual = found.kvs.first().map_or(0, |row| row.mod_revision.cast_unsigned());
+                Err(ClientError::RevisionMismatch { expected, actual: Revision(actual) })
+            }
+            (_, response) => Ok((header, response)),
+        }
+    }
+}
+
+/// The revision of an answer.
+pub fn revision(header: Option<&ResponseHeader>) -> Revision {
+    Revision(header.map_or(0, |header| header.revision.cast_unsigned()))
+}

@@ -1,0 +1,163 @@
+//! Which versions each key has, and where their rows are.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::super::table::{ALL, Read, Table};
+use super::bounds;
+use crate::error::{Context, Fault};
+use crate::proto::mvccpb::KeyValue;
+
+/// Where a version's row is: its revision, and its number among the changes of that revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// The revision.
+    pub revision: u64,
+    /// Counted from 0.
+    pub number: u32,
+}
+
+impl Position {
+    /// The row's key: rows are in the order of their positions.
+    pub fn key(self) -> [u8; 12] {
+        let mut key = [0; 12];
+        key[..8].copy_from_slice(&self.revision.to_be_bytes());
+        key[8..].copy_from_slice(&self.number.to_be_bytes());
+        key
+    }
+
+    fn of(key: &[u8]) -> Result<Self, Fault> {
+        let (revision, number) = key.split_at_checked(8).unwrap_or_default();
+        let what = || format!("read the position {key:?} of a key's version");
+        let revision = u64::from_be_bytes(revision.try_into().context(what)?);
+        Ok(Self { revision, number: u32::from_be_bytes(number.try_into().context(what)?) })
+    }
+}
+
+/// One version of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Where its row is.
+    pub at: Position,
+    /// The revision at which the key came into being.
+    pub created: u64,
+    /// How often it was set since; 0: this is where it was removed.
+    pub count: u64,
+}
+
+/// What a range holds.
+pub struct Selection {
+    /// Keys and where their rows are, in order, as many as were asked for.
+    pub found: Vec<(Bytes, Position)>,
+    /// How many there are in all.
+    pub count: usize,
+}
+
+/// What was swept away.
+pub struct Swept {
+    /// The rows that are not needed any more.
+    pub rows: Vec<Position>,
+    /// The key to go on with, if that was not all.
+    pub next: Option<Bytes>,
+}
+
+/// All keys with their versions, oldest first. Built from the rows and changed with them; readers of an older view look for
+/// what is not newer than their revision.
+#[derive(Default)]
+pub struct KeyIndex {
+    keys: BTreeMap<Bytes, Vec<Version>>,
+    /// Up to this revision what was superseded may be gone: who reads a view from before it was compacted needs another.
+    swept: u64,
+}
+
+/// The newest version at a revision, unless the key does not exist there.
+fn live(versions: &[Version], revision: u64) -> Option<Version> {
+    let after = versions.partition_point(|version| version.at.revision <= revision);
+    versions[..after].last().copied().filter(|version| version.count > 0)
+}
+
+impl KeyIndex {
+    /// The index of what the rows hold, which were compacted up to a revision.
+    ///
+    /// # Errors
+    /// The database failed, or a row is not one.
+    pub fn load(rows: &impl Read, compacted: u64) -> Result<Self, Fault> {
+        let mut index = Self { keys: BTreeMap::new(), swept: compacted };
+        rows.scan(Table::Versions, ALL, &mut |key, row| {
+            let at = Position::of(key)?;
+            let row = KeyValue::decode(row).context(|| format!("decode the version at {at:?}"))?;
+            let created = u64::try_from(row.create_revision).context(|| format!("read the version at {at:?}"))?;
+            let count = u64::try_from(row.version).context(|| format!("read the version at {at:?}"))?;
+            index.add(&row.key, Version { at, created, count });
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(index)
+    }
+
+    /// Up to which revision what was superseded may be gone.
+    pub fn swept(&self) -> u64 {
+        self.swept
+    }
+
+    /// Adds the newest version of a key.
+    pub fn add(&mut self, key: &[u8], version: Version) {
+        match self.keys.get_mut(key) {
+            Some(versions) => versions.push(version),
+            // A key of its own, for what it was decoded from may be a whole batch.
+            None => drop(self.keys.insert(Bytes::copy_from_slice(key), vec![version])),
+        }
+    }
+
+    /// The newest version of a key, if the key exists.
+    pub fn newest(&self, key: &[u8]) -> Option<Version> {
+        live(self.keys.get(key)?, u64::MAX)
+    }
+
+    /// The keys of a range that exist at a revision, the first `limit` of them (all: `usize::MAX`).
+    pub fn select(&self, key: &[u8], range_end: &[u8], revision: u64, limit: usize) -> Selection {
+        let mut selection = Selection { found: Vec::new(), count: 0 };
+        let Some(range) = bounds(key, range_end) else { return selection };
+        for (key, versions) in self.keys.range::<[u8], _>(range) {
+            let Some(version) = live(versions, revision) else { continue };
+            selection.count += 1;
+            if selection.found.len() < limit {
+                selection.found.push((key.clone(), version.at));
+            }
+        }
+        selection
+    }
+
+    /// Forgets versions that only revisions before `compacted` can see, beginning with the key `from`: at most `rows_max` of
+    /// them, of at most `keys_max` keys.
+    pub fn sweep(&mut self, from: &[u8], compacted: u64, rows_max: usize, keys_max: usize) -> Swept {
+        let mut swept = Swept { rows: Vec::new(), next: None };
+        let mut empty = Vec::new();
+        self.swept = compacted;
+        let keys = self.keys.range_mut::<[u8], _>((Bound::Included(from), Bound::Unbounded));
+        for (number, (key, versions)) in keys.enumerate() {
+            if number == keys_max || swept.rows.len() == rows_max {
+                swept.next = Some(key.clone());
+                break;
+            }
+            let before = versions.partition_point(|version| version.at.revision <= compacted);
+            // The last of them is what the compacted revision sees, unless that is that there is no such key.
+            let gone = before - usize::from(live(versions, compacted).is_some());
+            let now = gone.min(rows_max - swept.rows.len());
+            swept.rows.extend(versions.drain(..now).map(|version| version.at));
+            if versions.is_empty() {
+                empty.push(key.clone());
+            }
+            if now < gone {
+                swept.next = Some(key.clone());
+                break;
+            }
+        }
+        for key in empty {
+            self.keys.remove(&key);
+        }
+        swept
+    }
+}

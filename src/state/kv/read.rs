@@ -1,0 +1,230 @@
+//! Reading the store as of one revision.
+
+use std::cmp::Ordering;
+use std::sync::RwLock;
+
+use prost::Message;
+
+use super::super::table::{Read, Table, View};
+use super::index::{KeyIndex, Position, Selection};
+use super::{check, header, signed};
+use crate::error::{Context, Fault, KvReject};
+use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::proto::etcdserverpb::request_op::Request;
+use crate::proto::etcdserverpb::response_op::Response;
+use crate::proto::etcdserverpb::{
+    Compare, RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest, TxnResponse,
+};
+use crate::proto::mvccpb::KeyValue;
+use crate::proto::v1;
+
+/// Why there is no answer.
+#[derive(Debug)]
+pub enum NoAnswer {
+    /// That is the answer.
+    Rejected(KvReject),
+    /// The view is from before a compaction, and what it would show is being swept away: take another.
+    Overtaken,
+    /// The database failed.
+    Fault(Fault),
+}
+
+impl From<Fault> for NoAnswer {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+impl From<KvReject> for NoAnswer {
+    fn from(reject: KvReject) -> Self {
+        Self::Rejected(reject)
+    }
+}
+
+/// The store as of one revision.
+pub struct Store<'a, R> {
+    rows: &'a R,
+    index: &'a RwLock<KeyIndex>,
+    /// The newest revision that it shows.
+    revision: u64,
+    compacted: u64,
+}
+
+impl<'a> Store<'a, View> {
+    /// The store as a view shows it, to which the head belongs.
+    pub fn of(head: &v1::Head, view: &'a View) -> Self {
+        Self::new(view, view.index(), head.revision, head.compacted)
+    }
+}
+
+impl<'a, R: Read> Store<'a, R> {
+    pub(super) fn new(rows: &'a R, index: &'a RwLock<KeyIndex>, revision: u64, compacted: u64) -> Self {
+        Self { rows, index, revision, compacted }
+    }
+
+    fn select(&self, key: &[u8], range_end: &[u8], revision: u64, limit: usize) -> Result<Selection, NoAnswer> {
+        let index = self.index.read().expect("no code panics while it holds the index");
+        if index.swept() > self.compacted {
+            return Err(NoAnswer::Overtaken);
+        }
+        Ok(index.select(key, range_end, revision, limit))
+    }
+
+    pub(super) fn row(&self, at: Position) -> Result<KeyValue, Fault> {
+        let row = self.rows.get(Table::Versions, &at.key())?;
+        let row =
+            row.ok_or_else(|| Fault::new(format!("the index knows a version at {at:?}, and there is no such row")))?;
+        KeyValue::decode(&*row).context(|| format!("decode the version at {at:?}"))
+    }
+
+    /// The revision that a range asks for, where 0 means the newest.
+    ///
+    /// # Errors
+    /// It is compacted, or not there yet.
+    pub(super) fn check_revision(&self, asked: i64) -> Result<u64, KvReject> {
+        match u64::try_from(asked) {
+            Err(_) | Ok(0) => Ok(self.revision),
+            Ok(asked) if asked > self.revision => Err(KvReject::Future { asked, newest: self.revision }),
+            Ok(asked) if asked < self.compacted => Err(KvReject::Compacted { asked, compacted: self.compacted }),
+            Ok(asked) => Ok(asked),
+        }
+    }
+
+    /// The keys of a range.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn range(&self, range: &RangeRequest) -> Result<RangeResponse, NoAnswer> {
+        check::check_range(range)?;
+        let revision = self.check_revision(range.revision)?;
+        let limit = usize::try_from(range.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+        let is_bounded =
+            [range.min_mod_revision, range.max_mod_revision, range.min_create_revision, range.max_create_revision]
+                != [0; 4];
+        let order = range.sort_order();
+        // What is chosen among all needs all.
+        let wanted = match range.count_only {
+            true => 0,
+            false if is_bounded || order != SortOrder::None => usize::MAX,
+            false => limit.saturating_add(1),
+        };
+        let selection = self.select(&range.key, &range.range_end, revision, wanted)?;
+        let mut kvs = Vec::with_capacity(selection.found.len());
+        for (_, at) in &selection.found {
+            let row = self.row(*at)?;
+            if within(range, &row) {
+                kvs.push(row);
+            }
+        }
+        sort(&mut kvs, range.sort_target(), order);
+        let more = kvs.len() > limit;
+        kvs.truncate(limit);
+        if range.keys_only {
+            kvs.iter_mut().for_each(|row| row.value.clear());
+        }
+        Ok(RangeResponse { header: header(self.revision), kvs, more, count: signed(selection.count as u64) })
+    }
+
+    /// Whether a comparison holds: for every key of its range, and for none if there is none, as if it had been there and
+    /// empty; but an absent value is like no value.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub(super) fn compare(&self, compare: &Compare) -> Result<bool, NoAnswer> {
+        let selection = self.select(&compare.key, &compare.range_end, self.revision, usize::MAX)?;
+        if selection.found.is_empty() {
+            return Ok(compare.target() != CompareTarget::Value && holds(compare, &KeyValue::default()));
+        }
+        for (_, at) in &selection.found {
+            if !holds(compare, &self.row(*at)?) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether all comparisons of a transaction hold.
+    pub(super) fn succeeds(&self, txn: &TxnRequest) -> Result<bool, NoAnswer> {
+        for compare in &txn.compare {
+            if !self.compare(compare)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// A transaction that only reads, see [`super::only_reads`].
+    ///
+    /// # Errors
+    /// See [`NoAnswer`]; an operation that changes something is refused as none.
+    pub fn read_txn(&self, txn: &TxnRequest) -> Result<TxnResponse, NoAnswer> {
+        check::check_txn(txn)?;
+        self.reads(txn)
+    }
+
+    fn reads(&self, txn: &TxnRequest) -> Result<TxnResponse, NoAnswer> {
+        let succeeded = self.succeeds(txn)?;
+        let mut responses = Vec::new();
+        for operation in branch(txn, succeeded) {
+            let response = match &operation.request {
+                Some(Request::RequestRange(range)) => Response::ResponseRange(self.range(range)?),
+                Some(Request::RequestTxn(txn)) => Response::ResponseTxn(self.reads(txn)?),
+                _ => return Err(KvReject::KeyNotFound.into()),
+            };
+            responses.push(ResponseOp { response: Some(response) });
+        }
+        Ok(TxnResponse { header: header(self.revision), succeeded, responses })
+    }
+}
+
+/// What a transaction does.
+pub(super) fn branch(txn: &TxnRequest, succeeded: bool) -> &[RequestOp] {
+    if succeeded { &txn.success } else { &txn.failure }
+}
+
+/// Whether a key is within the bounds on revisions.
+fn within(range: &RangeRequest, row: &KeyValue) -> bool {
+    let between = |revision: i64, min: i64, max: i64| (min == 0 || revision >= min) && (max == 0 || revision <= max);
+    between(row.mod_revision, range.min_mod_revision, range.max_mod_revision)
+        && between(row.create_revision, range.min_create_revision, range.max_create_revision)
+}
+
+fn sort(kvs: &mut [KeyValue], target: SortTarget, order: SortOrder) {
+    // They are in the order of their keys; another target without an order means ascending.
+    let compare = |a: &KeyValue, b: &KeyValue| match target {
+        SortTarget::Key => a.key.cmp(&b.key),
+        SortTarget::Version => a.version.cmp(&b.version),
+        SortTarget::Create => a.create_revision.cmp(&b.create_revision),
+        SortTarget::Mod => a.mod_revision.cmp(&b.mod_revision),
+        SortTarget::Value => a.value.cmp(&b.value),
+    };
+    match order {
+        SortOrder::Descend => kvs.sort_by(|a, b| compare(b, a)),
+        SortOrder::None | SortOrder::Ascend => kvs.sort_by(compare),
+    }
+}
+
+fn holds(compare: &Compare, row: &KeyValue) -> bool {
+    // What is not given is 0, or empty.
+    let number = |has: i64, given: Option<i64>| has.cmp(&given.unwrap_or_default());
+    let given = &compare.target_union;
+    let ordering = match (compare.target(), given) {
+        (CompareTarget::Version, Some(TargetUnion::Version(given))) => number(row.version, Some(*given)),
+        (CompareTarget::Create, Some(TargetUnion::CreateRevision(given))) => number(row.create_revision, Some(*given)),
+        (CompareTarget::Mod, Some(TargetUnion::ModRevision(given))) => number(row.mod_revision, Some(*given)),
+        (CompareTarget::Lease, Some(TargetUnion::Lease(given))) => number(row.lease, Some(*given)),
+        (CompareTarget::Value, Some(TargetUnion::Value(given))) => row.value.cmp(given),
+        (CompareTarget::Version, _) => number(row.version, None),
+        (CompareTarget::Create, _) => number(row.create_revision, None),
+        (CompareTarget::Mod, _) => number(row.mod_revision, None),
+        (CompareTarget::Lease, _) => number(row.lease, None),
+        (CompareTarget::Value, _) => row.value.as_ref().cmp(&[]),
+    };
+    match compare.result() {
+        CompareResult::Equal => ordering == Ordering::Equal,
+        CompareResult::Greater => ordering == Ordering::Greater,
+        CompareResult::Less => ordering == Ordering::Less,
+        CompareResult::NotEqual => ordering != Ordering::Equal,
+    }
+}

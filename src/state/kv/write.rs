@@ -1,0 +1,222 @@
+//! Changing the store: one revision for each transaction that changes anything.
+
+use prost::Message;
+
+use super::super::machine::Apply;
+use super::super::table::Table;
+use super::index::{Position, Version};
+use super::read::{NoAnswer, Store, branch};
+use super::{check, header, signed};
+use crate::error::{Fault, KvReject, Reject};
+use crate::limits::{SWEEP_KEYS_MAX, SWEEP_ROWS_MAX};
+use crate::proto::etcdserverpb::request_op::Request;
+use crate::proto::etcdserverpb::response_op::Response;
+use crate::proto::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    RangeRequest, ResponseOp, TxnRequest, TxnResponse,
+};
+use crate::proto::mvccpb::KeyValue;
+use crate::proto::v1;
+
+/// An answer, or the refusal that is one.
+type Answer<T> = Result<Result<T, Reject>, Fault>;
+
+/// A transaction under way.
+struct Writer<'a, 'txn> {
+    apply: &'a mut Apply<'txn>,
+    /// The revision before it.
+    before: u64,
+    /// Changes so far.
+    changes: u32,
+}
+
+pub(in super::super) fn put(apply: &mut Apply<'_>, put: &PutRequest) -> Answer<PutResponse> {
+    answer(check::check_put(put), apply, |writer| {
+        writer.check_put(put)?;
+        writer.put(put)
+    })
+}
+
+pub(in super::super) fn delete_range(
+    apply: &mut Apply<'_>,
+    delete: &DeleteRangeRequest,
+) -> Answer<DeleteRangeResponse> {
+    answer(check::check_delete_range(delete), apply, |writer| writer.delete_range(delete))
+}
+
+pub(in super::super) fn txn(apply: &mut Apply<'_>, txn: &TxnRequest) -> Answer<TxnResponse> {
+    answer(check::check_txn(txn), apply, |writer| {
+        // All comparisons see what was before the transaction, and nothing is changed if anything cannot be done.
+        let mut path = Vec::new();
+        writer.choose(txn, &mut path)?;
+        writer.txn(txn, &mut path.into_iter())
+    })
+}
+
+/// Says that revisions before this one cannot be read any more.
+pub(in super::super) fn compact(apply: &mut Apply<'_>, compact: &CompactionRequest) -> Answer<CompactionResponse> {
+    let (newest, compacted) = (apply.head.revision, apply.head.compacted);
+    let asked = u64::try_from(compact.revision).unwrap_or_default();
+    if asked <= compacted {
+        return Ok(Err(KvReject::Compacted { asked, compacted }.into()));
+    }
+    if asked > newest {
+        return Ok(Err(KvReject::Future { asked, newest }.into()));
+    }
+    apply.head.compacted = asked;
+    apply.head.sweep_from = Some(Default::default());
+    Ok(Ok(CompactionResponse { header: header(newest) }))
+}
+
+/// Removes some of what was compacted from the database. Gives the number of versions.
+pub(in super::super) fn sweep(apply: &mut Apply<'_>) -> Result<u64, Fault> {
+    let Some(from) = apply.head.sweep_from.take() else {
+        sometimes!("what was compacted had been swept away before");
+        return Ok(0);
+    };
+    let swept = {
+        let mut index = apply.index.write().expect("no code panics while it holds the index");
+        index.sweep(&from, apply.head.compacted, SWEEP_ROWS_MAX, SWEEP_KEYS_MAX)
+    };
+    sometimes!(swept.next.is_some(), "a sweep left some for the next");
+    for at in &swept.rows {
+        let existed = apply.rows.remove(Table::Versions, &at.key())?;
+        assert!(existed, "the index knew a version at {at:?}, and there was no such row");
+    }
+    apply.head.sweep_from = swept.next;
+    Ok(swept.rows.len() as u64)
+}
+
+/// Carries out what has been checked, as one transaction.
+fn answer<'txn, T>(
+    checked: Result<(), KvReject>,
+    apply: &mut Apply<'txn>,
+    run: impl FnOnce(&mut Writer<'_, 'txn>) -> Result<T, NoAnswer>,
+) -> Answer<T> {
+    if let Err(reject) = checked {
+        return Ok(Err(reject.into()));
+    }
+    let before = apply.head.revision;
+    let mut writer = Writer { apply, before, changes: 0 };
+    let result = run(&mut writer);
+    let revision = writer.revision();
+    match result {
+        Ok(reply) => {
+            apply.head.revision = revision;
+            Ok(Ok(reply))
+        }
+        Err(NoAnswer::Rejected(reject)) => {
+            assert_eq!(revision, before, "what is refused changes nothing");
+            Ok(Err(reject.into()))
+        }
+        Err(NoAnswer::Overtaken) => unreachable!("what applies is the newest there is"),
+        Err(NoAnswer::Fault(fault)) => Err(fault),
+    }
+}
+
+impl<'txn> Writer<'_, 'txn> {
+    /// The store's revision, with this transaction if it has changed anything.
+    fn revision(&self) -> u64 {
+        self.before + u64::from(self.changes > 0)
+    }
+
+    fn store(&self) -> Store<'_, super::super::table::Rows<'txn>> {
+        Store::new(&self.apply.rows, &self.apply.index, self.revision(), self.apply.head.compacted)
+    }
+
+    fn newest(&self, key: &[u8]) -> Option<Version> {
+        self.apply.index.read().expect("no code panics while it holds the index").newest(key)
+    }
+
+    /// Writes the next change.
+    fn write(&mut self, mut row: KeyValue, count: u64) -> Result<(), Fault> {
+        let at = Position { revision: self.before + 1, number: self.changes };
+        (row.mod_revision, row.version) = (signed(at.revision), signed(count));
+        let created = u64::try_from(row.create_revision).expect("it is one of ours");
+        self.apply.rows.put(Table::Versions, &at.key(), &row.encode_to_vec())?;
+        let version = Version { at, created, count };
+        self.apply.index.write().expect("no code panics while it holds the index").add(&row.key, version);
+        self.changes += 1;
+        Ok(())
+    }
+
+    /// Checks what only the state knows, before anything of the transaction is done.
+    fn check_put(&self, put: &PutRequest) -> Result<(), NoAnswer> {
+        if (put.ignore_value || put.ignore_lease) && self.newest(&put.key).is_none() {
+            return Err(KvReject::KeyNotFound.into());
+        }
+        // No lease exists.
+        if put.lease == 0 { Ok(()) } else { Err(KvReject::LeaseNotFound(put.lease).into()) }
+    }
+
+    fn put(&mut self, put: &PutRequest) -> Result<PutResponse, NoAnswer> {
+        let before = self.newest(&put.key);
+        let needed = before.filter(|_| put.prev_kv || put.ignore_value || put.ignore_lease);
+        let prev = needed.map(|version| self.store().row(version.at)).transpose()?;
+        let kept = prev.clone().unwrap_or_default();
+        let next = signed(self.before + 1);
+        let row = KeyValue {
+            key: put.key.clone(),
+            create_revision: before.map_or(next, |version| signed(version.created)),
+            value: if put.ignore_value { kept.value } else { put.value.clone() },
+            lease: if put.ignore_lease { kept.lease } else { put.lease },
+            ..KeyValue::default()
+        };
+        self.write(row, before.map_or(1, |version| version.count + 1))?;
+        Ok(PutResponse { header: header(self.revision()), prev_kv: prev.filter(|_| put.prev_kv) })
+    }
+
+    fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, NoAnswer> {
+        let found = {
+            let index = self.apply.index.read().expect("no code panics while it holds the index");
+            index.select(&delete.key, &delete.range_end, self.revision(), usize::MAX).found
+        };
+        let mut prev_kvs = Vec::new();
+        for (key, at) in &found {
+            if delete.prev_kv {
+                prev_kvs.push(self.store().row(*at)?);
+            }
+            self.write(KeyValue { key: key.clone(), ..KeyValue::default() }, 0)?;
+        }
+        Ok(DeleteRangeResponse { header: header(self.revision()), deleted: signed(found.len() as u64), prev_kvs })
+    }
+
+    /// Decides which branch of the transaction, and of each inner one on the way, is done, and checks what is in them. Both in
+    /// the order in which [`Self::txn`] comes by.
+    fn choose(&self, txn: &TxnRequest, path: &mut Vec<bool>) -> Result<(), NoAnswer> {
+        let succeeded = self.store().succeeds(txn)?;
+        path.push(succeeded);
+        for operation in branch(txn, succeeded) {
+            match &operation.request {
+                Some(Request::RequestPut(put)) => self.check_put(put)?,
+                Some(Request::RequestRange(RangeRequest { revision, .. })) => {
+                    self.store().check_revision(*revision)?;
+                }
+                Some(Request::RequestTxn(txn)) => self.choose(txn, path)?,
+                Some(Request::RequestDeleteRange(_)) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn txn(&mut self, txn: &TxnRequest, path: &mut impl Iterator<Item = bool>) -> Result<TxnResponse, NoAnswer> {
+        let succeeded = path.next().expect("the choice was made for all inner transactions on the way");
+        let mut responses = Vec::new();
+        for operation in branch(txn, succeeded) {
+            let response = match &operation.request {
+                Some(Request::RequestRange(range)) => Response::ResponseRange(self.store().range(range)?),
+                Some(Request::RequestPut(put)) => Response::ResponsePut(self.put(put)?),
+                Some(Request::RequestDeleteRange(delete)) => Response::ResponseDeleteRange(self.delete_range(delete)?),
+                Some(Request::RequestTxn(txn)) => Response::ResponseTxn(self.txn(txn, path)?),
+                None => return Err(KvReject::KeyNotFound.into()),
+            };
+            responses.push(ResponseOp { response: Some(response) });
+        }
+        Ok(TxnResponse { header: header(self.revision()), succeeded, responses })
+    }
+}
+
+/// Whether there is something to sweep away.
+pub fn is_sweeping(head: &v1::Head) -> bool {
+    head.sweep_from.is_some()
+}
