@@ -1,4 +1,5 @@
-//! A history for other checkers: as a line of JSON for each operation, or as EDN, a line for each beginning and end.
+//! A history for other checkers: as a line of JSON for each operation, or as EDN, a line for each beginning and end. What was
+//! done to several keys at once has a line for each; what is not about a key as it is (reads of the past, compactions) has none.
 //!
 //! ```text
 //! {"client":1,"key":"0","op":"cas","value":"4294967296","expected":3,"call":1200000000,"return":1210000000,"type":"ok","revision":4}
@@ -28,7 +29,7 @@ use crate::sim::history::{Op, Record, Seen};
 
 /// The lines of a history.
 pub fn json_lines(records: &[Record]) -> String {
-    records.iter().map(|record| line(record).to_string() + "\n").collect()
+    records.iter().filter(|record| record.is_of_now()).map(|record| line(record).to_string() + "\n").collect()
 }
 
 fn line(record: &Record) -> Value {
@@ -48,7 +49,7 @@ fn line(record: &Record) -> Value {
             expected.map(|expected| set("expected", json!(expected)));
         }
         Op::Delete => drop(set("op", json!("delete"))),
-        Op::Get => drop(set("op", json!("get"))),
+        Op::Get | Op::GetAt { .. } | Op::Compact { .. } => drop(set("op", json!("get"))),
     }
     set("call", json!(record.from.as_nanos() as u64));
     set("return", back);
@@ -61,7 +62,7 @@ fn line(record: &Record) -> Value {
             set("value", json!(found.map(|(value, _)| value.to_string())));
             set("revision", json!(found.map(|(_, revision)| revision)));
         }
-        Seen::NotDone | Seen::Unknown => {}
+        Seen::Done | Seen::Compacted | Seen::NotDone | Seen::Unknown => {}
     }
     Value::Object(line)
 }
@@ -72,7 +73,7 @@ pub fn edn(records: &[Record]) -> String {
     // Clients are numbered below this, so that numbers of processes tell whose they are.
     const STRIDE: u64 = 1_000;
     let mut processes: BTreeMap<u64, u64> = BTreeMap::new();
-    let mut ordered: Vec<&Record> = records.iter().collect();
+    let mut ordered: Vec<&Record> = records.iter().filter(|record| record.is_of_now()).collect();
     ordered.sort_by_key(|record| record.from);
     for (number, record) in ordered.into_iter().enumerate() {
         let process = processes.entry(record.client).or_insert(record.client);
@@ -100,13 +101,13 @@ fn edn_fields(record: &Record) -> (String, String) {
         Op::Put { expected: None, .. } => "put",
         Op::Put { expected: Some(_), .. } => "cas",
         Op::Delete => "delete",
-        Op::Get => "get",
+        Op::Get | Op::GetAt { .. } | Op::Compact { .. } => "get",
     };
     let mut begins = format!(":f :{name}, :key \"{}\"", record.key);
     let _ = match record.op {
         Op::Put { value, expected: None } => write!(begins, ", :value \"{value}\""),
         Op::Put { value, expected: Some(expected) } => write!(begins, ", :value \"{value}\", :expected {expected}"),
-        Op::Delete | Op::Get => write!(begins, ", :value nil"),
+        _ => write!(begins, ", :value nil"),
     };
     let mut ends = begins.clone();
     let _ = match record.seen {
@@ -117,7 +118,7 @@ fn edn_fields(record: &Record) -> (String, String) {
             ends.truncate(ends.len() - "nil".len());
             write!(ends, "\"{value}\", :revision {revision}")
         }
-        Seen::Got(None) | Seen::NotDone | Seen::Unknown => Ok(()),
+        _ => Ok(()),
     };
     (begins, ends)
 }
@@ -129,7 +130,8 @@ mod tests {
     #[test]
     fn events_are_in_order_and_a_process_that_does_not_know_goes_on_as_another() {
         let ms = Duration::from_millis;
-        let record = |client, from, to, op, seen| Record { client, key: 0, op, from: ms(from), to: ms(to), seen };
+        let record =
+            |client, from, to, op, seen| Record { client, key: 0, op, from: ms(from), to: ms(to), seen, at: 0 };
         let put = Op::Put { value: 7, expected: None };
         let text = edn(&[
             record(1, 1, 5, put, Seen::Unknown),
@@ -151,7 +153,7 @@ mod tests {
     fn an_unknown_outcome_has_no_end() {
         let ms = Duration::from_millis;
         let put = Op::Put { value: 7, expected: Some(0) };
-        let record = |op, seen| Record { client: 1, key: 0, op, from: ms(1), to: ms(2), seen };
+        let record = |op, seen| Record { client: 1, key: 0, op, from: ms(1), to: ms(2), seen, at: 0 };
         let text = json_lines(&[record(put, Seen::Unknown), record(Op::Get, Seen::Got(Some((7, 3))))]);
         let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines[0]["type"], "info");

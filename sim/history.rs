@@ -17,6 +17,16 @@ pub enum Op {
     Delete,
     /// Read the key.
     Get,
+    /// Read the key as it was at a revision of the store.
+    GetAt {
+        /// The revision.
+        revision: u64,
+    },
+    /// Forget what was superseded before a revision of the store.
+    Compact {
+        /// The revision.
+        revision: u64,
+    },
 }
 
 /// What it saw.
@@ -30,6 +40,10 @@ pub enum Seen {
     Deleted(bool),
     /// The read found value and revision, or nothing.
     Got(Option<(u64, u64)>),
+    /// It was done, and there is no more to say.
+    Done,
+    /// The revision is, or was already, compacted.
+    Compacted,
     /// Certainly nothing happened.
     NotDone,
     /// It may have happened, and may yet.
@@ -51,6 +65,15 @@ pub struct Record {
     pub to: Duration,
     /// With what.
     pub seen: Seen,
+    /// The revision of the store that the answer named; 0 if there was no answer.
+    pub at: u64,
+}
+
+impl Record {
+    /// Whether it is about a key as it is, and so something that an order of all operations must explain.
+    pub fn is_of_now(&self) -> bool {
+        !matches!(self.op, Op::GetAt { .. } | Op::Compact { .. })
+    }
 }
 
 /// All operations of a run.

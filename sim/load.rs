@@ -3,10 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::client::{Client, ClientError};
-use crate::ids::Revision;
+use bytes::Bytes;
+
 use crate::io::RngStream;
 use crate::limits::SESSION_TTL;
+use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
+use crate::proto::etcdserverpb::request_op::Request;
+use crate::proto::etcdserverpb::response_op::Response;
+use crate::proto::etcdserverpb::{
+    CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
+};
+use crate::proto::mvccpb::KeyValue;
+use crate::sim::door::Door;
 use crate::sim::history::{Op, Record, Seen};
 
 /// How long a client that only reads, and from one member, waits for an answer: not long, for the next question may be the one
@@ -30,84 +38,227 @@ pub struct Load {
     pub idle_permille: u64,
 }
 
-/// One client's share of a load. `elapsed` is the time on a clock that all clients share; `ended` is told of each operation.
-pub async fn run(
-    client: &Client,
-    id: u64,
-    load: &Load,
-    mut rng: RngStream,
-    elapsed: &(dyn Fn() -> Duration + Sync),
-    ended: &(dyn Fn(Record) + Sync),
-) {
-    let mut known = BTreeMap::new();
+/// What a client asks for at once.
+#[derive(Clone, Copy, Debug)]
+pub enum Ask {
+    /// One thing, on one key.
+    One(u64, Op),
+    /// A transaction that sets two keys to the same value, if the first is at a revision where that is given.
+    Pair(u64, u64, Op),
+    /// All of the first keys, this many.
+    All(u64),
+}
+
+/// Where a client writes down what it saw.
+pub struct Notes<'a> {
+    /// Its number.
+    pub client: u64,
+    /// A clock that all clients share.
+    pub elapsed: &'a (dyn Fn() -> Duration + Sync),
+    /// Told of each operation that has ended.
+    pub ended: &'a (dyn Fn(Record) + Sync),
+}
+
+impl Notes<'_> {
+    /// Asks for something and notes what was seen, of each key for itself. Gives that, too.
+    pub async fn perform(&self, door: &Door, ask: Ask) -> Vec<Record> {
+        let from = (self.elapsed)();
+        let sights = ask.of(door).await;
+        let to = (self.elapsed)();
+        let record = |(key, op, seen, at)| Record { client: self.client, key, op, from, to, seen, at };
+        let records: Vec<Record> = sights.into_iter().map(record).collect();
+        records.iter().cloned().for_each(self.ended);
+        records
+    }
+}
+
+/// One client's share of a load.
+pub async fn run(door: &Door, load: &Load, mut rng: RngStream, notes: Notes<'_>) {
+    let mut known = Known::default();
     for count in 0..load.operations {
-        if elapsed() >= load.until {
+        if (notes.elapsed)() >= load.until {
             return;
         }
-        client.pause(Duration::from_millis(rng.range(1, load.pause.as_millis() as u64))).await;
+        door.pause(Duration::from_millis(rng.range(1, load.pause.as_millis() as u64))).await;
         if rng.chance(load.idle_permille) {
             // About as long as a session lives, so that its end and its use cross.
             let (before, most) = *rng.pick(&[(2_000, 8_000), (300, 1_200), (300, 1_200)]);
             let span = SESSION_TTL - Duration::from_millis(before) + Duration::from_millis(rng.range(0, most));
-            client.pause(span).await;
+            door.pause(span).await;
         }
-        let key = rng.range(0, load.keys);
-        let op = draw_op(&mut rng, (id << 32) | count, known.get(&key).copied());
-        let from = elapsed();
-        let seen = perform(client, key, op).await;
-        if let Seen::Put(revision) | Seen::Mismatch(revision) | Seen::Got(Some((_, revision))) = seen {
-            known.insert(key, revision);
+        let ask = draw(&mut rng, load.keys, (notes.client << 32) | count, &known);
+        for record in notes.perform(door, ask).await {
+            known.learn(&record);
         }
-        ended(Record { client: id, key, op, from, to: elapsed(), seen });
     }
 }
 
 /// Reads until `goes_on` says no more. Meant for a client of one member alone, whatever the others know, that gives up soon: one
 /// that also writes would wait for its write, just while a member that was left behind may still take itself for the leader.
 pub async fn read(
-    client: &Client,
-    id: u64,
+    door: &Door,
     (keys, pause): (u64, Duration),
     mut rng: RngStream,
-    elapsed: &(dyn Fn() -> Duration + Sync),
     goes_on: &(dyn Fn() -> bool + Sync),
-    ended: &(dyn Fn(Record) + Sync),
+    notes: Notes<'_>,
 ) {
     while goes_on() {
-        client.pause(Duration::from_millis(rng.range(1, pause.as_millis() as u64))).await;
-        let (key, from) = (rng.range(0, keys), elapsed());
-        let seen = perform(client, key, Op::Get).await;
-        ended(Record { client: id, key, op: Op::Get, from, to: elapsed(), seen });
+        door.pause(Duration::from_millis(rng.range(1, pause.as_millis() as u64))).await;
+        let key = rng.range(0, keys);
+        let ask = if rng.chance(150) { Ask::All(keys) } else { Ask::One(key, Op::Get) };
+        notes.perform(door, ask).await;
     }
 }
 
-fn draw_op(rng: &mut RngStream, value: u64, known: Option<u64>) -> Op {
-    match rng.range(0, 10) {
-        0..4 => Op::Get,
-        4..7 => Op::Put { value, expected: None },
-        7..9 => Op::Put { value, expected: Some(known.unwrap_or(0)) },
-        _ => Op::Delete,
+/// What a client knows from what it saw.
+#[derive(Default)]
+struct Known {
+    /// Revisions of keys.
+    keys: BTreeMap<u64, u64>,
+    /// The newest revision of the store.
+    newest: u64,
+}
+
+impl Known {
+    fn learn(&mut self, record: &Record) {
+        self.newest = self.newest.max(record.at);
+        if let (_, Seen::Put(revision) | Seen::Mismatch(revision)) | (Op::Get, Seen::Got(Some((_, revision)))) =
+            (record.op, record.seen)
+        {
+            self.keys.insert(record.key, revision);
+        }
     }
 }
 
-/// Does one thing on a key.
-pub async fn perform(client: &Client, key: u64, op: Op) -> Seen {
-    let key = key.to_be_bytes();
-    let failed = |error: ClientError| match error {
-        ClientError::RevisionMismatch { actual, .. } => Seen::Mismatch(actual.0),
-        ClientError::Unavailable(_) => Seen::NotDone,
-        _ => Seen::Unknown,
+fn draw(rng: &mut RngStream, keys: u64, value: u64, known: &Known) -> Ask {
+    let key = rng.range(0, keys);
+    let expected = Some(known.keys.get(&key).copied().unwrap_or(0));
+    // A revision that was, not long ago.
+    let past = |rng: &mut RngStream| known.newest.saturating_sub(rng.range(0, 12));
+    match rng.range(0, 20) {
+        0..6 => Ask::One(key, Op::Get),
+        6..10 => Ask::One(key, Op::Put { value, expected: None }),
+        10..13 => Ask::One(key, Op::Put { value, expected }),
+        13..15 => Ask::One(key, Op::Delete),
+        15 => Ask::All(keys),
+        16 if keys > 1 => Ask::Pair(key, (key + 1) % keys, Op::Put { value, expected: None }),
+        17 if keys > 1 => Ask::Pair(key, (key + 1) % keys, Op::Put { value, expected }),
+        18 if known.newest > 0 => Ask::One(key, Op::Compact { revision: past(rng) }),
+        16..19 => Ask::One(key, Op::Get),
+        _ if known.newest > 0 => Ask::One(key, Op::GetAt { revision: past(rng).max(1) }),
+        _ => Ask::One(key, Op::Get),
+    }
+}
+
+fn name(key: u64) -> Bytes {
+    key.to_be_bytes().to_vec().into()
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    u64::from_be_bytes(bytes.try_into().unwrap_or_default())
+}
+
+fn revision(header: Option<&ResponseHeader>) -> u64 {
+    header.map_or(0, |header| header.revision.cast_unsigned())
+}
+
+fn found(rows: &[KeyValue], key: u64) -> Option<(u64, u64)> {
+    let row = rows.iter().find(|row| number(&row.key) == key)?;
+    Some((number(&row.value), row.mod_revision.cast_unsigned()))
+}
+
+/// What was seen of a key: which, what was done, what came of it, and at which revision of the store.
+type Sight = (u64, Op, Seen, u64);
+
+impl Ask {
+    async fn of(self, door: &Door) -> Vec<Sight> {
+        match self {
+            Self::One(key, Op::Get) => vec![range(door, key, Op::Get, 0).await],
+            Self::One(key, op @ Op::GetAt { revision }) => vec![range(door, key, op, revision).await],
+            Self::One(key, op @ Op::Put { value, expected: None }) => {
+                let put = PutRequest { key: name(key), value: name(value), ..PutRequest::default() };
+                vec![match door.put(put).await {
+                    Ok(reply) => {
+                        let at = revision(reply.header.as_ref());
+                        (key, op, Seen::Put(at), at)
+                    }
+                    Err(seen) => (key, op, seen, 0),
+                }]
+            }
+            Self::One(key, op @ Op::Put { .. }) => put(door, &[key], op).await,
+            Self::Pair(key, other, op) => put(door, &[key, other], op).await,
+            Self::One(key, op @ Op::Delete) => {
+                let delete = DeleteRangeRequest { key: name(key), ..DeleteRangeRequest::default() };
+                vec![match door.delete(delete).await {
+                    Ok(reply) => (key, op, Seen::Deleted(reply.deleted > 0), revision(reply.header.as_ref())),
+                    Err(seen) => (key, op, seen, 0),
+                }]
+            }
+            Self::One(key, op @ Op::Compact { revision: upto }) => {
+                let compact = CompactionRequest { revision: upto.cast_signed(), physical: false };
+                vec![match door.compact(compact).await {
+                    Ok(reply) => (key, op, Seen::Done, revision(reply.header.as_ref())),
+                    Err(seen) => (key, op, seen, 0),
+                }]
+            }
+            Self::All(keys) => {
+                let range = RangeRequest { key: name(0), range_end: name(keys), ..RangeRequest::default() };
+                match door.range(range).await {
+                    Ok(reply) => {
+                        let at = revision(reply.header.as_ref());
+                        (0..keys).map(|key| (key, Op::Get, Seen::Got(found(&reply.kvs, key)), at)).collect()
+                    }
+                    Err(seen) => vec![(0, Op::Get, seen, 0)],
+                }
+            }
+        }
+    }
+}
+
+/// Reads a key, as of a revision if that is not 0.
+async fn range(door: &Door, key: u64, op: Op, asked: u64) -> Sight {
+    let range = RangeRequest { key: name(key), revision: asked.cast_signed(), ..RangeRequest::default() };
+    match door.range(range).await {
+        Ok(reply) => (key, op, Seen::Got(found(&reply.kvs, key)), revision(reply.header.as_ref())),
+        Err(seen) => (key, op, seen, 0),
+    }
+}
+
+/// Sets keys in a transaction, if the first is at the revision that is given.
+async fn put(door: &Door, keys: &[u64], op: Op) -> Vec<Sight> {
+    let Op::Put { value, expected } = op else { unreachable!("what is put is a put") };
+    let first = keys[0];
+    let compare = expected.map(|expected| Compare {
+        result: CompareResult::Equal.into(),
+        target: CompareTarget::Mod.into(),
+        key: name(first),
+        target_union: Some(TargetUnion::ModRevision(expected.cast_signed())),
+        ..Compare::default()
+    });
+    let put = |key: &u64| Request::RequestPut(PutRequest { key: name(*key), value: name(value), ..Default::default() });
+    let look = Request::RequestRange(RangeRequest { key: name(first), ..RangeRequest::default() });
+    let txn = TxnRequest {
+        compare: compare.into_iter().collect(),
+        success: keys.iter().map(|key| RequestOp { request: Some(put(key)) }).collect(),
+        failure: vec![RequestOp { request: Some(look) }],
     };
-    match op {
-        Op::Get => client.get(&key).await.map_or_else(failed, |found| {
-            Seen::Got(found.map(|row| {
-                (u64::from_be_bytes(row.value[..].try_into().unwrap_or_default()), row.mod_revision.cast_unsigned())
-            }))
-        }),
-        Op::Put { value, expected } => client
-            .put(&key, &value.to_be_bytes(), expected.map(Revision))
-            .await
-            .map_or_else(failed, |revision| Seen::Put(revision.0)),
-        Op::Delete => client.delete(&key, None).await.map_or_else(failed, Seen::Deleted),
+    // Only the first key has a condition of its own.
+    let of = |key: u64| if key == first { op } else { Op::Put { value, expected: None } };
+    match door.txn(txn).await {
+        Ok(reply) if reply.succeeded => {
+            let at = revision(reply.header.as_ref());
+            keys.iter().map(|key| (*key, of(*key), Seen::Put(at), at)).collect()
+        }
+        Ok(reply) => {
+            let at = revision(reply.header.as_ref());
+            let actual = match reply.responses.first().and_then(|response| response.response.as_ref()) {
+                Some(Response::ResponseRange(range)) => found(&range.kvs, first).map_or(0, |(_, revision)| revision),
+                _ => 0,
+            };
+            vec![(first, op, Seen::Mismatch(actual), at)]
+        }
+        // Each of them may have been set, or none; if the first has a condition, so have the others.
+        Err(Seen::Unknown) => keys.iter().map(|key| (*key, of(*key), Seen::Unknown, 0)).collect(),
+        Err(seen) => vec![(first, op, seen, 0)],
     }
 }

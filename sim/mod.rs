@@ -12,6 +12,7 @@ pub mod cluster;
 pub mod cost;
 pub mod diagram;
 pub mod disk;
+pub mod door;
 pub mod draw;
 pub mod export;
 pub mod fault;

@@ -42,6 +42,8 @@ pub struct Plan {
     pub one_session: bool,
     /// How often, in thousandths, a client pauses for longer than a session lives.
     pub idle_permille: u64,
+    /// Clients that speak the protocol of etcd's.
+    pub foreign: u64,
     /// Clients that read from one member alone, for each member.
     pub readers: usize,
     /// How long they pause between two reads, at most.
@@ -131,6 +133,7 @@ impl Plan {
             pause: Duration::from_millis(500),
             one_session: false,
             idle_permille: 0,
+            foreign: 0,
             readers: 0,
             readers_pause: Duration::from_millis(500),
             submitters: 1,
@@ -196,6 +199,7 @@ impl Plan {
             stubborn_permille: *load.pick(&[200, 200, 900]),
             one_session: load.chance(300),
             idle_permille: if load.chance(200) { 30 } else { 0 },
+            foreign: *rng.stream("plan/foreign").pick(&[0, 0, 1, 2]),
             // What damages files wants files.
             model_log: rng.stream("plan/log").chance(750) && !faults.iter().any(|(_, fault)| fault.is_on_files()),
             retention: Retention {
@@ -238,11 +242,12 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; one session: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's; one session: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
             self.pause,
+            self.foreign,
             self.one_session,
             self.idle_permille,
             self.stock,

@@ -17,15 +17,16 @@ use crate::io::Io;
 use crate::raft::core::Status;
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, Condemned, Member};
 use crate::sim::cost::{self, Costs};
+use crate::sim::door::{Door, Etcd};
 use crate::sim::fault::{Class, Place};
 use crate::sim::history::{History, Op, Record, Seen};
-use crate::sim::load;
+use crate::sim::load::{self, Ask, Notes};
 use crate::sim::mark::{self, Hits};
 use crate::sim::mutant;
 use crate::sim::network::{MachineId, Weather};
 use crate::sim::oracle::recovery::{RECOVERY_MAX, TASKS_MAX};
 use crate::sim::oracle::{
-    Violation, attempts, bounds, disks, exactly_once, linearizable, membership, outcomes, recovery,
+    Violation, attempts, bounds, disks, exactly_once, linearizable, membership, outcomes, recovery, revisions,
 };
 use crate::sim::plan::{self, Plan};
 use crate::sim::tasks::{self, Submissions};
@@ -379,14 +380,15 @@ impl Run {
         let (io, node) = self.caller();
         let place = number % self.cluster.plan.nodes;
         let at: Vec<Address> = self.cluster.members[place].addresses().collect();
-        let client = Client::new(io, &at, load::READER_TIMEOUT);
+        let door = Door::Own(Client::new(io, &at, load::READER_TIMEOUT));
         let rng = self.cluster.world.rng.stream(&format!("reader {number}"));
         let (id, what) =
             (load::FIRST_READER + number as u64, (self.cluster.plan.keys, self.cluster.plan.readers_pause));
         let (ended, time) = (self.noting(), self.time.clone());
         node.spawn(async move {
             let goes_on = || goes_on.load(Ordering::Relaxed);
-            load::read(&client, id, what, rng, &|| time.elapsed(), &goes_on, &ended).await;
+            let notes = Notes { client: id, elapsed: &|| time.elapsed(), ended: &ended };
+            load::read(&door, what, rng, &goes_on, notes).await;
         })
     }
 
@@ -441,14 +443,16 @@ impl Run {
     /// A client on a machine of its own that does its share of the plan, under the session of `one` if they share it.
     fn client(&self, id: u64, one: &Client) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.caller();
-        let client = match self.cluster.plan.one_session {
-            true => one.clone(),
-            false => Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT),
+        let door = match self.cluster.plan.one_session {
+            _ if id <= self.cluster.plan.foreign => Door::Etcd(Etcd::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT)),
+            true => Door::Own(one.clone()),
+            false => Door::Own(Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT)),
         };
         let rng = self.cluster.world.rng.stream(&format!("client {id}"));
         let (load, ended, time) = (self.cluster.plan.load(), self.noting(), self.time.clone());
         node.spawn(async move {
-            load::run(&client, id, &load, rng, &|| time.elapsed(), &ended).await;
+            let notes = Notes { client: id, elapsed: &|| time.elapsed(), ended: &ended };
+            load::run(&door, &load, rng, notes).await;
         })
     }
 
@@ -480,7 +484,12 @@ impl Run {
         for member in &cluster.members {
             member.machine.resume();
         }
-        match served {
+        // A change of members that was under way may have made it less than a majority.
+        let voters = cluster.watch.voters_to_be();
+        let healthy = |id: &NodeId| core.iter().any(|place| cluster.members[*place].id() == Some(*id));
+        let is_majority = 2 * voters.iter().filter(|id| healthy(id)).count() > voters.len();
+        sometimes!(!is_majority, "a change of members made a healed majority too small");
+        match served || !is_majority {
             true => Ok(()),
             false => {
                 Err(Verdict::Liveness(format!("a healed majority, {core:?}, did not serve within {RECOVERY_MAX:?}")))
@@ -491,17 +500,16 @@ impl Run {
     /// Reads and writes some keys; false if that does not end well in time.
     async fn serve(&self, keys: u64) -> bool {
         let (io, node) = self.caller();
-        let client = Client::new(io, &self.cluster.endpoints, RECOVERY_MAX);
+        let door = Door::Own(Client::new(io, &self.cluster.endpoints, RECOVERY_MAX));
         let (history, time, number) = (self.history.clone(), self.time.clone(), self.history.records().len() as u64);
         let all = node.spawn(async move {
+            let notes = Notes { client: 99, elapsed: &|| time.elapsed(), ended: &|record| history.add(record) };
             let mut all = true;
             for key in 0..keys {
                 let value = (99 << 32) | (number + key);
                 for op in [Op::Get, Op::Put { value, expected: None }, Op::Get] {
-                    let from = time.elapsed();
-                    let seen = load::perform(&client, key, op).await;
-                    all &= !matches!(seen, Seen::Unknown | Seen::NotDone);
-                    history.add(Record { client: 99, key, op, from, to: time.elapsed(), seen });
+                    let records = notes.perform(&door, Ask::One(key, op)).await;
+                    all &= records.iter().all(|record| !matches!(record.seen, Seen::Unknown | Seen::NotDone));
                 }
             }
             all
@@ -626,6 +634,7 @@ impl Run {
         let violations = &self.cluster.watch.violations;
         cost::of("oracle: exactly once", || exactly_once::check(&records, violations));
         cost::of("oracle: linearizable", || linearizable::check(&records, violations));
+        cost::of("oracle: revisions", || revisions::check(&records, violations));
         self.cluster.members.iter().for_each(|member| member.machine.down(Down::Kill));
         for member in self.cluster.servers() {
             // One that waits to be let in, or was removed, may have nothing.

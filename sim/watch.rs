@@ -121,6 +121,13 @@ impl Watch {
         (!last.joint).then(|| last.voters.clone())
     }
 
+    /// The same, and those to be while they are about to change.
+    pub fn voters_to_be(&self) -> Vec<NodeId> {
+        let watched = self.state();
+        let last = watched.statuses.values().max_by_key(|status| status.applied);
+        last.map(|status| status.voters.clone()).unwrap_or_default()
+    }
+
     /// A machine is about to boot: its disk must still promise what it was seen to promise.
     pub fn on_boot(&self, machine: &Machine) {
         let state = &mut *self.state();

@@ -228,7 +228,7 @@ fn sets_twice(operations: &[RequestOp], before: &[Bytes]) -> bool {
     let Some((first, rest)) = operations.split_first() else { return false };
     match first.request.as_ref().unwrap() {
         Request::RequestPut(put) => {
-            before.contains(&put.key) || sets_twice(rest, &[before, &[put.key.clone()]].concat())
+            before.contains(&put.key) || sets_twice(rest, &[before, std::slice::from_ref(&put.key)].concat())
         }
         Request::RequestTxn(txn) => {
             [&txn.success, &txn.failure].iter().any(|branch| sets_twice(&[&branch[..], rest].concat(), before))

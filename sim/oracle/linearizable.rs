@@ -81,7 +81,7 @@ fn is_conditional(op: Op) -> bool {
 /// Checks a whole history.
 pub fn check(records: &[Record], violations: &Violations) {
     let mut keys: BTreeMap<u64, Vec<&Record>> = BTreeMap::new();
-    for record in records {
+    for record in records.iter().filter(|record| record.is_of_now()) {
         let effect = !matches!((record.op, record.seen), (_, Seen::NotDone) | (Op::Get, Seen::Unknown));
         if effect {
             keys.entry(record.key).or_default().push(record);
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     fn record(client: u64, from: u64, to: u64, op: Op, seen: Seen) -> Record {
-        Record { client, key: 0, op, from: Duration::from_millis(from), to: Duration::from_millis(to), seen }
+        Record { client, key: 0, op, from: Duration::from_millis(from), to: Duration::from_millis(to), seen, at: 0 }
     }
 
     fn holds(records: &[Record]) -> bool {

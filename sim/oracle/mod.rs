@@ -19,6 +19,7 @@ pub mod monotonic;
 pub mod outcomes;
 pub mod promise;
 pub mod recovery;
+pub mod revisions;
 pub mod sessions;
 
 use std::fmt;

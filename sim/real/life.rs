@@ -14,7 +14,7 @@ use cairn::proto::v1::{MemberRole, MemberStatus, StatusReply};
 use cairn::sim::cluster::CLIENT_TIMEOUT;
 use cairn::sim::history::Seen;
 use cairn::sim::oracle::recovery::RECOVERY_MAX;
-use cairn::sim::oracle::{exactly_once, linearizable, outcomes};
+use cairn::sim::oracle::{exactly_once, linearizable, outcomes, revisions};
 use cairn::sim::run::Verdict;
 use cairn::state::task;
 use futures_util::future::{join_all, select_all};
@@ -172,6 +172,7 @@ impl Run {
         // What was read may come from a write that a run cut short did not see the end of.
         if self.is_whole.get() {
             linearizable::check(&records, violations);
+            revisions::check(&records, violations);
         }
         match self.work.ledger() {
             Ok(ledger) => work::judge(&ledger, violations),

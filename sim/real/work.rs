@@ -13,9 +13,10 @@ use cairn::ids::{Address, TaskId, Token};
 use cairn::io::{Io, Rng, RngStream};
 use cairn::proto::v1::{EnvVar, Resources, TaskSpec};
 use cairn::sim::cluster::CLIENT_TIMEOUT;
+use cairn::sim::door::{Door, Etcd};
 use cairn::sim::fault::Place;
 use cairn::sim::history::{History, Op, Record, Seen};
-use cairn::sim::load::{self, FIRST_READER, Load, READER_TIMEOUT};
+use cairn::sim::load::{self, Ask, FIRST_READER, Load, Notes, READER_TIMEOUT};
 use cairn::sim::oracle::Violations;
 use cairn::sim::oracle::attempts::Ledger;
 use cairn::sim::tasks::{self, MARK, Submissions, Submitter};
@@ -71,11 +72,17 @@ impl Work {
     pub fn start(&self, plan: &Plan) -> Vec<JoinHandle<()>> {
         let (one, until) = (self.client(CLIENT_TIMEOUT), self.began.elapsed() + plan.length);
         let clients = (1..=plan.clients).map(|id| {
-            let client = if id <= plan.sharing { one.clone() } else { self.client(CLIENT_TIMEOUT) };
+            let door = match id {
+                _ if id <= plan.sharing => Door::Own(one.clone()),
+                // Every third of the others speaks the protocol of etcd's clients.
+                _ if id % 3 == 0 => Door::Etcd(Etcd::new(self.io.clone(), &self.endpoints, CLIENT_TIMEOUT)),
+                _ => Door::Own(self.client(CLIENT_TIMEOUT)),
+            };
             let rng = self.rng.stream(&format!("real/client {id}"));
             let (history, load, began) = (self.history.clone(), Load { until, ..plan.load }, self.began);
             tokio::spawn(async move {
-                load::run(&client, id, &load, rng, &|| began.elapsed(), &|record| history.add(record)).await;
+                let (elapsed, ended) = (|| began.elapsed(), |record| history.add(record));
+                load::run(&door, &load, rng, Notes { client: id, elapsed: &elapsed, ended: &ended }).await;
             })
         });
         let submitters = (1..=plan.submitters).map(|id| {
@@ -98,27 +105,29 @@ impl Work {
 
     /// Reads from one member alone.
     fn reader(&self, place: Place, load: Load, until: Duration) -> impl Future<Output = ()> + use<> {
-        let client = Client::new(self.io.clone(), &self.endpoints[place..=place], READER_TIMEOUT);
+        let door = Door::Own(Client::new(self.io.clone(), &self.endpoints[place..=place], READER_TIMEOUT));
         let rng = self.rng.stream(&format!("real/reader {place}"));
         let (history, began) = (self.history.clone(), self.began);
         let pause = (2 * load.pause).max(READER_PAUSE);
         async move {
             let (elapsed, goes_on) = (|| began.elapsed(), || began.elapsed() < until);
             let (id, what) = (FIRST_READER + place as u64, (load.keys, pause));
-            load::read(&client, id, what, rng, &elapsed, &goes_on, &|record| history.add(record)).await;
+            let ended = |record| history.add(record);
+            load::read(&door, what, rng, &goes_on, Notes { client: id, elapsed: &elapsed, ended: &ended }).await;
         }
     }
 
     /// Reads and writes every key; what did not end well, if anything did not.
     pub async fn serve(&self, keys: u64, patience: Duration) -> Result<(), String> {
-        let client = self.client(patience);
+        let door = Door::Own(self.client(patience));
+        let (elapsed, ended) = (|| self.began.elapsed(), |record| self.history.add(record));
+        let notes = Notes { client: LAST_CLIENT, elapsed: &elapsed, ended: &ended };
         for key in 0..keys {
             for op in [Op::Get, Op::Put { value: (LAST_CLIENT << 32) | key, expected: None }, Op::Get] {
-                let from = self.began.elapsed();
-                let seen = load::perform(&client, key, op).await;
-                self.history.add(Record { client: LAST_CLIENT, key, op, from, to: self.began.elapsed(), seen });
-                if matches!(seen, Seen::Unknown | Seen::NotDone) {
-                    return Err(format!("{op:?} on key {key}: {seen:?}"));
+                for Record { seen, .. } in notes.perform(&door, Ask::One(key, op)).await {
+                    if matches!(seen, Seen::Unknown | Seen::NotDone) {
+                        return Err(format!("{op:?} on key {key}: {seen:?}"));
+                    }
                 }
             }
         }

@@ -1,0 +1,130 @@
+//! The two ways in which clients reach the keys: our own client, and the protocol of etcd's.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tonic::{Code, Response, Status};
+
+use crate::client::{Client, ClientError};
+use crate::error::{KvReject, Reject};
+use crate::ids::Address;
+use crate::io::{Channel, ChannelError, Io};
+use crate::proto::etcdserverpb::kv_client::KvClient;
+use crate::proto::etcdserverpb::{CompactionRequest, RangeRequest, RangeResponse, TxnRequest, TxnResponse};
+use crate::proto::etcdserverpb::{
+    CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+};
+use crate::sim::history::Seen;
+
+/// How a client reaches the keys.
+pub enum Door {
+    /// With sessions and retries.
+    Own(Client),
+    /// One request, one attempt: what etcd's clients may do safely.
+    Etcd(Etcd),
+}
+
+/// The protocol of etcd's clients.
+pub struct Etcd {
+    io: Io,
+    channels: Vec<Channel>,
+    /// The member that is asked next.
+    turn: AtomicUsize,
+    timeout: Duration,
+}
+
+type Call<T> = BoxFuture<'static, Result<Response<T>, Status>>;
+
+impl Etcd {
+    /// A client of these members that gives each so long to answer.
+    pub fn new(io: Io, members: &[Address], timeout: Duration) -> Self {
+        let channels = members.iter().map(|address| io.network.connect(address)).collect();
+        Self { io, channels, turn: AtomicUsize::new(0), timeout }
+    }
+
+    async fn call<T>(&self, call: impl FnOnce(KvClient<Channel>) -> Call<T>) -> Result<T, Seen> {
+        let channel = self.channels[self.turn.load(Ordering::Relaxed) % self.channels.len()].clone();
+        match self.io.clock.timeout(self.timeout, call(KvClient::new(channel))).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => {
+                self.turn.fetch_add(1, Ordering::Relaxed);
+                Err(told(&status))
+            }
+            Err(_) => {
+                self.turn.fetch_add(1, Ordering::Relaxed);
+                Err(Seen::Unknown)
+            }
+        }
+    }
+}
+
+/// What an error of etcd's says of the outcome.
+fn told(status: &Status) -> Seen {
+    match (status.code(), status.message()) {
+        (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted") => Seen::Compacted,
+        (Code::Unavailable, "etcdserver: no leader")
+        | (Code::ResourceExhausted, "etcdserver: too many requests")
+        | (Code::Unauthenticated | Code::InvalidArgument | Code::Unimplemented, _) => Seen::NotDone,
+        _ if ChannelError::is_connect(status) => Seen::NotDone,
+        _ => Seen::Unknown,
+    }
+}
+
+fn failed(error: ClientError) -> Seen {
+    match error {
+        ClientError::Rejected(Reject::Kv(KvReject::Compacted { .. })) => Seen::Compacted,
+        ClientError::Unavailable(_) => Seen::NotDone,
+        _ => Seen::Unknown,
+    }
+}
+
+impl Door {
+    /// Reads keys.
+    pub async fn range(&self, range: RangeRequest) -> Result<RangeResponse, Seen> {
+        match self {
+            Self::Own(client) => client.range(range).await.map_err(failed),
+            Self::Etcd(etcd) => etcd.call(|mut kv| Box::pin(async move { kv.range(range).await })).await,
+        }
+    }
+
+    /// Sets a key.
+    pub async fn put(&self, put: PutRequest) -> Result<PutResponse, Seen> {
+        match self {
+            Self::Own(client) => client.put_request(put).await.map_err(failed),
+            Self::Etcd(etcd) => etcd.call(|mut kv| Box::pin(async move { kv.put(put).await })).await,
+        }
+    }
+
+    /// Removes keys.
+    pub async fn delete(&self, delete: DeleteRangeRequest) -> Result<DeleteRangeResponse, Seen> {
+        match self {
+            Self::Own(client) => client.delete_range(delete).await.map_err(failed),
+            Self::Etcd(etcd) => etcd.call(|mut kv| Box::pin(async move { kv.delete_range(delete).await })).await,
+        }
+    }
+
+    /// Carries out a transaction.
+    pub async fn txn(&self, txn: TxnRequest) -> Result<TxnResponse, Seen> {
+        match self {
+            Self::Own(client) => client.txn(txn).await.map_err(failed),
+            Self::Etcd(etcd) => etcd.call(|mut kv| Box::pin(async move { kv.txn(txn).await })).await,
+        }
+    }
+
+    /// Forgets what was superseded.
+    pub async fn compact(&self, compact: CompactionRequest) -> Result<CompactionResponse, Seen> {
+        match self {
+            Self::Own(client) => client.compact(compact).await.map_err(failed),
+            Self::Etcd(etcd) => etcd.call(|mut kv| Box::pin(async move { kv.compact(compact).await })).await,
+        }
+    }
+
+    /// Waits.
+    pub async fn pause(&self, span: Duration) {
+        match self {
+            Self::Own(client) => client.pause(span).await,
+            Self::Etcd(etcd) => etcd.io.clock.sleep(span).await,
+        }
+    }
+}
