@@ -347,7 +347,9 @@ impl Cluster {
         if !again {
             self.condemn(Condemned { id, place, lost: false });
         }
-        let left: Vec<NodeId> = self.watch.voters().into_iter().flatten().filter(|voter| *voter != id).collect();
+        // Nothing while they are about to change.
+        let voters = self.watch.voters();
+        let left: Vec<NodeId> = voters.iter().flatten().copied().filter(|voter| *voter != id).collect();
         // Others know of one that is off when it has not answered for an election timeout.
         let is_long_off =
             |member: &&Arc<Member>| member.machine.off_for().is_some_and(|span| span > 3 * self.plan.election_timeout);
@@ -358,7 +360,7 @@ impl Cluster {
         // They may have come back while the operator tried.
         let still_off = self.members.iter().filter(is_long_off).filter_map(|member| member.id());
         let long_off: Vec<NodeId> = still_off.filter(|member| long_off.contains(member)).collect();
-        if done.is_ok() && !again && place < self.plan.nodes {
+        if done.is_ok() && !again && place < self.plan.nodes && voters.is_some() {
             budget::check_removal(id, &left, &long_off, &self.watch.violations);
         }
         done.is_ok()
