@@ -55,6 +55,16 @@ fn copy_part(source: &Path, copy: &Path, part: &Path, mutants: &[Mutant]) -> Res
     let failed = |error: std::io::Error| format!("copy {}: {error}", from.display());
     if from.is_dir() {
         fs::create_dir_all(&to).map_err(failed)?;
+        // What is no more must not stay behind.
+        for entry in fs::read_dir(&to).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let (there, gone) = (from.join(&name), to.join(&name));
+            match (there.exists() && there.is_dir() == gone.is_dir(), gone.is_dir()) {
+                (true, _) => {}
+                (false, true) => fs::remove_dir_all(&gone).map_err(failed)?,
+                (false, false) => fs::remove_file(&gone).map_err(failed)?,
+            }
+        }
         for entry in fs::read_dir(&from).map_err(failed)? {
             copy_part(source, copy, &part.join(entry.map_err(failed)?.file_name()), mutants)?;
         }

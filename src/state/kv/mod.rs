@@ -36,6 +36,15 @@ fn bounds<'a>(key: &'a [u8], range_end: &'a [u8]) -> Option<Bounds<'a>> {
     }
 }
 
+/// Whether a key is among those that a request means.
+fn is_within(key: &[u8], start: &[u8], range_end: &[u8]) -> bool {
+    match range_end {
+        [] => key == start,
+        [0] => key >= start,
+        end => key >= start && key < end,
+    }
+}
+
 /// A number of ours as etcd's clients see it.
 fn signed(number: u64) -> i64 {
     i64::try_from(number).expect("counters of the state stay far below 2^63")

@@ -6,7 +6,7 @@ use super::super::machine::Apply;
 use super::super::table::Table;
 use super::index::{Position, Version};
 use super::read::{NoAnswer, Store, branch};
-use super::{check, header, signed};
+use super::{check, header, is_within, signed};
 use crate::error::{Fault, KvReject, Reject};
 use crate::limits::{SWEEP_KEYS_MAX, SWEEP_ROWS_MAX};
 use crate::proto::etcdserverpb::request_op::Request;
@@ -20,6 +20,15 @@ use crate::proto::v1;
 
 /// An answer, or the refusal that is one.
 type Answer<T> = Result<Result<T, Reject>, Fault>;
+
+/// What of a transaction will be done.
+#[derive(Default)]
+struct Chosen<'a> {
+    /// Whether its comparisons hold, and those of each inner one on the way.
+    branches: Vec<bool>,
+    /// What is removed on the way.
+    deletes: Vec<&'a DeleteRangeRequest>,
+}
 
 /// A transaction under way.
 struct Writer<'a, 'txn> {
@@ -47,9 +56,9 @@ pub(in super::super) fn delete_range(
 pub(in super::super) fn txn(apply: &mut Apply<'_>, txn: &TxnRequest) -> Answer<TxnResponse> {
     answer(check::check_txn(txn), apply, |writer| {
         // All comparisons see what was before the transaction, and nothing is changed if anything cannot be done.
-        let mut path = Vec::new();
-        writer.choose(txn, &mut path)?;
-        writer.txn(txn, &mut path.into_iter())
+        let mut chosen = Chosen::default();
+        writer.choose(txn, &mut chosen)?;
+        writer.txn(txn, &mut chosen.branches.into_iter())
     })
 }
 
@@ -183,17 +192,25 @@ impl<'txn> Writer<'_, 'txn> {
 
     /// Decides which branch of the transaction, and of each inner one on the way, is done, and checks what is in them. Both in
     /// the order in which [`Self::txn`] comes by.
-    fn choose(&self, txn: &TxnRequest, path: &mut Vec<bool>) -> Result<(), NoAnswer> {
+    fn choose<'a>(&self, txn: &'a TxnRequest, chosen: &mut Chosen<'a>) -> Result<(), NoAnswer> {
         let succeeded = self.store().succeeds(txn)?;
-        path.push(succeeded);
+        chosen.branches.push(succeeded);
         for operation in branch(txn, succeeded) {
             match &operation.request {
-                Some(Request::RequestPut(put)) => self.check_put(put)?,
+                Some(Request::RequestPut(put)) => {
+                    self.check_put(put)?;
+                    // Removed before it is kept (etcd dies of this one).
+                    let gone = |delete: &&DeleteRangeRequest| is_within(&put.key, &delete.key, &delete.range_end);
+                    if (put.ignore_value || put.ignore_lease) && chosen.deletes.iter().any(gone) {
+                        return Err(KvReject::KeyNotFound.into());
+                    }
+                }
                 Some(Request::RequestRange(RangeRequest { revision, .. })) => {
                     self.store().check_revision(*revision)?;
                 }
-                Some(Request::RequestTxn(txn)) => self.choose(txn, path)?,
-                Some(Request::RequestDeleteRange(_)) | None => {}
+                Some(Request::RequestTxn(txn)) => self.choose(txn, chosen)?,
+                Some(Request::RequestDeleteRange(delete)) => chosen.deletes.push(delete),
+                None => {}
             }
         }
         Ok(())

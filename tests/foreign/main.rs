@@ -1,0 +1,291 @@
+//! Beside etcd: the same requests, and the same command lines of its own client, to a server of etcd's and to a node, and the
+//! same answers of both. Needs Debian's packages etcd-server and etcd-client, or the same programs from elsewhere.
+
+#![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)] // tests are the outside world
+#![cfg(not(feature = "sim"))]
+
+#[path = "../kv/requests.rs"]
+mod requests;
+#[path = "../process/running.rs"]
+#[allow(dead_code)] // shared with the other tests of processes
+mod running;
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use bytes::Bytes;
+use cairn::proto::etcdserverpb::kv_client::KvClient;
+use cairn::proto::etcdserverpb::request_op::Request;
+use cairn::proto::etcdserverpb::response_op::Response;
+use cairn::proto::etcdserverpb::*;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use running::{Running, text, three, until};
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+/// A server of etcd's, killed when dropped.
+struct Etcd {
+    child: Child,
+    address: String,
+}
+
+impl Etcd {
+    fn start(dir: &Path) -> Self {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let (address, peer) = (free(), free());
+        let url = |address: &str| format!("http://{address}");
+        let child = Command::new("etcd")
+            .args(["--data-dir", dir.join("etcd").to_str().unwrap()])
+            .args(["--listen-client-urls", &url(&address), "--advertise-client-urls", &url(&address)])
+            .args(["--listen-peer-urls", &url(&peer), "--initial-advertise-peer-urls", &url(&peer)])
+            .args(["--initial-cluster", &format!("default={}", url(&peer))])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("etcd is installed");
+        let server = Self { child, address };
+        until("etcd serves", || etcdctl(&server.address, &["endpoint", "health"]).status.success());
+        server
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Runs etcd's own client to its end.
+fn etcdctl(endpoints: &str, args: &[&str]) -> Output {
+    fed(endpoints, args, "")
+}
+
+fn fed(endpoints: &str, args: &[&str], input: &str) -> Output {
+    use std::io::Write;
+    let mut command = Command::new("etcdctl");
+    command.env("ETCDCTL_API", "3").args(["--endpoints", endpoints, "--command-timeout", "20s"]).args(args);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("etcdctl is installed");
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn connect(address: &str) -> KvClient<Channel> {
+    KvClient::new(Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy())
+}
+
+/// What both are asked.
+#[derive(Clone, Debug)]
+enum Asked {
+    Alone(Request),
+    Compact(CompactionRequest),
+}
+
+/// Also what makes no sense, or not now.
+fn asked() -> impl Strategy<Value = Asked> {
+    let request = |operation: RequestOp| operation.request.unwrap();
+    let txn = requests::txn_of(requests::operation().boxed()).prop_map(Request::RequestTxn);
+    let spoilt = (requests::operation(), 0u8..8).prop_map(move |(operation, how)| spoil(request(operation), how));
+    let many = (100usize..140).prop_map(|count| {
+        let get = |i: usize| RangeRequest { key: format!("many{i}").into(), ..RangeRequest::default() };
+        let success = (0..count).map(|i| RequestOp { request: Some(Request::RequestRange(get(i))) }).collect();
+        Request::RequestTxn(TxnRequest { success, ..TxnRequest::default() })
+    });
+    prop_oneof![
+        8 => requests::operation().prop_map(move |operation| Asked::Alone(request(operation))),
+        8 => txn.prop_map(Asked::Alone),
+        3 => spoilt.prop_map(Asked::Alone),
+        1 => many.prop_map(Asked::Alone),
+        1 => (-1i64..400).prop_map(|revision| Asked::Compact(CompactionRequest { revision, physical: revision % 2 == 0 })),
+    ]
+}
+
+fn spoil(request: Request, how: u8) -> Request {
+    match request {
+        Request::RequestPut(put) => Request::RequestPut(match how {
+            0 | 1 => PutRequest { key: Bytes::new(), ..put },
+            2 | 3 => PutRequest { lease: 99, ..put },
+            4 => PutRequest { value: Bytes::from_static(b"v"), ignore_value: true, ..put },
+            5 => PutRequest { lease: 99, ignore_lease: true, ..put },
+            _ => PutRequest { key: Bytes::from_static(b"nothing"), ignore_value: true, value: Bytes::new(), ..put },
+        }),
+        Request::RequestRange(range) => Request::RequestRange(match how {
+            // An order that there is not is refused from version 3.5 on.
+            0..4 => RangeRequest { key: Bytes::new(), ..range },
+            4 => RangeRequest { revision: i64::MAX, ..range },
+            5 => RangeRequest { revision: -1, ..range },
+            _ => RangeRequest { limit: -1, ..range },
+        }),
+        Request::RequestDeleteRange(delete) => {
+            Request::RequestDeleteRange(DeleteRangeRequest { key: Bytes::new(), ..delete })
+        }
+        Request::RequestTxn(txn) => Request::RequestTxn(TxnRequest {
+            success: [txn.success, vec![RequestOp { request: None }]].concat(),
+            ..txn
+        }),
+    }
+}
+
+/// Whether a transaction might remove a key and then ask for its value to be kept: etcd's server dies of that.
+fn is_deadly(asked: &Asked) -> bool {
+    fn any(txn: &TxnRequest, is: fn(&Request) -> bool) -> bool {
+        txn.success.iter().chain(&txn.failure).filter_map(|operation| operation.request.as_ref()).any(|request| {
+            match request {
+                Request::RequestTxn(txn) => any(txn, is),
+                request => is(request),
+            }
+        })
+    }
+    let Asked::Alone(Request::RequestTxn(txn)) = asked else { return false };
+    let keeps = any(txn, |request| matches!(request, Request::RequestPut(put) if put.ignore_value || put.ignore_lease));
+    keeps && any(txn, |request| matches!(request, Request::RequestDeleteRange(_)))
+}
+
+async fn ask(client: &mut KvClient<Channel>, asked: Asked) -> Result<Response, (tonic::Code, String)> {
+    let said = |status: Status| (status.code(), status.message().to_owned());
+    let mut answer = match asked {
+        Asked::Alone(Request::RequestRange(range)) => {
+            client.range(range).await.map_err(said).map(|reply| Response::ResponseRange(reply.into_inner()))?
+        }
+        Asked::Alone(Request::RequestPut(put)) => {
+            client.put(put).await.map_err(said).map(|reply| Response::ResponsePut(reply.into_inner()))?
+        }
+        Asked::Alone(Request::RequestDeleteRange(delete)) => {
+            let reply = client.delete_range(delete).await.map_err(said)?;
+            Response::ResponseDeleteRange(reply.into_inner())
+        }
+        Asked::Alone(Request::RequestTxn(txn)) => {
+            client.txn(txn).await.map_err(said).map(|reply| Response::ResponseTxn(reply.into_inner()))?
+        }
+        Asked::Compact(compact) => {
+            let reply = client.compact(compact).await.map_err(said)?.into_inner();
+            Response::ResponseDeleteRange(DeleteRangeResponse { header: reply.header, ..Default::default() })
+        }
+    };
+    anonymous(&mut answer, true);
+    Ok(answer)
+}
+
+/// Leaves out who answered. Inner answers are of the transaction's revision, whatever they say of it.
+fn anonymous(answer: &mut Response, outer: bool) {
+    let header = match answer {
+        Response::ResponseRange(reply) => &mut reply.header,
+        Response::ResponsePut(reply) => &mut reply.header,
+        Response::ResponseDeleteRange(reply) => &mut reply.header,
+        Response::ResponseTxn(reply) => {
+            let inner = reply.responses.iter_mut().filter_map(|inner| inner.response.as_mut());
+            inner.for_each(|inner| anonymous(inner, false));
+            &mut reply.header
+        }
+    };
+    let revision = header.as_ref().map_or(0, |header| header.revision);
+    *header = outer.then_some(ResponseHeader { revision, ..ResponseHeader::default() });
+}
+
+/// Thousands of requests of all kinds, sensible and not, one after the other: both answer the same, to the letter.
+#[test]
+fn answers_are_those_of_etcd() {
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start(dir.path());
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    runtime.block_on(async {
+        let (mut theirs, mut ours) = (connect(&etcd.address), connect(&node.address));
+        let mut kinds = [0usize; 2];
+        for number in 0..4_000 {
+            let asked = asked().new_tree(&mut runner).unwrap().current();
+            if is_deadly(&asked) {
+                continue;
+            }
+            let expected = ask(&mut theirs, asked.clone()).await;
+            let found = ask(&mut ours, asked.clone()).await;
+            assert_eq!(found, expected, "request {number}: {asked:?}");
+            kinds[usize::from(expected.is_ok())] += 1;
+        }
+        assert!(kinds.iter().all(|count| *count > 400), "refused and answered: {kinds:?}");
+    });
+}
+
+/// What etcd's own client prints, and says when it fails, is the same.
+#[test]
+fn its_own_client_prints_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start(dir.path());
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let lines: &[(&[&str], &str)] = &[
+        (&["put", "a", "1"], ""),
+        (&["put", "a", "2", "--prev-kv"], ""),
+        (&["put", "b"], "from standard input"),
+        (&["put", "b/1", "x"], ""),
+        (&["put", "b/2", "y"], ""),
+        (&["put", "nothing", "--ignore-value"], ""),
+        (&["put", "a", "--ignore-value"], ""),
+        (&["put", "a", "3", "--lease=1234"], ""),
+        (&["put", "", "x"], ""),
+        (&["get", "a"], ""),
+        (&["get", "a", "--rev=2"], ""),
+        (&["get", "a", "--rev=99"], ""),
+        (&["get", "a", "--print-value-only"], ""),
+        (&["get", "a", "--consistency=s"], ""),
+        (&["get", "b", "--prefix"], ""),
+        (&["get", "b", "b/2"], ""),
+        (&["get", "b/1", "--from-key"], ""),
+        (&["get", "", "--prefix", "--keys-only"], ""),
+        (&["get", "", "--prefix", "--limit=2"], ""),
+        (&["get", "", "--prefix", "--sort-by=MODIFY", "--order=DESCEND"], ""),
+        (&["get", "", "--prefix", "--sort-by=VALUE"], ""),
+        (&["get", "absent"], ""),
+        (&["txn"], "mod(\"b\") > \"1\"\nvalue(\"a\") = \"2\"\n\nput c 1\nget a\ndel b/1\n\nget b\n\n"),
+        (&["txn"], "create(\"c\") = \"0\"\n\nput c 2\n\nget c\nget b --prefix\n\n"),
+        (&["txn"], "version(\"absent\") = \"0\"\n\nput d 1\nput d 2\n\n\n"),
+        (&["del", "b/2", "--prev-kv"], ""),
+        (&["del", "b", "--prefix"], ""),
+        (&["del", "absent"], ""),
+        (&["compaction", "5"], ""),
+        (&["compaction", "5"], ""),
+        (&["compaction", "999"], ""),
+        (&["compaction", "7", "--physical"], ""),
+        (&["get", "a", "--rev=6"], ""),
+        (&["get", "a", "--rev=7"], ""),
+        (&["get", "", "--prefix"], ""),
+    ];
+    for (args, input) in lines {
+        let [theirs, ours] = [&etcd.address, &node.address].map(|address| {
+            let output = fed(address, args, input);
+            // Above the last line are warnings with addresses and times.
+            let error = text(&output.stderr).lines().last().unwrap_or_default().to_owned();
+            (output.status.code(), text(&output.stdout), error)
+        });
+        assert_eq!(ours, theirs, "etcdctl {args:?}");
+    }
+}
+
+/// Every member serves; when the leader's machine dies, the client goes on with the others, and nothing is lost.
+#[test]
+fn its_own_client_goes_on_when_the_leader_dies() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path());
+    let addresses: Vec<String> = nodes.iter().map(|node| node.address.clone()).collect();
+    for (i, address) in addresses.iter().enumerate() {
+        let put = etcdctl(address, &["put", &format!("k{i}"), &format!("v{i}")]);
+        assert_eq!(text(&put.stdout), "OK\n", "{}", text(&put.stderr));
+    }
+    let leader = nodes[0].status()["leader"].as_u64().unwrap();
+    let place = nodes.iter().position(|node| node.status()["answered_by"].as_u64() == Some(leader)).unwrap();
+    nodes.remove(place).kill();
+    let all = addresses.join(",");
+    until("a new leader takes what is written", || {
+        let put = etcdctl(&all, &["put", "after", "the leader died"]);
+        put.status.success()
+    });
+    for node in &nodes {
+        let got = etcdctl(&node.address, &["get", "", "--prefix", "--print-value-only"]);
+        assert_eq!(text(&got.stdout), "the leader died\nv0\nv1\nv2\n", "{}", text(&got.stderr));
+    }
+}
