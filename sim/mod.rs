@@ -31,4 +31,5 @@ pub mod spawn;
 pub mod tasks;
 pub mod trace;
 pub mod watch;
+pub mod watchers;
 pub mod world;

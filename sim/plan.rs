@@ -44,6 +44,8 @@ pub struct Plan {
     pub idle_permille: u64,
     /// Clients that speak the protocol of etcd's.
     pub foreign: u64,
+    /// Clients that watch all keys.
+    pub watchers: usize,
     /// Clients that read from one member alone, for each member.
     pub readers: usize,
     /// How long they pause between two reads, at most.
@@ -134,6 +136,7 @@ impl Plan {
             one_session: false,
             idle_permille: 0,
             foreign: 0,
+            watchers: 0,
             readers: 0,
             readers_pause: Duration::from_millis(500),
             submitters: 1,
@@ -200,6 +203,7 @@ impl Plan {
             one_session: load.chance(300),
             idle_permille: if load.chance(200) { 30 } else { 0 },
             foreign: *rng.stream("plan/foreign").pick(&[0, 0, 1, 2]),
+            watchers: *rng.stream("plan/watchers").pick(&[0, 0, 1, 2]),
             // What damages files wants files.
             model_log: rng.stream("plan/log").chance(750) && !faults.iter().any(|(_, fault)| fault.is_on_files()),
             retention: Retention {
@@ -242,12 +246,13 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's; one session: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's, and {} watch; one session: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
             self.pause,
             self.foreign,
+            self.watchers,
             self.one_session,
             self.idle_permille,
             self.stock,

@@ -26,12 +26,13 @@ use crate::sim::mutant;
 use crate::sim::network::{MachineId, Weather};
 use crate::sim::oracle::recovery::{RECOVERY_MAX, TASKS_MAX};
 use crate::sim::oracle::{
-    Violation, attempts, bounds, disks, exactly_once, linearizable, membership, outcomes, recovery, revisions,
+    Violation, attempts, bounds, disks, exactly_once, linearizable, membership, outcomes, recovery, revisions, watches,
 };
 use crate::sim::plan::{self, Plan};
 use crate::sim::tasks::{self, Submissions};
 use crate::sim::trace::{Note, Stop, Trace};
 use crate::sim::watch::Watch;
+use crate::sim::watchers::Watchers;
 use crate::sim::world::{self, Down, Machine, Seed, World};
 
 /// How a seed ended.
@@ -214,6 +215,7 @@ struct Run {
     cluster: Arc<Cluster>,
     history: Arc<History>,
     submissions: Arc<Submissions>,
+    watchers: Arc<Watchers>,
     time: TimeHandle,
 }
 
@@ -225,7 +227,13 @@ impl Run {
             cluster.members.iter().map(|member| (member.machine.id, member.machine.clone())).collect();
         let tap = cluster.watch.clone();
         cluster.world.network.set_wiretap(Some(Arc::new(move |from, _, frame| tap.on_frame(&machines[&from], frame))));
-        Self { cluster, history: Arc::default(), submissions: Arc::default(), time: TimeHandle::current() }
+        Self {
+            cluster,
+            history: Arc::default(),
+            submissions: Arc::default(),
+            watchers: Arc::default(),
+            time: TimeHandle::current(),
+        }
     }
 
     async fn live(self, record: bool) -> Report {
@@ -342,6 +350,7 @@ impl Run {
         let readers = 0..self.cluster.plan.nodes * self.cluster.plan.readers;
         let readers: Vec<_> = readers.map(|number| self.reader(number, attacked.clone())).collect();
         let follower = self.follower(attacked.clone());
+        (0..self.cluster.plan.watchers).for_each(|number| self.watcher(number));
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
         for (at, fault) in &self.cluster.plan.faults {
@@ -390,6 +399,25 @@ impl Run {
             let notes = Notes { client: id, elapsed: &|| time.elapsed(), ended: &ended };
             load::read(&door, what, rng, &goes_on, notes).await;
         })
+    }
+
+    /// A client on a machine of its own that watches all keys until the end.
+    fn watcher(&self, number: usize) {
+        let (io, node) = self.caller();
+        let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
+        let from = *self.cluster.world.rng.stream(&format!("watcher {number}")).pick(&[0, 1, 1]);
+        let (watchers, keys) = (self.watchers.clone(), self.cluster.plan.keys);
+        node.spawn(async move { watchers.watch(&client, keys, from).await });
+    }
+
+    /// Every watcher is told of all that is known to have changed.
+    async fn finish_watches(&self) -> Result<(), Verdict> {
+        let last = watches::last_change(&self.history.records());
+        let told = || {
+            let logs = self.watchers.logs();
+            logs.len() == self.cluster.plan.watchers && logs.iter().all(|log| log.last() >= last)
+        };
+        self.within("watchers are told of every change", told).await
     }
 
     /// Puts what a client did and saw where oracles find it.
@@ -527,6 +555,7 @@ impl Run {
         if !self.serve(self.cluster.plan.keys).await {
             return Err(Verdict::Liveness(format!("a healed cluster did not serve within {RECOVERY_MAX:?}")));
         }
+        self.finish_watches().await?;
         self.finish_removals().await?;
         self.finish_moves().await?;
         self.finish_tasks().await?;
@@ -635,6 +664,7 @@ impl Run {
         cost::of("oracle: exactly once", || exactly_once::check(&records, violations));
         cost::of("oracle: linearizable", || linearizable::check(&records, violations));
         cost::of("oracle: revisions", || revisions::check(&records, violations));
+        cost::of("oracle: watches", || watches::check(&self.watchers.logs(), &records, violations));
         self.cluster.members.iter().for_each(|member| member.machine.down(Down::Kill));
         for member in self.cluster.servers() {
             // One that waits to be let in, or was removed, may have nothing.

@@ -86,6 +86,18 @@ pub const SPACE_PERIOD: Duration = Duration::from_secs(1);
 /// Memory redb may use to cache each database, in bytes (its own default is 1 GiB).
 pub const DATABASE_CACHE_BYTES: usize = 32 * 1024 * 1024;
 
+/// Watches of keys on one stream.
+pub const KEY_WATCHES_MAX: usize = 10_000;
+/// Streams on which a member tells of changes of keys; one more is refused.
+pub const KEY_STREAMS_MAX: usize = 20_000;
+/// Changes of keys in one answer, after which the next revision waits for the next answer.
+pub const EVENTS_MAX: usize = 1_000;
+/// The same, in bytes.
+pub const EVENTS_BYTES_MAX: usize = 1024 * 1024;
+/// Size of the pieces in which a large answer is sent to who takes it in pieces.
+pub const FRAGMENT_BYTES_MAX: usize = 1536 * 1024;
+/// How long a watch that wants to hear so is silent before it is told that there was nothing (etcd's default, too).
+pub const PROGRESS_PERIOD: Duration = Duration::from_secs(600);
 /// Versions that one command sweeps away after a compaction, at most.
 pub const SWEEP_ROWS_MAX: usize = 1_000;
 /// Keys that it looks at for that.

@@ -21,6 +21,7 @@ pub mod promise;
 pub mod recovery;
 pub mod revisions;
 pub mod sessions;
+pub mod watches;
 
 use std::fmt;
 use std::sync::Mutex;

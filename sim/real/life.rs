@@ -14,7 +14,7 @@ use cairn::proto::v1::{MemberRole, MemberStatus, StatusReply};
 use cairn::sim::cluster::CLIENT_TIMEOUT;
 use cairn::sim::history::Seen;
 use cairn::sim::oracle::recovery::RECOVERY_MAX;
-use cairn::sim::oracle::{exactly_once, linearizable, outcomes, revisions};
+use cairn::sim::oracle::{exactly_once, linearizable, outcomes, revisions, watches};
 use cairn::sim::run::Verdict;
 use cairn::state::task;
 use futures_util::future::{join_all, select_all};
@@ -173,6 +173,7 @@ impl Run {
         if self.is_whole.get() {
             linearizable::check(&records, violations);
             revisions::check(&records, violations);
+            watches::check(&self.work.watchers.logs(), &records, violations);
         }
         match self.work.ledger() {
             Ok(ledger) => work::judge(&ledger, violations),

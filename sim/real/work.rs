@@ -20,6 +20,7 @@ use cairn::sim::load::{self, Ask, FIRST_READER, Load, Notes, READER_TIMEOUT};
 use cairn::sim::oracle::Violations;
 use cairn::sim::oracle::attempts::Ledger;
 use cairn::sim::tasks::{self, MARK, Submissions, Submitter};
+use cairn::sim::watchers::Watchers;
 use tokio::task::JoinHandle;
 
 use super::plan::Plan;
@@ -46,6 +47,8 @@ pub struct Work {
     pub history: Arc<History>,
     /// What they submitted.
     pub submissions: Arc<Submissions>,
+    /// What those were told who watch the keys.
+    pub watchers: Arc<Watchers>,
     io: Io,
     endpoints: Vec<Address>,
     rng: Rng,
@@ -59,8 +62,8 @@ impl Work {
         let script = format!("dir='{}'\n{SCRIPT}", dir.display().to_string().replace('\'', r"'\''"));
         let path = dir.join("task.sh");
         std::fs::write(&path, script).map_err(|error| format!("write {}: {error}", path.display()))?;
-        let (history, submissions) = Default::default();
-        Ok(Self { history, submissions, io, endpoints, rng, dir: dir.to_path_buf(), began })
+        let (history, submissions, watchers) = Default::default();
+        Ok(Self { history, submissions, watchers, io, endpoints, rng, dir: dir.to_path_buf(), began })
     }
 
     /// A client of all members.
@@ -99,6 +102,10 @@ impl Work {
                 tasks::submit_each(&client, submitter, rng, &submissions).await;
             })
         });
+        for from in [0, 1] {
+            let (watchers, client, keys) = (self.watchers.clone(), self.client(CLIENT_TIMEOUT), plan.load.keys);
+            tokio::spawn(async move { watchers.watch(&client, keys, from).await });
+        }
         let readers = (0..self.endpoints.len()).map(|place| tokio::spawn(self.reader(place, plan.load, until)));
         clients.chain(submitters).chain(readers).collect()
     }

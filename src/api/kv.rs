@@ -54,15 +54,15 @@ fn failed(status: Status) -> Status {
     said
 }
 
-impl KvService {
-    /// Adds to a header who answers.
-    fn sign(&self, header: &mut Option<ResponseHeader>) {
-        let header = header.get_or_insert_default();
-        header.cluster_id = self.0.identity.cluster.0;
-        header.member_id = self.0.identity.id.0;
-        header.raft_term = self.0.raft.status().term.0;
-    }
+/// Adds to a header who answers.
+pub fn sign(shared: &SharedNodeState, header: &mut Option<ResponseHeader>) {
+    let header = header.get_or_insert_default();
+    header.cluster_id = shared.identity.cluster.0;
+    header.member_id = shared.identity.id.0;
+    header.raft_term = shared.raft.status().term.0;
+}
 
+impl KvService {
     async fn execute(&self, kind: Kind, deadline: Monotonic) -> Result<reply::Kind, Status> {
         let command = Command { session: None, kind: Some(kind) };
         command::check(&command).map_err(|reject| rejected(&reject))?;
@@ -112,7 +112,7 @@ impl Kv for KvService {
         self.barrier(range.serializable, deadline).await?;
         let answer = self.0.read_keys(|store| store.range(&range))?;
         let mut reply = answer.map_err(|reject| rejected(&reject.into()))?;
-        self.sign(&mut reply.header);
+        sign(&self.0, &mut reply.header);
         Ok(Response::new(reply))
     }
 
@@ -120,7 +120,7 @@ impl Kv for KvService {
         let deadline = self.0.deadline(&request);
         match self.execute(Kind::Put(request.into_inner()), deadline).await? {
             reply::Kind::Put(mut reply) => {
-                self.sign(&mut reply.header);
+                sign(&self.0, &mut reply.header);
                 Ok(Response::new(reply))
             }
             other => Err(unexpected(&other)),
@@ -134,7 +134,7 @@ impl Kv for KvService {
         let deadline = self.0.deadline(&request);
         match self.execute(Kind::DeleteRange(request.into_inner()), deadline).await? {
             reply::Kind::DeleteRange(mut reply) => {
-                self.sign(&mut reply.header);
+                sign(&self.0, &mut reply.header);
                 Ok(Response::new(reply))
             }
             other => Err(unexpected(&other)),
@@ -155,7 +155,7 @@ impl Kv for KvService {
                 other => return Err(unexpected(&other)),
             }
         };
-        self.sign(&mut reply.header);
+        sign(&self.0, &mut reply.header);
         Ok(Response::new(reply))
     }
 
@@ -163,7 +163,7 @@ impl Kv for KvService {
         let deadline = self.0.deadline(&request);
         match self.execute(Kind::Compact(request.into_inner()), deadline).await? {
             reply::Kind::Compact(mut reply) => {
-                self.sign(&mut reply.header);
+                sign(&self.0, &mut reply.header);
                 Ok(Response::new(reply))
             }
             other => Err(unexpected(&other)),

@@ -7,6 +7,7 @@ mod metrics;
 mod peer;
 mod store;
 mod tasks;
+mod watch;
 mod work;
 mod worker;
 
@@ -17,6 +18,7 @@ use tonic::service::Routes;
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::metrics::Metrics;
 use crate::proto::etcdserverpb::kv_server::KvServer;
+use crate::proto::etcdserverpb::watch_server::WatchServer;
 use crate::proto::health::health_server::HealthServer;
 use crate::proto::v1::cluster_server::ClusterServer;
 use crate::proto::v1::peer_server::PeerServer;
@@ -38,6 +40,7 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {
         .add_service(peer)
         .add_service(store)
         .add_service(kv)
+        .add_service(WatchServer::new(watch::WatchService::new(node.clone())))
         .add_service(ClusterServer::new(ClusterService(node.clone())))
         .add_service(TasksServer::new(tasks::TasksService(node.clone())))
         .add_service(WorkServer::new(work::WorkService::new(node.clone())))

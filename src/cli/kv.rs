@@ -9,8 +9,9 @@ use crate::client::{Client, ClientError, revision};
 use crate::ids::Revision;
 use crate::limits::RANGE_PAGE_KEYS;
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
-use crate::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest};
-use crate::proto::mvccpb::KeyValue;
+use crate::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, WatchCreateRequest};
+use crate::proto::mvccpb::event::EventType;
+use crate::proto::mvccpb::{Event, KeyValue};
 
 /// What can be done with keys.
 #[derive(Subcommand)]
@@ -75,6 +76,20 @@ pub enum Kv {
         count: bool,
         #[command(flatten)]
         reading: Reading,
+    },
+    /// Print changes as they happen, until it is interrupted
+    Watch {
+        /// The key; with --prefix, what all the keys begin with
+        key: String,
+        /// Watch all keys that begin with it
+        #[arg(long)]
+        prefix: bool,
+        /// Begin with this revision of the store; with what comes now without one
+        #[arg(long)]
+        revision: Option<u64>,
+        /// Print what the key was before, too
+        #[arg(long)]
+        prev: bool,
     },
     /// Forget what was superseded before a revision
     Compact {
@@ -211,6 +226,19 @@ impl Kv {
                     print(&rows);
                 }
             }
+            Self::Watch { key, prefix, revision, prev } => {
+                let (key, range_end) = if *prefix { span(key) } else { (key.clone().into_bytes(), Vec::new()) };
+                let mut watch = client.watch(WatchCreateRequest {
+                    key: key.into(),
+                    range_end: range_end.into(),
+                    start_revision: number("--revision", *revision)?,
+                    prev_kv: *prev,
+                    ..WatchCreateRequest::default()
+                });
+                loop {
+                    watch.next().await?.events.iter().for_each(|event| print_event(event, as_json));
+                }
+            }
             Self::Compact { revision, physical } => {
                 let compact =
                     CompactionRequest { revision: number("the revision", Some(*revision))?, physical: *physical };
@@ -277,6 +305,29 @@ fn deleted(key: &str, count: u64, before: Option<&[KeyValue]>, as_json: bool) ->
         print(rows);
     }
     Ok(())
+}
+
+/// One change, on a line of its own.
+fn print_event(event: &Event, as_json: bool) {
+    let Some(row) = &event.kv else { return };
+    let gone = event.r#type() == EventType::Delete;
+    if as_json {
+        let mut line = if gone {
+            json!({ "type": "delete", "key": printable(&row.key), "revision": row.mod_revision })
+        } else {
+            let mut line = key_json(row);
+            line["type"] = json!("put");
+            line
+        };
+        if let Some(before) = &event.prev_kv {
+            line["previous"] = key_json(before);
+        }
+        say!("{line}");
+        return;
+    }
+    let before = event.prev_kv.as_ref().map(|before| format!(" (before: {})", printable(&before.value)));
+    let what = if gone { "deleted".to_owned() } else { format!("= {}", printable(&row.value)) };
+    say!("{} {} {what}{}", row.mod_revision, printable(&row.key), before.unwrap_or_default());
 }
 
 fn print(rows: &[KeyValue]) {

@@ -88,7 +88,7 @@ enum Command {
     /// Read and write the key-value store
     #[command(
         after_help = "Examples:\n  node kv put greeting hello\n  node kv get greeting\n  node kv list --prefix gre\n  \
-        node kv get greeting --revision 2\n  node kv compact 10\n\netcd's own clients can be used as well: ETCDCTL_API=3 \
+        node kv get greeting --revision 2\n  node kv watch gre --prefix\n  node kv compact 10\n\netcd's own clients can be used as well: ETCDCTL_API=3 \
         etcdctl --endpoints 127.0.0.1:7400 get greeting"
     )]
     Kv {

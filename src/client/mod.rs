@@ -4,6 +4,7 @@
 //! first answer. What cannot be known is said: an attempt that broke in the middle and could not be repeated before the
 //! deadline ends as [`ClientError::Unknown`], never as a guess.
 
+mod events;
 mod kv;
 mod tasks;
 mod watch;
@@ -29,6 +30,7 @@ use crate::shared::{LEADER_HINT, is_not_done};
 use crate::state::command;
 use crate::time::Monotonic;
 
+pub use events::{Changes, KeyWatch};
 pub use kv::revision;
 pub use watch::Remote;
 
@@ -161,6 +163,17 @@ impl Client {
     /// Waits.
     pub async fn pause(&self, span: Duration) {
         self.io.clock.sleep(span).await;
+    }
+
+    /// The member that answered last, or whose turn it is.
+    fn preferred(&self) -> Channel {
+        self.endpoints[self.lock().preferred % self.endpoints.len()].1.clone()
+    }
+
+    /// Has the next member asked from now on.
+    fn turn_away(&self) {
+        let mut state = self.lock();
+        state.preferred = (state.preferred + 1) % self.endpoints.len();
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {

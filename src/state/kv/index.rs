@@ -29,7 +29,11 @@ impl Position {
         key
     }
 
-    fn of(key: &[u8]) -> Result<Self, Fault> {
+    /// The position of a row.
+    ///
+    /// # Errors
+    /// The key is none.
+    pub fn of(key: &[u8]) -> Result<Self, Fault> {
         let (revision, number) = key.split_at_checked(8).unwrap_or_default();
         let what = || format!("read the position {key:?} of a key's version");
         let revision = u64::from_be_bytes(revision.try_into().context(what)?);
@@ -116,6 +120,13 @@ impl KeyIndex {
         live(self.keys.get(key)?, u64::MAX)
     }
 
+    /// What a key was before one of its versions, if it existed.
+    pub fn before(&self, key: &[u8], at: Position) -> Option<Version> {
+        let versions = self.keys.get(key)?;
+        let before = versions.partition_point(|version| version.at < at);
+        versions[..before].last().copied().filter(|version| version.count > 0)
+    }
+
     /// The keys of a range that exist at a revision, the first `limit` of them (all: `usize::MAX`).
     pub fn select(&self, key: &[u8], range_end: &[u8], revision: u64, limit: usize) -> Selection {
         let mut selection = Selection { found: Vec::new(), count: 0 };
@@ -142,9 +153,12 @@ impl KeyIndex {
                 swept.next = Some(key.clone());
                 break;
             }
-            let before = versions.partition_point(|version| version.at.revision <= compacted);
-            // The last of them is what the compacted revision sees, unless that is that there is no such key.
-            let gone = before - usize::from(live(versions, compacted).is_some());
+            // What the compacted revision changed stays, for whoever is told of changes from there on.
+            let before = versions.partition_point(|version| version.at.revision < compacted);
+            let changed = versions.get(before).is_some_and(|version| version.at.revision == compacted);
+            // The last before is what it sees, unless it changed that, or that is that there is no such key.
+            let seen = live(versions, compacted).is_some() && !changed;
+            let gone = before - usize::from(seen);
             let now = gone.min(rows_max - swept.rows.len());
             swept.rows.extend(versions.drain(..now).map(|version| version.at));
             if versions.is_empty() {

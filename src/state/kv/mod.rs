@@ -17,7 +17,7 @@ mod write;
 
 pub use check::{check_delete_range, check_put, check_range, check_txn, only_reads};
 pub use index::KeyIndex;
-pub use read::{NoAnswer, Store};
+pub use read::{Change, NoAnswer, Store};
 pub use write::is_sweeping;
 pub(super) use write::{compact, delete_range, put, sweep, txn};
 
@@ -37,7 +37,7 @@ fn bounds<'a>(key: &'a [u8], range_end: &'a [u8]) -> Option<Bounds<'a>> {
 }
 
 /// Whether a key is among those that a request means.
-fn is_within(key: &[u8], start: &[u8], range_end: &[u8]) -> bool {
+pub fn is_within(key: &[u8], start: &[u8], range_end: &[u8]) -> bool {
     match range_end {
         [] => key == start,
         [0] => key >= start,

@@ -1,6 +1,7 @@
 //! Reading the store as of one revision.
 
 use std::cmp::Ordering;
+use std::ops::{Bound, ControlFlow};
 use std::sync::RwLock;
 
 use prost::Message;
@@ -42,6 +43,14 @@ impl From<KvReject> for NoAnswer {
     }
 }
 
+/// One change of a key.
+#[derive(Clone, Debug)]
+pub struct Change {
+    at: Position,
+    /// What the key is now; with version 0, if it was removed.
+    pub now: KeyValue,
+}
+
 /// The store as of one revision.
 pub struct Store<'a, R> {
     rows: &'a R,
@@ -76,6 +85,56 @@ impl<'a, R: Read> Store<'a, R> {
         let row =
             row.ok_or_else(|| Fault::new(format!("the index knows a version at {at:?}, and there is no such row")))?;
         KeyValue::decode(&*row).context(|| format!("decode the version at {at:?}"))
+    }
+
+    /// The newest revision.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// The oldest revision that can be read.
+    pub fn compacted(&self) -> u64 {
+        self.compacted
+    }
+
+    /// What was changed from a revision on, in order: whole revisions, as many as come within so many changes and bytes, and one
+    /// in any case. Also the last revision that was looked at.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn changes(&self, from: u64, changes_max: usize, bytes_max: usize) -> Result<(Vec<Change>, u64), Fault> {
+        let (mut changes, mut bytes, mut last) = (Vec::<Change>::new(), 0, self.revision);
+        let start = Position { revision: from, number: 0 }.key().to_vec();
+        let range = (Bound::Included(start), Bound::Unbounded);
+        self.rows.scan(Table::Versions, range, &mut |key, row| {
+            let at = Position::of(key)?;
+            let before = changes.last().map_or(at.revision, |change| change.at.revision);
+            if at.revision > before && (changes.len() >= changes_max || bytes >= bytes_max) {
+                last = before;
+                return Ok(ControlFlow::Break(()));
+            }
+            bytes += row.len();
+            let now = KeyValue::decode(row).context(|| format!("decode the version at {at:?}"))?;
+            changes.push(Change { at, now });
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok((changes, last))
+    }
+
+    /// What a key was before a change, if that is still there.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn before(&self, change: &Change) -> Result<Option<KeyValue>, Fault> {
+        if change.at.revision <= self.compacted {
+            return Ok(None);
+        }
+        let before = {
+            let index = self.index.read().expect("no code panics while it holds the index");
+            index.before(&change.now.key, change.at)
+        };
+        // The index may know less than this view: what has been swept away since is not told any more.
+        before.map(|version| self.row(version.at)).transpose()
     }
 
     /// The revision that a range asks for, where 0 means the newest.

@@ -1,0 +1,159 @@
+//! Changes of keys, as a client is told of them.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status, Streaming};
+
+use super::{Client, ClientError};
+use crate::error::{KvReject, Reject};
+use crate::limits::{MESSAGE_BYTES_MAX, RECONNECT_PAUSE_MIN};
+use crate::proto::etcdserverpb::watch_client::WatchClient;
+use crate::proto::etcdserverpb::watch_request::RequestUnion;
+use crate::proto::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse as Told};
+use crate::proto::mvccpb::Event;
+use crate::time::Monotonic;
+
+/// How long a stream may be silent before its member is asked whether it is there.
+const SILENCE: Duration = Duration::from_secs(3);
+/// How long the member may take to answer that.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What was changed, up to a revision: whole revisions, in order.
+#[derive(Clone, Debug)]
+pub struct Changes {
+    /// Everything up to here has been told.
+    pub revision: u64,
+    /// What was changed since the changes before. Never empty but at the beginning, where it says from where on the watch tells.
+    pub events: Vec<Event>,
+}
+
+/// A watch that goes on, at whichever member answers, where it stopped: nothing is missed, and nothing told twice.
+pub struct KeyWatch {
+    client: Client,
+    create: WatchCreateRequest,
+    stream: Option<Stream>,
+    begun: bool,
+}
+
+struct Stream {
+    asks: mpsc::Sender<WatchRequest>,
+    answers: Streaming<Told>,
+    /// When the member was last heard, and whether it was asked since.
+    heard: Monotonic,
+    asked: bool,
+}
+
+fn ask(union: RequestUnion) -> WatchRequest {
+    WatchRequest { request_union: Some(union) }
+}
+
+impl Client {
+    /// Watches keys. Where the watch is to begin now, that is when it first reaches a member.
+    pub fn watch(&self, create: WatchCreateRequest) -> KeyWatch {
+        KeyWatch {
+            client: self.clone(),
+            create: WatchCreateRequest { fragment: false, ..create },
+            stream: None,
+            begun: false,
+        }
+    }
+}
+
+impl KeyWatch {
+    /// Waits for the next changes, for as long as it takes; members that break are left for others.
+    ///
+    /// # Errors
+    /// Rejected as compacted: what comes next was forgotten before it was told, see [`KvReject::Compacted`]. Invalid, if the watch
+    /// makes no sense.
+    pub async fn next(&mut self) -> Result<Changes, ClientError> {
+        loop {
+            if self.stream.is_none() {
+                self.stream = self.open().await;
+            }
+            let told = match &mut self.stream {
+                Some(stream) => stream.next(&self.client).await,
+                None => Err(Status::unavailable("no member answers")),
+            };
+            match told {
+                Ok(told) => {
+                    if let Some(changes) = self.take(told)? {
+                        return Ok(changes);
+                    }
+                }
+                Err(status) if matches!(status.code(), Code::Unauthenticated | Code::Unimplemented) => {
+                    return Err(ClientError::Invalid(status.message().into()));
+                }
+                Err(_) => {
+                    sometimes!(self.begun && self.stream.is_some(), "a watch went on at another member");
+                    self.stream = None;
+                    self.client.turn_away();
+                    self.client.io.clock.sleep(RECONNECT_PAUSE_MIN).await;
+                }
+            }
+        }
+    }
+
+    async fn open(&self) -> Option<Stream> {
+        let clock = &self.client.io.clock;
+        let (asks, outgoing) = mpsc::channel(2);
+        asks.try_send(ask(RequestUnion::CreateRequest(self.create.clone()))).ok()?;
+        let mut watch = WatchClient::new(self.client.preferred()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let call = watch.watch(Request::new(ReceiverStream::new(outgoing)));
+        let answers = clock.timeout(PATIENCE, call).await.ok()?.ok()?.into_inner();
+        Some(Stream { asks, answers, heard: clock.now(), asked: false })
+    }
+
+    /// What a message says that was not known; nothing, if that is nothing.
+    fn take(&mut self, told: Told) -> Result<Option<Changes>, ClientError> {
+        let revision = super::revision(told.header.as_ref()).0;
+        if told.canceled {
+            self.stream = None;
+            return Err(match told.compact_revision {
+                0 => ClientError::Invalid(told.cancel_reason),
+                oldest => ClientError::Rejected(Reject::Kv(KvReject::Compacted {
+                    asked: self.create.start_revision.cast_unsigned(),
+                    compacted: oldest.cast_unsigned(),
+                })),
+            });
+        }
+        if told.created {
+            if self.create.start_revision == 0 {
+                self.create.start_revision = revision.cast_signed() + 1;
+            }
+            let first = !std::mem::replace(&mut self.begun, true);
+            let revision = self.create.start_revision.cast_unsigned() - 1;
+            return Ok(first.then_some(Changes { revision, events: Vec::new() }));
+        }
+        // An answer to the question whether the member is there names what the member has, not what this watch waits for.
+        let Some(last) = told.events.last().and_then(|event| event.kv.as_ref()) else { return Ok(None) };
+        self.create.start_revision = last.mod_revision + 1;
+        Ok(Some(Changes { revision: last.mod_revision.cast_unsigned(), events: told.events }))
+    }
+}
+
+impl Stream {
+    async fn next(&mut self, client: &Client) -> Result<Told, Status> {
+        let clock = &client.io.clock;
+        loop {
+            let until = self.heard + if self.asked { SILENCE + PATIENCE } else { SILENCE };
+            match clock.deadline(until, self.answers.message()).await {
+                Ok(Ok(Some(told))) => {
+                    (self.heard, self.asked) = (clock.now(), false);
+                    return Ok(told);
+                }
+                Ok(Ok(None)) => return Err(Status::unavailable("the stream has ended")),
+                Ok(Err(status)) => return Err(status),
+                Err(_) if self.asked => return Err(Status::unavailable("the member does not answer")),
+                Err(_) => {
+                    self.asked = true;
+                    let progress = ask(RequestUnion::ProgressRequest(WatchProgressRequest {}));
+                    if self.asks.try_send(progress).is_err() {
+                        return Err(Status::unavailable("the stream takes no questions"));
+                    }
+                }
+            }
+        }
+    }
+}
