@@ -12,10 +12,10 @@ use crate::limits::{
 };
 use crate::node::Role;
 use crate::raft::tail::Retention;
-use crate::sim::draw;
 use crate::sim::fault::{Class, Fault, Place, Places};
 use crate::sim::load::Load;
 use crate::sim::network::Weather;
+use crate::sim::{aim, draw};
 
 /// What a seed does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +40,9 @@ pub struct Plan {
     pub pause: Duration,
     /// Whether they are copies of one client, with one session.
     pub one_session: bool,
+    /// Each knows one member alone, which passes on what it does not decide.
+    #[serde(default)]
+    pub one_door: bool,
     /// How often, in thousandths, a client pauses for longer than a session lives.
     pub idle_permille: u64,
     /// Clients that read from one member alone, for each member.
@@ -91,6 +94,12 @@ impl Plan {
         self.faults.is_empty() && self.weather == Weather::CALM
     }
 
+    /// Whether nothing goes wrong but that machines are far from each other.
+    pub fn is_only_far(&self) -> bool {
+        let far = |(_, fault): &(Duration, Fault)| matches!(fault, Fault::Far { .. });
+        self.faults.iter().all(far) && self.weather == Weather::CALM
+    }
+
     /// Whether all clocks run as evenly as leases demand.
     pub fn clocks_hold(&self) -> bool {
         let even =
@@ -130,6 +139,7 @@ impl Plan {
             operations: 30,
             pause: Duration::from_millis(500),
             one_session: false,
+            one_door: false,
             idle_permille: 0,
             readers: 0,
             readers_pause: Duration::from_millis(500),
@@ -177,7 +187,7 @@ impl Plan {
             faults.sort_by_key(|(at, _)| *at);
         }
         let (mut load, mut readers) = (rng.stream("plan/load"), rng.stream("plan/readers"));
-        Self {
+        let mut plan = Self {
             nodes,
             workers,
             idle,
@@ -195,6 +205,7 @@ impl Plan {
             tasks: load.range(2, 12),
             stubborn_permille: *load.pick(&[200, 200, 900]),
             one_session: load.chance(300),
+            one_door: false,
             idle_permille: if load.chance(200) { 30 } else { 0 },
             // What damages files wants files.
             model_log: rng.stream("plan/log").chance(750) && !faults.iter().any(|(_, fault)| fault.is_on_files()),
@@ -213,7 +224,9 @@ impl Plan {
             faults,
             early,
             core: rng.stream("plan/core").range(0, u64::MAX),
-        }
+        };
+        aim::aim(&mut rng.stream("plan/aim"), &mut plan);
+        plan
     }
 }
 
@@ -238,12 +251,13 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; one session: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
             self.pause,
             self.one_session,
+            self.one_door,
             self.idle_permille,
             self.stock,
             self.readers,
