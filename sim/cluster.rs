@@ -12,9 +12,10 @@ use tokio::sync::oneshot;
 use crate::client::Client;
 use crate::ids::{Address, Index, NodeId, Term};
 use crate::limits::WORKER_RENEWAL;
+use crate::node::machine::open_state;
 use crate::node::{NodeBuilder, Origin};
 use crate::raft::core::{Role, Status};
-use crate::raft::log::{self, LOG_FILE};
+use crate::raft::log::{self, LOG_FILE, Log};
 use crate::sim::disk::PowerCut;
 use crate::sim::draw::{CRASH_PATIENCE, MOVES_MAX};
 use crate::sim::fault::{Fault, Links, Place, Places};
@@ -26,6 +27,7 @@ use crate::sim::plan::Plan;
 use crate::sim::trace::Note;
 use crate::sim::watch::Watch;
 use crate::sim::world::{Down, FailStop, Machine, World};
+use crate::state::member;
 
 /// How long a client tries one operation.
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -41,6 +43,10 @@ const MISLED_MAX: Duration = Duration::from_secs(20);
 const MISLED_PAUSE: Duration = Duration::from_secs(10);
 /// How long an operator waits for a change of members to transfer leadership in the middle of.
 const JOINT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process that ends takes to close what it holds.
+const CLOSED: Duration = Duration::from_millis(20);
+/// How often the power goes while a machine starts for the first time.
+const BIRTHS_MAX: u64 = 4;
 /// How long an operator waits for a node to stop in order.
 const STOP_MAX: Duration = Duration::from_secs(15);
 
@@ -336,7 +342,7 @@ impl Cluster {
     }
 
     /// An operator removes a member, if it can be spared. Says whether that was done.
-    async fn remove(self: &Arc<Self>, place: Place) -> bool {
+    pub(super) async fn remove(self: &Arc<Self>, place: Place) -> bool {
         let Some(id) = self.members[place].id() else { return false };
         let again = self.condemned().iter().any(|condemned| condemned.id == id);
         if !again && !self.affords(place, true) {
@@ -366,16 +372,31 @@ impl Cluster {
         done.is_ok()
     }
 
-    /// Starts a member again that was removed, once it says so.
-    async fn return_removed(self: &Arc<Self>, place: Place) {
+    /// Starts a member again that was removed, once it says so, perhaps where it reaches nobody: then it must say so by itself, if
+    /// it has learned it from the log.
+    pub(super) async fn return_removed(self: &Arc<Self>, place: Place, alone: bool) {
         let member = &self.members[place];
         wait(REMOVAL_TOLD, || member.is_removed()).await;
-        if member.is_removed() {
-            sometimes!("a removed member was started again");
-            member.machine.down(Down::Kill);
-            member.removed.store(false, Ordering::Relaxed);
-            self.boot(place);
+        if !member.is_removed() {
+            return;
         }
+        sometimes!("a removed member was started again");
+        member.machine.down(Down::Kill);
+        let knows =
+            alone && place < self.plan.nodes && member.id().is_some_and(|id| knows_removed(&member.machine, id));
+        member.removed.store(false, Ordering::Relaxed);
+        if !knows {
+            return self.boot(place);
+        }
+        sometimes!("a removed member was started again where it reaches nobody");
+        self.set_isolated(place, true);
+        self.boot(place);
+        wait(REMOVAL_TOLD, || member.is_removed() || !member.machine.is_up()).await;
+        if !member.is_removed() && member.machine.is_up() {
+            let what = format!("machine {} does not say so, though its disk does", member.machine.id);
+            self.watch.violations.add("a removed member knows it", what);
+        }
+        self.set_isolated(place, false);
     }
 
     /// Whether a member may be lost, or leave: see `oracle/budget.rs`.
@@ -386,7 +407,8 @@ impl Cluster {
         let (member, watched) = (&self.members[place], self.watch.state());
         let Some(id) = member.id() else { return true };
         // All that are known to be members agree on who has a vote, and nobody who is to go is still among them.
-        let known = || watched.statuses.iter().filter(|(id, _)| self.members.iter().any(|m| m.id() == Some(**id)));
+        let is_known = |id: &NodeId| self.members.iter().any(|member| member.id() == Some(*id) && !member.is_removed());
+        let known = || watched.statuses.iter().filter(|(id, _)| is_known(id));
         let Some(newest) = known().map(|(_, status)| status).max_by_key(|status| status.applied) else { return true };
         let listed = |id: &NodeId| newest.voters.contains(id) || newest.learners.contains(id);
         let unsettled = known().any(|(_, status)| status.joint || !newest.voters.iter().eq(&status.voters))
@@ -436,7 +458,7 @@ impl Cluster {
     }
 
     /// Who leads, as far as anyone said.
-    fn leader(&self) -> Option<Place> {
+    pub(super) fn leader(&self) -> Option<Place> {
         let leader = self.watch.leader()?;
         self.members.iter().position(|member| member.id() == Some(leader))
     }
@@ -448,7 +470,7 @@ impl Cluster {
         self.members.iter().position(|member| member.machine.is_up() && member.id().is_some_and(campaigns))
     }
 
-    fn id(&self, place: Place) -> MachineId {
+    pub(super) fn id(&self, place: Place) -> MachineId {
         self.members[place].machine.id
     }
 
@@ -457,7 +479,7 @@ impl Cluster {
     }
 
     /// Cuts or mends both ways between some and the others.
-    fn set_between(&self, these: impl Fn(Place) -> bool, those: impl Fn(Place) -> bool, cut: bool) {
+    pub(super) fn set_between(&self, these: impl Fn(Place) -> bool, those: impl Fn(Place) -> bool, cut: bool) {
         let places = 0..self.members.len();
         for from in places.clone().filter(|place| these(*place)) {
             for to in places.clone().filter(|place| those(*place)) {
@@ -679,6 +701,8 @@ impl Cluster {
                 self.members[node].doubtful.store(true, Ordering::Relaxed);
                 if stopped {
                     self.stop(node).await;
+                    machine(node).down(Down::Exit);
+                    sleep(CLOSED).await;
                 }
                 machine(node).rot(damage, files, permille);
                 self.watch.on_lost(machine(node));
@@ -716,7 +740,8 @@ impl Cluster {
                     self.black_out(cut, None, Duration::from_millis(500)).await;
                 }
                 if returns {
-                    self.return_removed(node).await;
+                    let alone = self.world.rng.stream(&format!("return {node}")).chance(500);
+                    self.return_removed(node, alone).await;
                 }
             }
             Fault::RemoveLeader => {
@@ -726,8 +751,11 @@ impl Cluster {
             }
             Fault::Join { node, birth, removed } => {
                 self.bring(node);
-                if let Some((operations, cut)) = birth {
-                    self.cut_after(node, operations, cut, Duration::from_millis(500)).await;
+                // It tries again as long as it is nobody yet.
+                for turn in 0..if birth.is_some() { BIRTHS_MAX } else { 0 } {
+                    if let Some((operations, cut)) = birth.filter(|_| turn == 0 || self.members[node].id().is_none()) {
+                        self.cut_after(node, operations + 3 * turn, cut, Duration::from_millis(500)).await;
+                    }
                 }
                 if let Some(after) = removed {
                     let is_member = || {
@@ -741,6 +769,19 @@ impl Cluster {
                     join(self.remove(node), self.remove(node)).await;
                 }
             }
+            Fault::Far { .. }
+            | Fault::Crowded { .. }
+            | Fault::PauseLeader { .. }
+            | Fault::Unanswered { .. }
+            | Fault::Diverge { .. }
+            | Fault::RemoveInMinority { .. }
+            | Fault::RemoveToLast { .. }
+            | Fault::RemoveAndIsolate { .. }
+            | Fault::Echo { .. }
+            | Fault::Behind { .. }
+            | Fault::LateRenewals { .. }
+            | Fault::LateUse { .. }
+            | Fault::LateReturn { .. } => self.stage(fault).await,
             Fault::TransferInJoint { to } => {
                 machine(to).stall.set(true);
                 wait(JOINT_PATIENCE, || self.watch.voters().is_none()).await;
@@ -793,13 +834,25 @@ impl Cluster {
 }
 
 /// Waits until something holds, but not for longer than this; says how much of that is left.
-async fn wait(patience: Duration, holds: impl Fn() -> bool) -> Duration {
-    let (mut left, look) = (patience, Duration::from_millis(10));
+pub(super) async fn wait(patience: Duration, holds: impl Fn() -> bool) -> Duration {
+    wait_closely(patience, Duration::from_millis(10), holds).await
+}
+
+/// The same, looking this often.
+pub(super) async fn wait_closely(patience: Duration, look: Duration, holds: impl Fn() -> bool) -> Duration {
+    let mut left = patience;
     while !holds() && !left.is_zero() {
         sleep(look).await;
         left = left.saturating_sub(look);
     }
     left
+}
+
+/// Whether the state on a machine's disk has it that a member was removed.
+fn knows_removed(machine: &Machine, id: NodeId) -> bool {
+    let disk = machine.disk.boot();
+    let state = Log::open(&*disk).and_then(|log| open_state(&disk, &log));
+    state.is_ok_and(|state| state.reader().view().is_ok_and(|(_, rows)| member::is_removed(&rows, id).unwrap_or(false)))
 }
 
 fn ids(ids: &[NodeId]) -> Vec<u64> {

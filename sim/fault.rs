@@ -246,6 +246,104 @@ pub enum Fault {
         /// Which.
         to: Place,
     },
+    /// Everything between machines takes longer.
+    Far {
+        /// By how much, one way.
+        delay: Duration,
+        /// For how long.
+        span: Duration,
+    },
+    /// They have too few processors: whenever one of their tasks has something to do it waits for its turn.
+    Crowded {
+        /// Which.
+        these: Places,
+        /// For how long.
+        span: Duration,
+    },
+    /// Whoever leads stops answering while its clock runs.
+    PauseLeader {
+        /// For how long.
+        span: Duration,
+    },
+    /// Connections break when a command was carried out, before it is answered; with the first of them all members are killed.
+    Unanswered {
+        /// What clients sent, not what members passed on.
+        direct: bool,
+        /// So long after.
+        after: Duration,
+        /// How long they stay off.
+        down: Duration,
+    },
+    /// Whoever leads is cut off with many entries that nobody else has, another leads with few, and when these have replaced
+    /// those the power of the first goes.
+    Diverge {
+        /// What becomes of unsynced writes.
+        cut: PowerCut,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// An operator removes a member while so many are off that the rest could not go on.
+    RemoveInMinority {
+        /// How long they stay off at least, besides what it takes to notice.
+        down: Duration,
+    },
+    /// Operators remove all voters but one, and as soon as the last but one knows it the power of the last goes.
+    RemoveToLast {
+        /// The last one's disk is held up.
+        stalled: bool,
+        /// What becomes of unsynced writes.
+        cut: PowerCut,
+        /// How long it stays off.
+        down: Duration,
+    },
+    /// It is killed, and again when it is up for a while; what was said to it in between comes again and again in its next
+    /// life, and nothing else does.
+    Echo {
+        /// Which.
+        node: Place,
+        /// For how long it is up.
+        span: Duration,
+        /// How long it stays off, both times.
+        down: Duration,
+    },
+    /// A member falls behind, and then it is the only one that a worker can reach.
+    Behind {
+        /// The worker.
+        node: Place,
+        /// The member.
+        other: Place,
+        /// For how long it falls behind.
+        lag: Duration,
+        /// For how long it is the only one.
+        span: Duration,
+    },
+    /// A worker's renewals are all held up, and come when its lease is just over for the cluster, to which everything takes long.
+    LateRenewals {
+        /// The worker.
+        node: Place,
+        /// By how much longer it takes, one way.
+        delay: Duration,
+    },
+    /// Sessions are used just when they have been idle for as long as they live, by a cluster to which everything takes long.
+    LateUse {
+        /// By how much longer it takes, one way.
+        delay: Duration,
+    },
+    /// A worker is killed and comes back just before its lease is over for the cluster; that it is back comes late there, and what
+    /// the cluster wants of it since comes late to it.
+    LateReturn {
+        /// The worker.
+        node: Place,
+        /// So long before.
+        before: Duration,
+        /// So long after, its word comes through.
+        after: Duration,
+    },
+    /// An operator removes it for ever, and it is started again where nobody can be reached.
+    RemoveAndIsolate {
+        /// Which.
+        node: Place,
+    },
 }
 
 /// Links between members to cut.
@@ -323,8 +421,19 @@ impl Fault {
             | Self::Pause { .. }
             | Self::Slow { .. }
             | Self::Crash { .. }
+            | Self::PauseLeader { .. }
+            | Self::Crowded { .. }
             | Self::Blackout { .. } => Class::Process,
-            Self::Cut { .. } | Self::Strand { .. } => Class::Network,
+            Self::Cut { .. }
+            | Self::Strand { .. }
+            | Self::Far { .. }
+            | Self::Unanswered { .. }
+            | Self::Diverge { .. }
+            | Self::Echo { .. }
+            | Self::Behind { .. }
+            | Self::LateRenewals { .. }
+            | Self::LateUse { .. }
+            | Self::LateReturn { .. } => Class::Network,
             Self::Full { .. }
             | Self::Stall { .. }
             | Self::DiskError { .. }
@@ -336,6 +445,9 @@ impl Fault {
             | Self::TransferRace { .. }
             | Self::Remove { .. }
             | Self::RemoveLeader
+            | Self::RemoveInMinority { .. }
+            | Self::RemoveToLast { .. }
+            | Self::RemoveAndIsolate { .. }
             | Self::Move { .. }
             | Self::TransferInJoint { .. }
             | Self::Join { .. } => Class::Membership,
@@ -363,20 +475,41 @@ impl Fault {
             | Self::WallStep { node, .. }
             | Self::Remove { node, .. }
             | Self::Move { node, .. }
+            | Self::Echo { node, .. }
+            | Self::LateRenewals { node, .. }
+            | Self::LateReturn { node, .. }
+            | Self::RemoveAndIsolate { node }
             | Self::Join { node, .. } => vec![node],
             Self::Transfer { to } | Self::TransferInJoint { to } => vec![to],
             Self::TransferRace { to, other } => vec![to, other],
-            Self::WrongDisk { node, other } => vec![node, other],
+            Self::WrongDisk { node, other } | Self::Behind { node, other, .. } => vec![node, other],
             Self::Cut { links, .. } => links.places(),
             Self::Blackout { gone, .. } => gone.into_iter().collect(),
-            Self::RemoveLeader => Vec::new(),
+            Self::RemoveLeader
+            | Self::Far { .. }
+            | Self::Crowded { .. }
+            | Self::PauseLeader { .. }
+            | Self::Unanswered { .. }
+            | Self::Diverge { .. }
+            | Self::LateUse { .. }
+            | Self::RemoveInMinority { .. }
+            | Self::RemoveToLast { .. } => Vec::new(),
         }
     }
 
     /// Whether a member loses for good what it had made durable, or leaves with it. What it takes for that to do no harm is
     /// looked at when it happens: see `oracle/budget.rs`.
     pub fn is_loss(&self) -> bool {
-        matches!(self, Self::Rot { .. } | Self::Replace { .. } | Self::Remove { .. } | Self::RemoveLeader)
+        matches!(
+            self,
+            Self::Rot { .. }
+                | Self::Replace { .. }
+                | Self::Remove { .. }
+                | Self::RemoveLeader
+                | Self::RemoveInMinority { .. }
+                | Self::RemoveToLast { .. }
+                | Self::RemoveAndIsolate { .. }
+        )
     }
 
     /// Whether it needs files to harm.
@@ -409,6 +542,10 @@ impl Fault {
             | Self::Replace { down, .. }
             | Self::Move { down, .. }
             | Self::Crash { down, .. }
+            | Self::Unanswered { down, .. }
+            | Self::Diverge { down, .. }
+            | Self::RemoveInMinority { down }
+            | Self::RemoveToLast { down, .. }
             | Self::Blackout { down, .. } => Some(down),
             Self::Pause { span, .. }
             | Self::Slow { span, .. }
@@ -416,6 +553,11 @@ impl Fault {
             | Self::Strand { span, .. }
             | Self::Stall { span, .. }
             | Self::Speed { span, .. }
+            | Self::Far { span, .. }
+            | Self::Crowded { span, .. }
+            | Self::PauseLeader { span }
+            | Self::Echo { span, .. }
+            | Self::Behind { span, .. }
             | Self::Full { span, .. } => Some(span),
             Self::WallStep { .. }
             | Self::WrongDisk { .. }
@@ -424,6 +566,10 @@ impl Fault {
             | Self::Remove { .. }
             | Self::RemoveLeader
             | Self::TransferInJoint { .. }
+            | Self::LateRenewals { .. }
+            | Self::LateUse { .. }
+            | Self::LateReturn { .. }
+            | Self::RemoveAndIsolate { .. }
             | Self::Join { .. } => None,
         }
     }

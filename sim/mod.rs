@@ -7,6 +7,7 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used)]
 
+pub mod aim;
 pub mod clock;
 pub mod cluster;
 pub mod cost;
@@ -28,6 +29,7 @@ pub mod plan;
 pub mod run;
 pub mod shrink;
 pub mod spawn;
+pub mod stage;
 pub mod tasks;
 pub mod trace;
 pub mod watch;

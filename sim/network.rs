@@ -92,6 +92,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The path whose messages may be lost, repeated and reordered one by one.
 const RAFT_STREAM: &str = "/cairn.v1.Peer/Raft";
 
+/// The path of commands.
+const COMMANDS: &str = "/cairn.v1.Store/Execute";
+/// Messages of a life that are remembered at most.
+const REMEMBERED_MAX: usize = 4_000;
+
 /// The path whose messages travel one by one: such a stream may break between any two of them.
 const WATCH_STREAM: &str = "/cairn.v1.Work/Watch";
 
@@ -111,6 +116,16 @@ struct State {
     listeners: BTreeMap<Address, Endpoint>,
     /// Machines whose calls and answers are all held up.
     late: BTreeSet<MachineId>,
+    /// By how much longer everything takes.
+    far: Duration,
+    /// Machines whose commands wait before whom they are for.
+    held: BTreeSet<MachineId>,
+    /// Machines that hear nothing new: Raft messages to them are lost, and streams of looks stand still.
+    deaf: BTreeSet<MachineId>,
+    /// Whose commands are carried out but not answered.
+    unanswered: Option<Unanswered>,
+    /// What was sent to a machine, and by whom.
+    remembered: BTreeMap<MachineId, Vec<(MachineId, Bytes)>>,
     /// How many faults cut each link.
     cuts: BTreeMap<(MachineId, MachineId), u32>,
     weather: Weather,
@@ -124,6 +139,9 @@ struct State {
     bound: u64,
     counts: NetworkCounts,
 }
+
+/// Whose commands are carried out but not answered.
+pub type Unanswered = Arc<dyn Fn(MachineId) -> bool + Send + Sync>;
 
 /// How much the network has carried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -142,6 +160,16 @@ pub struct NetworkCounts {
     pub corrupted: u64,
     /// Connections that were reset.
     pub resets: u64,
+    /// Commands that had to wait before whom they were for.
+    pub held: u64,
+    /// Commands that were carried out and not answered.
+    pub unanswered: u64,
+}
+
+impl State {
+    fn note_held(&mut self, from: MachineId) {
+        self.counts.held += u64::from(self.held.contains(&from));
+    }
 }
 
 #[derive(Clone)]
@@ -159,6 +187,11 @@ impl SimNetwork {
         let state = State {
             listeners: BTreeMap::new(),
             late: BTreeSet::new(),
+            far: Duration::ZERO,
+            held: BTreeSet::new(),
+            deaf: BTreeSet::new(),
+            unanswered: None,
+            remembered: BTreeMap::new(),
             cuts: BTreeMap::new(),
             weather: Weather::CALM,
             draws: BTreeMap::new(),
@@ -211,12 +244,66 @@ impl SimNetwork {
         };
     }
 
+    /// Has everything between machines take so much longer from now on.
+    pub fn set_far(&self, far: Duration) {
+        self.state.lock().unwrap().far = far;
+    }
+
+    /// Has the commands of a machine wait before whom they are for, or lets them in.
+    pub fn set_held(&self, machine: MachineId, held: bool) {
+        let mut state = self.state.lock().unwrap();
+        if held {
+            state.held.insert(machine)
+        } else {
+            state.held.remove(&machine)
+        };
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Has a machine hear nothing new, or hear again: Raft messages to it are lost, and streams of looks stand still.
+    pub fn set_deaf(&self, machine: MachineId, deaf: bool) {
+        let mut state = self.state.lock().unwrap();
+        if deaf {
+            state.deaf.insert(machine)
+        } else {
+            state.deaf.remove(&machine)
+        };
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// Has connections break when a command of some machines was carried out, before it is answered; of nobody with `None`.
+    pub fn set_unanswered(&self, whose: Option<Unanswered>) {
+        self.state.lock().unwrap().unanswered = whose;
+    }
+
+    /// Remembers the Raft messages to a machine from now on.
+    pub fn remember(&self, machine: MachineId) {
+        self.state.lock().unwrap().remembered.insert(machine, Vec::new());
+    }
+
+    /// Has what is remembered of a machine come so often more within some time from now on, on whatever connection there is then.
+    pub fn echo(&self, machine: MachineId, times: u64, within: Duration) {
+        let now = self.time.now_instant();
+        let remembered = self.state.lock().unwrap().remembered.remove(&machine).unwrap_or_default();
+        for (from, message) in remembered.iter().flat_map(|sent| (0..times).map(move |_| sent)) {
+            let at = now + Duration::from_micros(self.draw(*from, machine, within.as_micros() as u64));
+            self.state.lock().unwrap().ghosts.entry((*from, machine)).or_default().push((at, message.clone()));
+        }
+    }
+
     /// Mends every link.
     pub fn mend(&self) {
         {
             let mut state = self.state.lock().unwrap();
             state.cuts.clear();
             state.late.clear();
+            state.far = Duration::ZERO;
+            state.held.clear();
+            state.deaf.clear();
+            state.unanswered = None;
+            state.remembered.clear();
         }
         self.changed.notify_waiters();
     }
@@ -252,12 +339,15 @@ impl SimNetwork {
     }
 
     fn delay(&self, from: MachineId, to: MachineId) -> Duration {
-        let weather = self.state.lock().unwrap().weather;
+        let (weather, far) = {
+            let state = self.state.lock().unwrap();
+            (state.weather, state.far)
+        };
         if from == to {
             return Duration::from_millis(1);
         }
         let span = (weather.delay_max - weather.delay_min).as_micros() as u64;
-        let mut delay = weather.delay_min + Duration::from_micros(self.draw(from, to, span + 1));
+        let mut delay = far + weather.delay_min + Duration::from_micros(self.draw(from, to, span + 1));
         if self.draw(from, to, 1000) < weather.slow_permille {
             delay += Duration::from_micros(self.draw(from, to, weather.delay_max.as_micros() as u64 * 10));
         }
@@ -345,6 +435,25 @@ impl SimNetwork {
         };
         let pause = self.time.sleep(patience);
         matches!(select(std::pin::pin!(mended), std::pin::pin!(pause)).await, Either::Left(_))
+    }
+
+    /// Waits while this holds of what is done to the network.
+    async fn wait_while(&self, holds: impl Fn(&State) -> bool) {
+        loop {
+            let changed = self.changed.notified();
+            if !holds(&self.state.lock().unwrap()) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Whether a command of a machine that was carried out is not answered.
+    fn is_unanswered(&self, from: MachineId, path: &str) -> bool {
+        let mut state = self.state.lock().unwrap();
+        let unanswered = path == COMMANDS && state.unanswered.as_ref().is_some_and(|whose| whose(from));
+        state.counts.unanswered += u64::from(unanswered);
+        unanswered
     }
 
     fn wiretap(&self, from: MachineId, to: MachineId, message: &[u8]) {
@@ -450,7 +559,15 @@ async fn call(
         let network = server_network;
         network.time.sleep(network.delay(from, to) + network.stall(from, to, &path)).await;
         let request = http::Request::from_parts(parts, Body::new(pipe));
+        if path == COMMANDS {
+            let held = |state: &State| state.held.contains(&from);
+            network.state.lock().unwrap().note_held(from);
+            network.wait_while(held).await;
+        }
         let Ok(response) = routes.call(request).await;
+        if network.is_unanswered(from, &path) {
+            return;
+        }
         let (parts, body) = response.into_parts();
         let (sender, pipe) = self::pipe(&network, to, from);
         network.trace.event(format_args!("answer {to}>{from} {path}"));
@@ -576,6 +693,8 @@ async fn pump(mut sender: Sender, mut body: Body, carriage: Carriage) {
                     let sent = match carriage {
                         Carriage::Loose => sender.send_message(message).await,
                         _ => {
+                            let to = sender.to;
+                            sender.network.wait_while(|state| state.deaf.contains(&to)).await;
                             let held_up = sender.hold_up();
                             sender.send(Freight::Frame(Frame::data(message)), held_up).await
                         }
@@ -657,10 +776,13 @@ impl Sender {
         let (network, from, to) = (self.network.clone(), self.from, self.to);
         network.wiretap(from, to, &message[5..]);
         network.trace.event(format_args!("send {from}>{to} {:016x}", xxhash_rust::xxh3::xxh3_64(&message)));
-        let weather = {
+        let (weather, deaf) = {
             let mut state = network.state.lock().unwrap();
             state.counts.messages += 1;
-            state.weather
+            if let Some(sent) = state.remembered.get_mut(&to).filter(|sent| sent.len() < REMEMBERED_MAX) {
+                sent.push((from, message.clone()));
+            }
+            (state.weather, state.deaf.contains(&to))
         };
         if self.reset().await {
             return false;
@@ -686,7 +808,8 @@ impl Sender {
                 network.time.now_instant() + Duration::from_millis(network.draw(from, to, most.as_millis() as u64));
             network.state.lock().unwrap().ghosts.entry((from, to)).or_default().push((at, message.clone()));
         }
-        if queued.is_none() || network.is_cut(from, to) || network.draw(from, to, 1000) < weather.lose_permille {
+        if queued.is_none() || deaf || network.is_cut(from, to) || network.draw(from, to, 1000) < weather.lose_permille
+        {
             network.state.lock().unwrap().counts.lost += 1;
             deliveries.clear();
         }

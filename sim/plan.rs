@@ -12,10 +12,10 @@ use crate::limits::{
 };
 use crate::node::Role;
 use crate::raft::tail::Retention;
-use crate::sim::draw;
 use crate::sim::fault::{Class, Fault, Place, Places};
 use crate::sim::load::Load;
 use crate::sim::network::Weather;
+use crate::sim::{aim, draw};
 
 /// What a seed does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,11 +40,16 @@ pub struct Plan {
     pub pause: Duration,
     /// Whether they are copies of one client, with one session.
     pub one_session: bool,
+    /// Each knows one member alone, which passes on what it does not decide.
+    #[serde(default)]
+    pub one_door: bool,
     /// How often, in thousandths, a client pauses for longer than a session lives.
     pub idle_permille: u64,
     /// Clients that speak the protocol of etcd's.
+    #[serde(default)]
     pub foreign: u64,
     /// Clients that watch all keys.
+    #[serde(default)]
     pub watchers: usize,
     /// Clients that read from one member alone, for each member.
     pub readers: usize,
@@ -95,6 +100,12 @@ impl Plan {
         self.faults.is_empty() && self.weather == Weather::CALM
     }
 
+    /// Whether nothing goes wrong but that machines are far from each other.
+    pub fn is_only_far(&self) -> bool {
+        let far = |(_, fault): &(Duration, Fault)| matches!(fault, Fault::Far { .. });
+        self.faults.iter().all(far) && self.weather == Weather::CALM
+    }
+
     /// Whether all clocks run as evenly as leases demand.
     pub fn clocks_hold(&self) -> bool {
         let even =
@@ -134,6 +145,7 @@ impl Plan {
             operations: 30,
             pause: Duration::from_millis(500),
             one_session: false,
+            one_door: false,
             idle_permille: 0,
             foreign: 0,
             watchers: 0,
@@ -183,7 +195,7 @@ impl Plan {
             faults.sort_by_key(|(at, _)| *at);
         }
         let (mut load, mut readers) = (rng.stream("plan/load"), rng.stream("plan/readers"));
-        Self {
+        let mut plan = Self {
             nodes,
             workers,
             idle,
@@ -201,6 +213,7 @@ impl Plan {
             tasks: load.range(2, 12),
             stubborn_permille: *load.pick(&[200, 200, 900]),
             one_session: load.chance(300),
+            one_door: false,
             idle_permille: if load.chance(200) { 30 } else { 0 },
             foreign: *rng.stream("plan/foreign").pick(&[0, 0, 1, 2]),
             watchers: *rng.stream("plan/watchers").pick(&[0, 0, 1, 2]),
@@ -221,7 +234,9 @@ impl Plan {
             faults,
             early,
             core: rng.stream("plan/core").range(0, u64::MAX),
-        }
+        };
+        aim::aim(&mut rng.stream("plan/aim"), &mut plan);
+        plan
     }
 }
 
@@ -246,7 +261,7 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's, and {} watch; one session: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's, and {} watch; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
@@ -254,6 +269,7 @@ impl fmt::Display for Plan {
             self.foreign,
             self.watchers,
             self.one_session,
+            self.one_door,
             self.idle_permille,
             self.stock,
             self.readers,

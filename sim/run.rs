@@ -367,6 +367,20 @@ impl Run {
         for reader in readers.into_iter().chain(follower) {
             let _ = reader.await;
         }
+        self.check_answers();
+    }
+
+    /// Where machines are only far from each other, all that is asked is answered.
+    fn check_answers(&self) {
+        let is_open = |record: &&Record| {
+            record.client < load::FIRST_READER && matches!(record.seen, Seen::Unknown | Seen::NotDone)
+        };
+        if self.cluster.plan.is_only_far()
+            && let Some(open) = self.history.records().iter().find(is_open)
+        {
+            let what = format!("client {} was not answered: {:?} on {}", open.client, open.op, open.key);
+            self.cluster.watch.violations.add("far is not away", what);
+        }
     }
 
     /// In some runs, a client on a machine of its own that asks for the output of what is under way, while this is true.
@@ -468,13 +482,21 @@ impl Run {
         })
     }
 
+    /// Whom a client knows.
+    fn doors(&self, id: u64) -> Vec<Address> {
+        match self.cluster.plan.one_door {
+            true => self.cluster.members[id as usize % self.cluster.plan.nodes].addresses().collect(),
+            false => self.cluster.endpoints.clone(),
+        }
+    }
+
     /// A client on a machine of its own that does its share of the plan, under the session of `one` if they share it.
     fn client(&self, id: u64, one: &Client) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.caller();
         let door = match self.cluster.plan.one_session {
-            _ if id <= self.cluster.plan.foreign => Door::Etcd(Etcd::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT)),
+            _ if id <= self.cluster.plan.foreign => Door::Etcd(Etcd::new(io, &self.doors(id), CLIENT_TIMEOUT)),
             true => Door::Own(one.clone()),
-            false => Door::Own(Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT)),
+            false => Door::Own(Client::new(io, &self.doors(id), CLIENT_TIMEOUT)),
         };
         let rng = self.cluster.world.rng.stream(&format!("client {id}"));
         let (load, ended, time) = (self.cluster.plan.load(), self.noting(), self.time.clone());

@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -35,11 +35,56 @@ impl Stall {
 /// By how much a held-up disk delays blocking work at most.
 pub const STALLED_MAX: Duration = Duration::from_secs(4);
 
+/// Whether a machine has too few processors for its tasks, for all its boots.
+#[derive(Clone, Default)]
+pub struct Crowd(Arc<AtomicBool>);
+
+impl Crowd {
+    /// Each task waits for its turn, up to [`TURN_MAX`] each time it has something to do, or no longer does.
+    pub fn set(&self, crowded: bool) {
+        self.0.store(crowded, Ordering::Relaxed);
+    }
+}
+
+/// How long a task of a crowded machine waits for its turn at most.
+pub const TURN_MAX: Duration = Duration::from_millis(10);
+
+/// A task that may have to wait for its turn whenever it has something to do.
+struct Queued {
+    task: BoxFuture<'static, ()>,
+    crowd: Crowd,
+    rng: Rng,
+    lane: u64,
+    turns: u64,
+    turn: Option<Pin<Box<madsim::time::Sleep>>>,
+}
+
+impl Future for Queued {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = &mut *self;
+        if this.turn.is_none() && this.crowd.0.load(Ordering::Relaxed) {
+            this.turns += 1;
+            let draw = this.rng.draw("turn", this.lane, this.turns);
+            let micros = if draw.is_multiple_of(2) { 0 } else { crate::io::scale(draw, TURN_MAX.as_micros() as u64) };
+            this.turn = (micros > 0).then(|| Box::pin(madsim::time::sleep(Duration::from_micros(micros))));
+        }
+        if let Some(turn) = &mut this.turn {
+            std::task::ready!(turn.as_mut().poll(cx));
+            this.turn = None;
+        }
+        this.task.as_mut().poll(cx)
+    }
+}
+
 /// Spawns onto one boot of a machine.
 pub struct SimSpawn {
     node: NodeHandle,
     rng: Rng,
     stall: Stall,
+    crowd: Crowd,
+    tasks: AtomicU64,
     fail_stop: FailStop,
     pending: Mutex<Vec<Pending>>,
 }
@@ -91,8 +136,8 @@ fn delay(rng: &Rng, stall: &Stall, lane: u64, counter: u64) -> Duration {
 
 impl SimSpawn {
     /// Spawns onto `node`; `fail_stop` is told when the boot ends itself, and ends it.
-    pub fn new(node: NodeHandle, rng: Rng, stall: Stall, fail_stop: FailStop) -> Self {
-        Self { node, rng, stall, fail_stop, pending: Mutex::new(Vec::new()) }
+    pub fn new(node: NodeHandle, rng: Rng, (stall, crowd): (Stall, Crowd), fail_stop: FailStop) -> Self {
+        Self { node, rng, stall, crowd, tasks: AtomicU64::new(0), fail_stop, pending: Mutex::new(Vec::new()) }
     }
 
     /// Runs the blocking work that was under way, now: the caller has arranged for the disk to stop in the middle.
@@ -119,8 +164,11 @@ fn describe(panic: &(dyn std::any::Any + Send)) -> String {
 impl Spawn for SimSpawn {
     fn spawn(&self, name: &'static str, future: BoxFuture<'static, ()>) -> TaskHandle {
         let fail_stop = self.fail_stop.clone();
+        let lane = self.tasks.fetch_add(1, Ordering::Relaxed);
+        let (crowd, rng) = (self.crowd.clone(), self.rng.clone());
+        let queued = Queued { task: future, crowd, rng, lane, turns: 0, turn: None };
         let task = self.node.spawn(Guarded::new(async move {
-            if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
+            if let Err(panic) = AssertUnwindSafe(queued).catch_unwind().await {
                 fail_stop(Fault::new(format!("the task {name} panicked: {}", describe(&*panic))));
             }
         }));

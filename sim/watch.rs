@@ -18,6 +18,7 @@ use crate::sim::oracle::canonical::Canonical;
 use crate::sim::oracle::digest::Digests;
 use crate::sim::oracle::disks;
 use crate::sim::oracle::election::Elections;
+use crate::sim::oracle::leases::Leases;
 use crate::sim::oracle::membership::Membership;
 use crate::sim::oracle::monotonic::Monotonic;
 use crate::sim::oracle::promise::{Promised, Promises};
@@ -45,7 +46,10 @@ pub struct Watched {
     /// Who belongs to the group.
     pub membership: Membership,
     monotonic: Monotonic,
-    sessions: Sessions,
+    /// Which sessions there are.
+    pub sessions: Sessions,
+    /// Which workers have leases.
+    pub leases: Leases,
     /// What was promised.
     pub promises: Promises,
     /// What each member said last of itself.
@@ -75,8 +79,29 @@ impl Watch {
         let state = &mut *self.state();
         state.canonical.on_applied(life.0, entry, outcome, &self.violations);
         state.digests.on_applied(life.0, entry.index, outcome.digest, &self.violations);
+        let Watched { promises, machines, membership, .. } = state;
+        let promises = std::cell::RefCell::new(promises);
+        // Who has never said anything has acknowledged nothing; what is on a disk that was lost does not count.
+        let last = |id: NodeId| match machines.get(&id) {
+            Some(Some(machine)) => {
+                let mut promises = promises.borrow_mut();
+                let upto = |promised: &Promised| promised.last() >= entry.index;
+                promises.find(machine.id, &machine.disk, upto).ok().map(Promised::last)
+            }
+            Some(None) => None,
+            None => Some(Index(0)),
+        };
+        membership.check_promotion(entry, last, &self.violations);
+        let commit = || {
+            let machine = machines.get(&life.0)?.as_ref()?;
+            let mut promises = promises.borrow_mut();
+            let upto = |promised: &Promised| promised.commit() >= entry.index;
+            promises.find(machine.id, &machine.disk, upto).ok().map(Promised::commit)
+        };
+        Membership::check_durable(life.0, entry, commit, &self.violations);
         state.membership.on_applied(life.0, entry, &self.violations);
         state.sessions.on_applied(entry, outcome, &self.violations);
+        state.leases.on_applied(entry, outcome, &self.violations);
     }
 
     fn note_status(&self, life: (NodeId, Incarnation), status: &Status) {

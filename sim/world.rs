@@ -17,7 +17,7 @@ use crate::sim::launcher::SimLauncher;
 use crate::sim::mark::{self, Trap};
 use crate::sim::network::{MachineId, SimNetwork};
 use crate::sim::oracle::attempts::Ledger;
-use crate::sim::spawn::{SimSpawn, Stall};
+use crate::sim::spawn::{Crowd, SimSpawn, Stall};
 use crate::sim::trace::{Note, Trace};
 
 /// The seed of a run: everything about it follows from this number.
@@ -60,6 +60,8 @@ where
 pub enum Down {
     /// The process is killed; what it wrote stays written.
     Kill,
+    /// The process has ended in order: what it still holds is closed, on a disk that works.
+    Exit,
     /// The power goes; what was not synced is at the disk's mercy.
     Power(PowerCut),
 }
@@ -123,6 +125,7 @@ impl World {
             node: node.id(),
             disk: SimDisk::new(format!("disk of machine {id}")),
             stall: Stall::default(),
+            crowd: Crowd::default(),
             shims: shims.id(),
             launcher: Arc::new(SimLauncher::new(id, clock.clone(), shims, ledger, trace)),
             clock,
@@ -151,6 +154,8 @@ pub struct Machine {
     pub disk: SimDisk,
     /// Whether that is held up.
     pub stall: Stall,
+    /// Whether its tasks wait for their turns.
+    pub crowd: Crowd,
     /// Its clock.
     pub clock: SimClock,
     rng: Rng,
@@ -215,7 +220,12 @@ impl Machine {
                 machine.fail_stop(count, &fault);
             }
         });
-        let spawn = Arc::new(SimSpawn::new(node.clone(), rng.child("spawn"), self.stall.clone(), fail_stop));
+        let spawn = Arc::new(SimSpawn::new(
+            node.clone(),
+            rng.child("spawn"),
+            (self.stall.clone(), self.crowd.clone()),
+            fail_stop,
+        ));
         boot.spawn = Some(spawn.clone());
         let io = Io {
             clock: Arc::new(self.clock.clone()),
@@ -243,9 +253,14 @@ impl Machine {
             self.trace.event(format_args!("down {} {how:?}", self.id));
             self.trace.note(|| Note::Machine(self.id, "down"));
             // First the disk: destructors that run below must not be able to write.
-            self.disk.cut_after(rng.range(0, 40));
+            let writable = rng.range(0, 40);
+            if !matches!(how, Down::Exit) {
+                self.disk.cut_after(writable);
+            }
             spawn.run_pending();
-            self.disk.cut_after(0);
+            if !matches!(how, Down::Exit) {
+                self.disk.cut_after(0);
+            }
             self.network.detach(self.id);
             self.executor.kill(self.node);
         }

@@ -14,6 +14,7 @@ use axum::routing::post;
 use bytes::Bytes;
 use cairn::ids::Address;
 use cairn::io::{BlockingLoop, Io, Rng};
+use cairn::sim::aim;
 use cairn::sim::clock::FROZEN_PPM;
 use cairn::sim::disk::PowerCut;
 use cairn::sim::draw;
@@ -22,7 +23,7 @@ use cairn::sim::mark;
 use cairn::sim::network::{QUEUED_MAX, REPLAY_MAX, STALL_MAX, Weather};
 use cairn::sim::plan::Plan;
 use cairn::sim::run::{Mode, Verdict, run_plan};
-use cairn::sim::spawn::STALLED_MAX;
+use cairn::sim::spawn::{STALLED_MAX, TURN_MAX};
 use cairn::sim::trace::Trace;
 use cairn::sim::world::{Down, Machine, Seed, World, run};
 use http_body::Frame;
@@ -38,6 +39,8 @@ use tower::ServiceExt;
 /// The stream of Raft messages, which meet their fate one by one, and one that is like TCP.
 const MESSAGES: &str = "/cairn.v1.Peer/Raft";
 const BYTES: &str = "/bytes";
+/// The call that carries commands.
+const COMMANDS: &str = "/cairn.v1.Store/Execute";
 
 /// What arrived: when, and the message without its frame.
 type Arrived = Arc<Mutex<Vec<(Duration, Bytes)>>>;
@@ -69,6 +72,7 @@ async fn listen(machine: &Arc<Machine>, arrived: &Arrived) {
         })
     };
     let router = Router::new().route(MESSAGES, note(arrived.clone())).route(BYTES, note(arrived.clone()));
+    let router = router.route(COMMANDS, note(arrived.clone()));
     let listener = io.network.bind(&at(machine)).await.unwrap();
     node.spawn(async move {
         let forever = Box::pin(std::future::pending());
@@ -313,6 +317,143 @@ fn calls_and_answers_are_held_up() {
     assert!(took.iter().max().unwrap() > &STALL_MAX);
 }
 
+/// Makes a call without a body; says whether it was answered, and how long that took.
+async fn ask(io: &Io, to: &Address, path: &str) -> (bool, Duration) {
+    let began = now();
+    let request = http::Request::post(format!("http://{to}{path}")).body(Body::empty()).unwrap();
+    (io.network.connect(to).oneshot(request).await.is_ok(), now() - began)
+}
+
+#[test]
+fn everything_takes_longer_where_machines_are_far_from_each_other() {
+    simulate(|world| async move {
+        let (server, client) = (world.machine(), world.machine());
+        listen(&server, &Arrived::default()).await;
+        let (io, _) = client.boot();
+        let far = Duration::from_millis(200);
+        let (_, near) = ask(&io, &at(&server), BYTES).await;
+        world.network.set_far(far);
+        let (_, took) = ask(&io, &at(&server), BYTES).await;
+        world.network.mend();
+        let (_, again) = ask(&io, &at(&server), BYTES).await;
+        assert!(near < far && again < far && took >= 2 * far && took < 3 * far, "{near:?}, {took:?}, {again:?}");
+    });
+}
+
+#[test]
+fn commands_wait_outside_and_other_calls_do_not() {
+    simulate(|world| async move {
+        let (server, client) = (world.machine(), world.machine());
+        listen(&server, &Arrived::default()).await;
+        let (io, _) = client.boot();
+        world.network.set_held(client.id, true);
+        let (network, id) = (world.network.clone(), client.id);
+        madsim::task::spawn(async move {
+            sleep(Duration::from_secs(5)).await;
+            network.set_held(id, false);
+        });
+        let (_, other) = ask(&io, &at(&server), BYTES).await;
+        let (answered, command) = ask(&io, &at(&server), COMMANDS).await;
+        assert!(other < Duration::from_secs(1), "{other:?}");
+        assert!(answered && command > Duration::from_secs(4), "{command:?}");
+        assert_eq!(world.network.counts().held, 1);
+    });
+}
+
+#[test]
+fn commands_are_carried_out_and_not_answered() {
+    simulate(|world| async move {
+        let (server, one, other) = (world.machine(), world.machine(), world.machine());
+        listen(&server, &Arrived::default()).await;
+        let (of_one, of_other) = (one.boot().0, other.boot().0);
+        let id = one.id;
+        world.network.set_unanswered(Some(Arc::new(move |from| from == id)));
+        let answered = [
+            ask(&of_one, &at(&server), COMMANDS).await.0,
+            ask(&of_one, &at(&server), BYTES).await.0,
+            ask(&of_other, &at(&server), COMMANDS).await.0,
+        ];
+        assert_eq!((answered, world.network.counts().unanswered), ([false, true, true], 1));
+    });
+}
+
+#[test]
+fn a_deaf_machine_hears_no_messages_and_others_do() {
+    simulate(|world| async move {
+        let (one, other) = (world.machine(), world.machine());
+        let (to_one, to_other) = (Arrived::default(), Arrived::default());
+        listen(&one, &to_one).await;
+        listen(&other, &to_other).await;
+        let io = world.machine().boot().0;
+        let (first, second) = (stream(&io, &at(&one), MESSAGES), stream(&io, &at(&other), MESSAGES));
+        world.network.set_deaf(one.id, true);
+        for n in 0..10 {
+            first.send(number(n, 8)).await.unwrap();
+            second.send(number(n, 8)).await.unwrap();
+        }
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!((to_one.lock().unwrap().len(), to_other.lock().unwrap().len()), (0, 10));
+        world.network.set_deaf(one.id, false);
+        first.send(number(10, 8)).await.unwrap();
+        sleep(Duration::from_secs(1)).await;
+        assert_eq!(to_one.lock().unwrap().len(), 1);
+    });
+}
+
+#[test]
+fn what_was_said_in_one_life_comes_again_in_the_next() {
+    let again = simulate(|world| async move {
+        let (server, client) = (world.machine(), world.machine());
+        let arrived = Arrived::default();
+        listen(&server, &arrived).await;
+        let (io, _) = client.boot();
+        let sender = stream(&io, &at(&server), MESSAGES);
+        world.network.remember(server.id);
+        for n in 0..20 {
+            sender.send(number(n, 8)).await.unwrap();
+            sleep(Duration::from_millis(100)).await;
+        }
+        server.down(Down::Kill);
+        arrived.lock().unwrap().clear();
+        listen(&server, &arrived).await;
+        world.network.echo(server.id, 3, Duration::from_secs(2));
+        let (began, sender) = (now(), stream(&io, &at(&server), MESSAGES));
+        for _ in 0..300 {
+            sender.send(number(u64::MAX, 8)).await.unwrap();
+            sleep(Duration::from_millis(10)).await;
+        }
+        let arrived = arrived.lock().unwrap();
+        let old = arrived.iter().filter_map(|(at, message)| Some((number_of(message)?, *at - began)));
+        old.filter(|(n, _)| *n < 20).collect::<Vec<_>>()
+    });
+    assert_eq!(again.len(), 60);
+    assert!((0..20).all(|number| again.iter().filter(|(n, _)| *n == number).count() == 3));
+    assert!(again.iter().all(|(_, after)| *after < Duration::from_millis(2_050)), "{again:?}");
+}
+
+#[test]
+fn the_tasks_of_a_crowded_machine_wait_for_their_turns() {
+    let [alone, crowded] = [false, true].map(|crowded| {
+        simulate(move |world| async move {
+            let machine = world.machine();
+            machine.crowd.set(crowded);
+            let (io, _) = machine.boot();
+            let (ended, end) = oneshot::channel();
+            let began = now();
+            let turns = async move {
+                for _ in 0..100 {
+                    sleep(Duration::from_millis(1)).await;
+                }
+                ended.send(()).unwrap();
+            };
+            io.spawn.spawn("turns", Box::pin(turns)).detach();
+            end.await.unwrap();
+            now() - began
+        })
+    });
+    assert!(crowded > 2 * alone && crowded < alone + 101 * TURN_MAX, "{alone:?} and {crowded:?}");
+}
+
 /// Writes a byte to a file of a machine, and syncs it if told to.
 fn write(machine: &Arc<Machine>, io: &Io, synced: bool) {
     let file = io.disk.open("file").unwrap();
@@ -520,6 +661,31 @@ fn every_kind_of_fault_alone_is_survived_and_does_something() {
         assert_eq!(report.verdict, Verdict::Passed, "{fault:?}: {report}");
         // What is noted is the fault itself and, but for those that may find nothing to do, what comes of it.
         assert!(report.trace.1 > 0 && report.trace.0 != undisturbed.trace.0, "{fault:?} left no trace");
+    }
+}
+
+#[test]
+fn what_is_aimed_at_happens_and_is_survived() {
+    let mut marks = Vec::new();
+    for seed in 0..2 {
+        let plans = aim::one_of_each(&mut Rng::from_seed([seed; 32]).stream("aims"), &Plan::quiet(3));
+        for (name, plan) in plans {
+            let report = run_plan(Seed(u64::from(seed)), plan, Mode::default());
+            assert_eq!(report.verdict, Verdict::Passed, "{name}: {report}\n{}", report.plan);
+            marks.extend(report.marks.into_keys());
+        }
+    }
+    for mark in [
+        "a longer end of a log was replaced by a shorter one",
+        "a member was to be removed while so many were off that the rest could not go on",
+        "a removed member was started again where it reaches nobody",
+        "a worker came back just before its lease was over, and was heard after",
+        "a worker renewed its lease before its expiry was applied",
+        "the leader was gone just after it carried out what was passed on",
+        "the power went for the last voter just after the last but one was removed",
+        "an answer came to a question of an earlier life",
+    ] {
+        assert!(marks.contains(&mark), "{mark}: never");
     }
 }
 

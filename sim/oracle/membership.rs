@@ -3,18 +3,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use prost::Message;
 use raft::eraftpb::ConfState;
 
 use super::Violations;
 use crate::entry::{Body, Entry};
 use crate::ids::{Index, NodeId};
+use crate::proto::v1::{self, MemberRole};
 use crate::raft::codec;
 use crate::raft::core::{Role, Status};
+
+/// Entries before its promotion that a new voter may lack. One more stands for the promotion itself.
+const LACKS_MAX: u64 = 101;
 
 /// Configurations by index, and how far a majority was seen to hold the log.
 #[derive(Default)]
 pub struct Membership {
     configurations: BTreeMap<Index, (NodeId, ConfState)>,
+    rows: BTreeMap<u64, v1::Member>,
     counted: Index,
     /// Commits whose majority was counted on the disks.
     pub checked: u64,
@@ -23,7 +29,7 @@ pub struct Membership {
 impl Membership {
     /// A member applied an entry.
     pub fn on_applied(&mut self, member: NodeId, entry: &Entry, violations: &Violations) {
-        let Body::Members { conf_state, .. } = &entry.body else { return };
+        let Body::Members { conf_state, change } = &entry.body else { return };
         let state = match codec::conf_state(conf_state) {
             Ok(state) => state,
             Err(error) => return violations.add("equal membership", error.to_string()),
@@ -42,6 +48,55 @@ impl Membership {
             violations.add("majorities meet", what);
         }
         self.configurations.insert(entry.index, (member, state));
+        match v1::MemberChange::decode(&**change) {
+            Ok(change) => change.members.into_iter().for_each(|row| self.on_row(entry.index, row, violations)),
+            Err(error) => violations.add("equal membership", error.to_string()),
+        }
+    }
+
+    /// A member is about to be noted to apply an entry, which may give others a vote; `last` tells how far the log of each reaches
+    /// on its disk, or nothing where that does not count. Nobody gets a vote who has acknowledged nothing, or not almost all: else a
+    /// majority could be counted on that is none (Raft dissertation, §4.2.1).
+    pub fn check_promotion(&self, entry: &Entry, last: impl Fn(NodeId) -> Option<Index>, violations: &Violations) {
+        let Body::Members { conf_state, .. } = &entry.body else { return };
+        let before = self.configurations.range(..entry.index).next_back();
+        let (Ok(after), Some((_, (_, before)))) = (codec::conf_state(conf_state), before) else { return };
+        if self.configurations.contains_key(&entry.index) {
+            return;
+        }
+        let promoted = after.voters.iter().filter(|id| !before.voters.contains(id));
+        for id in promoted.filter(|id| !before.voters_outgoing.contains(id)).copied().map(NodeId) {
+            if let Some(last) = last(id).filter(|last| *last == Index(0) || last.0 + LACKS_MAX < entry.index.0) {
+                let what = format!("member {id} has a vote by the entry {}, and its log ends at {last}", entry.index);
+                violations.add("who gets a vote has caught up", what);
+            }
+        }
+    }
+
+    /// A member applied an entry; `commit` is what its disk knows to be committed, or nothing where that does not count. A change of
+    /// members that only memory knows to be committed is taken back by a crash, when those it has removed have gone for good.
+    pub fn check_durable(member: NodeId, entry: &Entry, commit: impl Fn() -> Option<Index>, violations: &Violations) {
+        if matches!(entry.body, Body::Members { .. })
+            && let Some(commit) = commit().filter(|commit| *commit < entry.index)
+        {
+            let what =
+                format!("member {member} applied the change at {}, and its disk knows {commit} committed", entry.index);
+            violations.add("a change of members is durable when it is applied", what);
+        }
+    }
+
+    /// A row changes. One that was decided on rows that have changed since takes that change back.
+    fn on_row(&mut self, at: Index, row: v1::Member, violations: &Violations) {
+        if let Some(before) = self.rows.get(&row.id) {
+            let mut changes = vec![before.uuid != row.uuid, before.address != row.address, before.role != row.role];
+            changes.retain(|changed| *changed);
+            let returns = before.role() == MemberRole::Removed && row.role() != MemberRole::Removed;
+            if before.uuid != row.uuid || returns || changes.len() > 1 {
+                let what = format!("at {at} {before:?} becomes {row:?}");
+                violations.add("a change of members takes none back", what);
+            }
+        }
+        self.rows.insert(row.id, row);
     }
 
     /// A member says where it is; `holds` tells whether a member's disk has the log up to an index.

@@ -47,6 +47,16 @@ impl Promised {
         now.term > then.term || same_term
     }
 
+    /// Up to where the log is known to be committed.
+    pub fn commit(&self) -> Index {
+        Index(self.hard_state.commit)
+    }
+
+    /// Where the log ends.
+    pub fn last(&self) -> Index {
+        self.last.0
+    }
+
     /// How a message promises more than this.
     fn broken(&self, message: &Message) -> Option<String> {
         let (state, last) = (&self.hard_state, self.last.0);

@@ -2,6 +2,7 @@
 //! servers must agree on when to expire a session, and not do so too early, for then a command may be executed twice).
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use prost::Message;
 
@@ -34,6 +35,16 @@ impl Sessions {
                 self.on_command(&command, &reply, violations);
             }
         }
+    }
+
+    /// The session that was opened last.
+    pub fn newest(&self) -> Option<u64> {
+        self.used.keys().max().copied()
+    }
+
+    /// How long a session has been idle; `None` of one that is not there.
+    pub fn idle(&self, session: u64) -> Option<Duration> {
+        self.used.get(&session).map(|used| self.now.since(*used))
     }
 
     fn on_command(&mut self, command: &v1::Command, reply: &v1::Reply, violations: &Violations) {

@@ -4,6 +4,8 @@
 //! 1. Entries are readable from the [`Tail`] before raft-rs is told that they were taken (`advance_append_async`).
 //! 2. **While a change of term or vote is not durable, no message leaves, leader or not.** raft-rs hands out a sole
 //!    voter's appends at once; after a crash it would write other entries under the same index and term.
+//!    Nor while it is not that a configuration is committed, and until then the entry is not applied: whoever was removed by it goes
+//!    for good once it is told, and a leader that has forgotten it could not do without.
 //! 3. Messages of a follower leave only when everything written before them is durable: what they acknowledge is.
 //! 4. A non-leader is neither ticked nor told to campaign while a write is not durable or a snapshot is not installed:
 //!    raft-rs asserts that a new leader has none.
@@ -161,7 +163,7 @@ pub struct CoreConfig {
 /// A write that is not durable yet.
 struct Unpersisted {
     number: u64,
-    /// Whether it changes term or vote.
+    /// Whether it changes term or vote, or says that a configuration is committed.
     promise: bool,
 }
 
@@ -186,6 +188,9 @@ pub struct Core {
     held: VecDeque<(u64, Vec<Message>)>,
     /// Messages that waited and may leave.
     released: Vec<Message>,
+    /// Entries that wait until all writes up to a number are durable, and those that waited and may be applied.
+    deferred: VecDeque<(u64, Vec<Entry>)>,
+    appliable: Vec<Entry>,
     /// A request to campaign at once that came while a write was not durable.
     timeout_now: Option<Message>,
     conf_state: ConfState,
@@ -258,6 +263,8 @@ impl Core {
             newest: 0,
             held: VecDeque::new(),
             released: Vec::new(),
+            deferred: VecDeque::new(),
+            appliable: Vec::new(),
             timeout_now: None,
             was_member: false,
             last_change: Index(0),
@@ -521,6 +528,9 @@ impl Core {
         while self.held.front().is_some_and(|(after, _)| *after <= upto) {
             self.released.extend(self.held.pop_front().into_iter().flat_map(|(_, messages)| messages));
         }
+        while self.deferred.front().is_some_and(|(after, _)| *after <= upto) {
+            self.appliable.extend(self.deferred.pop_front().into_iter().flat_map(|(_, entries)| entries));
+        }
         if let Some(installing) = &mut self.installing
             && installing.after.take_if(|number| *number <= upto).is_some()
         {
@@ -576,6 +586,11 @@ impl Core {
         if effects.take {
             self.taking = Some(self.applied);
         }
+        if !self.appliable.is_empty() {
+            // They come before a snapshot that is to be installed, and before all that is committed since.
+            effects.apply = std::mem::take(&mut self.appliable);
+            return Ok(Some(effects));
+        }
         effects.install = self.install.take();
         if !self.raw.has_ready() {
             let nothing = effects.send.is_empty() && effects.fetch.is_empty() && !effects.take;
@@ -603,7 +618,7 @@ impl Core {
         let reconfigured =
             ready.committed_entries().iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
         if promise || !entries.is_empty() || position.is_some() || reconfigured {
-            self.unpersisted.push_back(Unpersisted { number, promise });
+            self.unpersisted.push_back(Unpersisted { number, promise: promise || reconfigured });
             effects.write = Some(Write { number, snapshot: position, entries, hard_state });
         }
         let (immediate, persisted) = (ready.take_messages(), ready.take_persisted_messages());
@@ -618,7 +633,13 @@ impl Core {
         if self.unpersisted.is_empty() {
             self.raw.on_persist_ready(number);
         }
-        effects.apply = committed.into_iter().map(|entry| self.committed(entry)).collect::<Result<_, _>>()?;
+        let apply = committed.into_iter().map(|entry| self.committed(entry)).collect::<Result<Vec<_>, _>>()?;
+        match self.deferred.back().map(|(after, _)| *after).or(reconfigured.then_some(number)) {
+            Some(after) if !apply.is_empty() => {
+                self.deferred.push_back((if reconfigured { number } else { after }, apply));
+            }
+            _ => effects.apply = apply,
+        }
         self.after_call();
         Ok(Some(effects))
     }

@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -346,7 +347,13 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         waiters: BTreeMap::new(),
         anchor: None,
         cluster_time,
-        reads: Reads { waiting: Vec::new(), rounds: BTreeMap::new(), confirmed: BTreeMap::new(), counter: 0 },
+        reads: Reads {
+            waiting: Vec::new(),
+            rounds: BTreeMap::new(),
+            confirmed: BTreeMap::new(),
+            counter: 0,
+            patience: READ_PATIENCE_MIN,
+        },
         stopping: None,
         checkpointing: false,
         checkpointed: false,
@@ -384,7 +391,13 @@ struct Reads {
     /// Confirmed, and waiting for the state to apply the index.
     confirmed: BTreeMap<Index, Vec<oneshot::Sender<Index>>>,
     counter: u64,
+    /// How long a question waits for its answer before it is asked anew. It grows: where all is far away, none would ever be answered.
+    patience: Duration,
 }
+
+/// How long a question waits at first, and at most.
+const READ_PATIENCE_MIN: Duration = Duration::from_millis(2 * limits::TICK.as_millis() as u64);
+const READ_PATIENCE_MAX: Duration = Duration::from_secs(2);
 
 struct Manager {
     life: (NodeId, Incarnation),
@@ -744,12 +757,13 @@ impl Manager {
             .reads
             .rounds
             .iter()
-            .filter(|(_, round)| now.since(round.0) >= limits::TICK * 2)
+            .filter(|(_, round)| now.since(round.0) >= self.reads.patience)
             .map(|(c, _)| *c)
             .collect();
         for counter in old {
             if let Some((_, readers)) = self.reads.rounds.remove(&counter) {
                 sometimes!("a read was asked for anew");
+                self.reads.patience = (2 * self.reads.patience).min(READ_PATIENCE_MAX);
                 self.reads.waiting.extend(readers.into_iter().filter(|reader| !reader.is_closed()));
             }
         }
@@ -830,8 +844,10 @@ impl Manager {
         sometimes!(words.get(1) != Some(&self.life.1.0), "an answer came to a question of an earlier life");
         if let [node, incarnation, counter] = words[..]
             && (NodeId(node), Incarnation(incarnation)) == self.life
-            && let Some((_, readers)) = self.reads.rounds.remove(&counter)
+            && let Some((asked, readers)) = self.reads.rounds.remove(&counter)
         {
+            // As long as it took, twice over, and no shorter.
+            self.reads.patience = (2 * self.io.clock.now().since(asked)).clamp(READ_PATIENCE_MIN, READ_PATIENCE_MAX);
             self.reads.confirmed.entry(index).or_default().extend(readers);
         }
     }

@@ -1,0 +1,215 @@
+//! Rare situations that a seed aims at: in most seeds a fault or two of [`stage`](crate::sim::stage), with a load that
+//! would show what goes wrong, often with nothing else that disturbs it.
+
+use std::time::Duration;
+
+use crate::io::RngStream;
+use crate::sim::disk::{Damage, Files, PowerCut};
+use crate::sim::fault::{Fault, Place};
+use crate::sim::network::Weather;
+use crate::sim::plan::Plan;
+
+/// Has a plan aim at something.
+type Aim = fn(&mut RngStream, &mut Plan);
+
+/// What may be aimed at.
+const AIMS: &[(&str, Aim)] = &[
+    ("reads that take long", |rng, plan| {
+        look_closely(plan);
+        let (delay, span) = (millis(rng, 20, 60), millis(rng, 10_000, 30_000));
+        add(rng, plan, 3_000, Fault::Far { delay, span });
+        if rng.chance(500) {
+            add(rng, plan, 10_000, Fault::Transfer { to: 1 });
+        }
+    }),
+    ("machines that are far from each other", |rng, plan| {
+        (plan.clients, plan.pause, plan.one_door) = (plan.clients.max(3), Duration::from_millis(300), true);
+        let delay = millis(rng, 100, 160);
+        plan.faults.push((Duration::ZERO, Fault::Far { delay, span: Duration::from_secs(40) }));
+    }),
+    ("reads of a member that is behind", |rng, plan| {
+        (plan.clients, plan.pause, plan.one_door) = (8, Duration::from_millis(300), true);
+        (plan.keys, plan.one_session, plan.operations) = (1, false, 40);
+        let (node, delay, span) = (member(rng, plan), millis(rng, 20, 60), millis(rng, 10_000, 20_000));
+        add(rng, plan, 1_000, Fault::Far { delay, span });
+        add(rng, plan, 1_000, Fault::Stall { node, span });
+    }),
+    ("the end of sessions that are used again", |rng, plan| {
+        let delay = millis(rng, 150, 230);
+        add(rng, plan, 2_000, Fault::LateUse { delay });
+    }),
+    ("a leader that has missed its fall", |rng, plan| {
+        look_closely(plan);
+        for _ in 0..2 {
+            let span = plan.election_timeout * rng.range(2, 5) as u32;
+            add(rng, plan, 9_000, Fault::PauseLeader { span });
+        }
+    }),
+    ("ends of logs that part", |rng, plan| {
+        let cut = cut(rng);
+        for _ in 0..3 {
+            let down = millis(rng, 100, 2_000);
+            add(rng, plan, 9_000, Fault::Diverge { cut, down });
+        }
+    }),
+    ("commands that are done and not answered", |rng, plan| {
+        (plan.clients, plan.pause, plan.keys) = (plan.clients.max(4), Duration::from_millis(300), plan.keys.max(3));
+        let (direct, after, down) = (rng.chance(250), millis(rng, 20, 120), millis(rng, 200, 3_000));
+        add(rng, plan, 3_000, Fault::Unanswered { direct, after, down });
+    }),
+    ("a removal that leaves no majority", |rng, plan| {
+        let down = millis(rng, 1, 2_000);
+        add(rng, plan, 8_000, Fault::RemoveInMinority { down });
+    }),
+    ("the last voter", |rng, plan| {
+        (plan.nodes, plan.clients, plan.pause) = (3, 1, Duration::from_millis(1_200));
+        run_elsewhere(plan);
+        let (stalled, cut, down) = (rng.chance(500), cut(rng), millis(rng, 10_000, 14_000));
+        add(rng, plan, 6_000, Fault::RemoveToLast { stalled, cut, down });
+    }),
+    ("answers of another life", |rng, plan| {
+        look_closely(plan);
+        for _ in 0..2 {
+            let (node, span, down) = (member(rng, plan), millis(rng, 3_000, 6_000), millis(rng, 300, 1_500));
+            add(rng, plan, 8_000, Fault::Echo { node, span, down });
+        }
+    }),
+    ("a worker that asks who has fallen behind", |rng, plan| {
+        run_elsewhere(plan);
+        (plan.workers, plan.submitters, plan.tasks) = (plan.workers.max(1), 3, 12);
+        for round in 0..3 {
+            let (other, lag, span) = (member(rng, plan), millis(rng, 1_500, 4_000), millis(rng, 5_000, 8_000));
+            let fault = Fault::Behind { node: plan.nodes, other, lag, span };
+            plan.faults.push((Duration::from_secs(2 + 14 * round), fault));
+        }
+    }),
+    ("renewals about the end of a lease", |rng, plan| {
+        let (node, delay) = (runner(rng, plan), millis(rng, 180, 240));
+        add(rng, plan, 4_000, Fault::LateRenewals { node, delay });
+    }),
+    ("a worker that comes back about the end of its lease", |rng, plan| {
+        (plan.submitters, plan.tasks, plan.workers) = (3, 12, plan.workers.max(2));
+        for round in 0..2 {
+            let (node, before, after) = (runner(rng, plan), millis(rng, 500, 1_600), millis(rng, 30, 400));
+            plan.faults.push((Duration::from_secs(1 + 18 * round), Fault::LateReturn { node, before, after }));
+        }
+    }),
+    ("a removed member that is alone", |rng, plan| {
+        let node = member(rng, plan);
+        add(rng, plan, 6_000, Fault::RemoveAndIsolate { node });
+    }),
+    ("a state that rots", |rng, plan| {
+        (plan.model_log, plan.stock) = (false, 60);
+        let (node, permille, down) = (member(rng, plan), *rng.pick(&[20, 60, 200]), millis(rng, 100, 3_000));
+        // Only what was not written lately rots, and it is written when the node stops.
+        plan.faults.push((Duration::from_millis(200), Fault::Stop { node, down: Duration::from_millis(300) }));
+        let (damage, files) = (Damage::Flipped, Files::State);
+        let at = millis(rng, 3_000, 8_000);
+        plan.faults.push((at, Fault::Rot { node, damage, files, permille, stopped: true, down }));
+    }),
+    ("members that change at once", |rng, plan| {
+        (plan.nodes, plan.voters_max) = (*rng.pick(&[5, 6, 7]), 3);
+        let at = millis(rng, 300, 3_000);
+        for node in plan.nodes.div_ceil(2)..plan.nodes {
+            if !plan.is_late(node) {
+                plan.faults.push((at, Fault::Join { node, birth: None, removed: None }));
+            }
+        }
+        plan.faults.push((at, Fault::Crowded { these: !0, span: Duration::from_secs(8) }));
+        if rng.chance(500) {
+            plan.faults.push((at + millis(rng, 0, 2_000), Fault::Move { node: 1, down: millis(rng, 10, 500) }));
+            plan.faults.push((at + millis(rng, 0, 2_000), Fault::Remove { node: 2, returns: false, cut: None }));
+        }
+    }),
+    ("a first start that is cut short", |rng, plan| {
+        plan.model_log = false;
+        let node = plan.nodes - 1;
+        let birth = Some((rng.range(0, 16), PowerCut { drop_permille: *rng.pick(&[0, 0, 300]), tear_permille: 0 }));
+        if !plan.is_late(node) {
+            add(rng, plan, 3_000, Fault::Join { node, birth, removed: None });
+        }
+    }),
+];
+
+/// In how many seeds something is aimed at, in thousandths, and in how many of those nothing else happens.
+const AIMED_PERMILLE: u64 = 650;
+const ALONE_PERMILLE: u64 = 500;
+
+/// Has a plan aim at something, or not.
+pub(super) fn aim(rng: &mut RngStream, plan: &mut Plan) {
+    let (aimed, alone, calm) = (rng.chance(AIMED_PERMILLE), rng.chance(ALONE_PERMILLE), rng.chance(700));
+    let (_, aim) = *rng.pick(AIMS);
+    let misled = plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. }));
+    if !aimed || plan.early || misled {
+        return;
+    }
+    if alone {
+        (plan.nodes, plan.beyond_budget) = (plan.nodes.max(3), false);
+        plan.workers = plan.workers.min(2);
+        plan.faults.clear();
+        plan.weather = if calm { Weather::CALM } else { plan.weather };
+    }
+    let mut aimed = plan.clone();
+    if plan.nodes >= 3 {
+        aim(rng, &mut aimed);
+        aimed.faults.sort_by_key(|(at, _)| *at);
+    }
+    // What else happens knows members and workers by their places.
+    if alone || aimed.nodes == plan.nodes && aimed.workers >= plan.workers {
+        *plan = aimed;
+    }
+}
+
+/// A plan for each thing that may be aimed at, with its name.
+pub fn one_of_each(rng: &mut RngStream, plan: &Plan) -> Vec<(&'static str, Plan)> {
+    let aimed = |(name, aim): &(&'static str, Aim)| {
+        let mut plan = plan.clone();
+        aim(rng, &mut plan);
+        plan.faults.sort_by_key(|(at, _)| *at);
+        (*name, plan)
+    };
+    AIMS.iter().map(aimed).collect()
+}
+
+fn millis(rng: &mut RngStream, from: u64, to: u64) -> Duration {
+    Duration::from_millis(rng.range(from, to.max(from + 1)))
+}
+
+fn add(rng: &mut RngStream, plan: &mut Plan, until: u64, fault: Fault) {
+    plan.faults.push((millis(rng, 300, until), fault));
+}
+
+fn cut(rng: &mut RngStream) -> PowerCut {
+    PowerCut { drop_permille: *rng.pick(&[0, 300, 1000]), tear_permille: 0 }
+}
+
+fn member(rng: &mut RngStream, plan: &Plan) -> Place {
+    rng.range(0, plan.nodes as u64) as Place
+}
+
+/// Somebody who runs tasks, where others do, too.
+fn runner(rng: &mut RngStream, plan: &mut Plan) -> Place {
+    (plan.workers, plan.submitters) = (plan.workers.max(1), plan.submitters.max(1));
+    match rng.chance(500) && plan.idle & 0b110 != 0b110 {
+        true => {
+            if plan.idle & 0b10 == 0 {
+                1
+            } else {
+                2
+            }
+        }
+        false => plan.nodes,
+    }
+}
+
+/// Clients that write and read a few keys all the time, some from one member alone.
+fn look_closely(plan: &mut Plan) {
+    (plan.readers, plan.readers_pause) = (1, Duration::from_millis(60));
+    (plan.clients, plan.pause) = (plan.clients.max(3), Duration::from_millis(300));
+    (plan.keys, plan.operations) = (plan.keys.min(2), plan.operations.max(40));
+}
+
+/// Members run nothing.
+fn run_elsewhere(plan: &mut Plan) {
+    (plan.workers, plan.idle) = (plan.workers.max(1), (1 << plan.nodes) - 1);
+}
