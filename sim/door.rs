@@ -45,17 +45,15 @@ impl Etcd {
 
     async fn call<T>(&self, call: impl FnOnce(KvClient<Channel>) -> Call<T>) -> Result<T, Seen> {
         let channel = self.channels[self.turn.load(Ordering::Relaxed) % self.channels.len()].clone();
-        match self.io.clock.timeout(self.timeout, call(KvClient::new(channel))).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => {
-                self.turn.fetch_add(1, Ordering::Relaxed);
-                Err(told(&status))
-            }
-            Err(_) => {
-                self.turn.fetch_add(1, Ordering::Relaxed);
-                Err(Seen::Unknown)
-            }
+        let seen = match self.io.clock.timeout(self.timeout, call(KvClient::new(channel))).await {
+            Ok(Ok(response)) => return Ok(response.into_inner()),
+            Ok(Err(status)) => told(&status),
+            Err(_) => Seen::Unknown,
+        };
+        if matches!(seen, Seen::NotDone | Seen::Unknown) {
+            self.turn.fetch_add(1, Ordering::Relaxed);
         }
+        Err(seen)
     }
 }
 
