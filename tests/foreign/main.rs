@@ -10,6 +10,7 @@ mod requests;
 #[allow(dead_code)] // shared with the other tests of processes
 mod running;
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
@@ -18,12 +19,17 @@ use bytes::Bytes;
 use cairn::proto::etcdserverpb::kv_client::KvClient;
 use cairn::proto::etcdserverpb::request_op::Request;
 use cairn::proto::etcdserverpb::response_op::Response;
+use cairn::proto::etcdserverpb::watch_client::WatchClient;
+use cairn::proto::etcdserverpb::watch_create_request::FilterType;
 use cairn::proto::etcdserverpb::*;
+use cairn::proto::mvccpb::Event;
+use cairn::proto::mvccpb::event::EventType;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
-use running::{Running, text, three, until};
+use running::{PATIENCE, Running, text, three, until};
 use tonic::Status;
+use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 /// A server of etcd's, killed when dropped.
@@ -209,6 +215,124 @@ fn answers_are_those_of_etcd() {
             kinds[usize::from(expected.is_ok())] += 1;
         }
         assert!(kinds.iter().all(|count| *count > 400), "refused and answered: {kinds:?}");
+    });
+}
+
+/// What a watch was told, whatever came in which message.
+#[derive(Debug, Default, PartialEq)]
+struct Story {
+    /// Whether it was created, and what was said when it was canceled.
+    said: Vec<(bool, bool, i64, String)>,
+    events: Vec<Event>,
+}
+
+/// Asks for all of these watches on one stream, and takes what comes until each that is not canceled was told that the key `end`
+/// was removed.
+async fn watch(address: &str, creates: &[WatchCreateRequest]) -> BTreeMap<i64, Story> {
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    let (asks, outgoing) = tokio::sync::mpsc::channel(creates.len());
+    for create in creates {
+        let request_union = Some(watch_request::RequestUnion::CreateRequest(create.clone()));
+        asks.send(WatchRequest { request_union }).await.unwrap();
+    }
+    let outgoing = ReceiverStream::new(outgoing);
+    let mut answers = WatchClient::new(channel).watch(outgoing).await.unwrap().into_inner();
+    let mut stories: BTreeMap<i64, Story> = BTreeMap::new();
+    let is_told = |story: &Story| {
+        let ended = story.events.last().is_some_and(|event| event.kv.as_ref().unwrap().key == "end");
+        let canceled = story.said.iter().any(|(_, canceled, ..)| *canceled);
+        canceled || ended && story.events.last().unwrap().r#type() == EventType::Delete
+    };
+    let mut created = 0;
+    while created < creates.len() || !stories.values().all(is_told) {
+        let answer = tokio::time::timeout(PATIENCE, answers.message()).await;
+        let answer = answer.unwrap_or_else(|_| {
+            panic!(
+                "{address} tells nothing more: {:?}",
+                stories
+                    .iter()
+                    .map(|(id, story)| (id, &story.said, story.events.len(), is_told(story)))
+                    .collect::<Vec<_>>()
+            )
+        });
+        let answer = answer.unwrap().expect("a stream goes on");
+        created += usize::from(answer.created);
+        let story = stories.entry(answer.watch_id).or_default();
+        if answer.created || answer.canceled {
+            story.said.push((answer.created, answer.canceled, answer.compact_revision, answer.cancel_reason));
+        }
+        story.events.extend(answer.events);
+    }
+    stories
+}
+
+/// Watches from all over the history, with and without what was before, filtered, too late, and such that make no sense.
+#[test]
+fn watches_tell_what_those_of_etcd_tell() {
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start(dir.path());
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[8; 32]);
+    let mut runner = TestRunner::new_with_rng(Config::default(), rng);
+    runtime.block_on(async {
+        let (mut theirs, mut ours) = (connect(&etcd.address), connect(&node.address));
+        for _ in 0..600 {
+            let asked = asked().new_tree(&mut runner).unwrap().current();
+            if !is_deadly(&asked) && !matches!(asked, Asked::Compact(_)) {
+                assert_eq!(ask(&mut ours, asked.clone()).await, ask(&mut theirs, asked).await);
+            }
+        }
+        let compact = || Asked::Compact(CompactionRequest { revision: 40, physical: true });
+        assert_eq!(ask(&mut ours, compact()).await, ask(&mut theirs, compact()).await);
+        let end = |client: KvClient<Channel>| async move {
+            let mut client = client;
+            let key = Bytes::from_static(b"end");
+            client.put(PutRequest { key: key.clone(), ..PutRequest::default() }).await.unwrap();
+            client.delete_range(DeleteRangeRequest { key, ..DeleteRangeRequest::default() }).await.unwrap();
+        };
+        end(theirs.clone()).await;
+        end(ours.clone()).await;
+        let all = WatchCreateRequest {
+            key: Bytes::from_static(b"a"),
+            range_end: Bytes::from_static(b"f"),
+            start_revision: 41,
+            ..WatchCreateRequest::default()
+        };
+        let filters = |filter: FilterType| vec![filter.into()];
+        let creates = [
+            all.clone(),
+            WatchCreateRequest { prev_kv: true, ..all.clone() },
+            WatchCreateRequest {
+                range_end: Bytes::from_static(&[0]),
+                start_revision: 60,
+                prev_kv: true,
+                ..all.clone()
+            },
+            WatchCreateRequest { filters: filters(FilterType::Noput), ..all.clone() },
+            WatchCreateRequest { filters: filters(FilterType::Nodelete), watch_id: 77, ..all.clone() },
+            WatchCreateRequest { key: Bytes::new(), range_end: Bytes::from_static(&[0]), ..all.clone() },
+            WatchCreateRequest { start_revision: 39, ..all.clone() },
+            // From 40 on etcd 3.4 does not tell of a removal at 40 itself; later ones do, and so does a node.
+            WatchCreateRequest { start_revision: 45, ..all.clone() },
+            WatchCreateRequest { watch_id: 77, ..all.clone() },
+            WatchCreateRequest { range_end: Bytes::from_static(b"A"), ..all.clone() },
+            WatchCreateRequest { start_revision: 1, watch_id: 78, fragment: true, ..all.clone() },
+        ];
+        // One that is filtered sees the end without what the others see of it.
+        let creates = creates.map(|create| match create.filters[..] {
+            [filter] if filter == i32::from(FilterType::Nodelete) => WatchCreateRequest { start_revision: 1, ..create },
+            _ => create,
+        });
+        let (ours, theirs) = (watch(&node.address, &creates).await, watch(&etcd.address, &creates).await);
+        assert!(ours.keys().eq(theirs.keys()));
+        for (id, expected) in theirs {
+            let found = &ours[&id];
+            assert_eq!(found.said, expected.said, "watch {id}");
+            let both = found.events.iter().zip(&expected.events);
+            both.for_each(|(found, expected)| assert_eq!(found, expected, "watch {id}"));
+            assert_eq!(found.events.len(), expected.events.len(), "watch {id}");
+        }
     });
 }
 
