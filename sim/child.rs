@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{self, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use cairn::sim::fault::Class;
 use cairn::sim::run::{Mode, Report, Verdict, run_seed};
@@ -14,6 +16,8 @@ use cairn::sim::shrink::symptom;
 use cairn::sim::world::Seed;
 use serde::{Deserialize, Serialize};
 
+/// How long one run may take, in real time: many times what any takes on a busy machine.
+const RUN_MAX: Duration = Duration::from_secs(300);
 /// Runs after which a child ends.
 const RUNS_MAX: u64 = 200;
 /// The word on the command line that makes a process a child.
@@ -88,10 +92,28 @@ pub fn arguments(mode: Mode, command: &str) -> Vec<String> {
 /// # Errors
 /// Its parent is gone, or says what no parent says.
 pub fn serve(mode: Mode) -> Result<(), String> {
+    let busy: Arc<Mutex<Option<(u64, Instant)>>> = Arc::default();
+    let watched = busy.clone();
+    // A run in which time stands still would go on for ever.
+    thread::spawn(move || {
+        loop {
+            thread::sleep(Duration::from_secs(1));
+            let now = *watched.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            if let Some((seed, _)) = now.filter(|(_, began)| began.elapsed() > RUN_MAX) {
+                eprintln!("seed {seed} has not ended within {RUN_MAX:?}: it is given up");
+                process::abort();
+            }
+        }
+    });
+    let begin = |seed: Option<u64>| {
+        *busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = seed.map(|seed| (seed, Instant::now()));
+    };
     for line in io::stdin().lines() {
         let line = line.map_err(|error| error.to_string())?;
         let job: Job = serde_json::from_str(&line).map_err(|error| format!("{line}: {error}"))?;
+        begin(Some(job.seed));
         let done = Done::of(&run_seed(Seed(job.seed), Mode { without: job.without, ..mode }));
+        begin(None);
         let done = serde_json::to_string(&done).expect("numbers and names become JSON");
         writeln!(io::stdout(), "{done}").map_err(|error| error.to_string())?;
     }

@@ -284,11 +284,12 @@ impl SharedNodeState {
     /// `DEADLINE_EXCEEDED`: not before the deadline; it goes on.
     pub async fn swept(&self, revision: u64, deadline: Monotonic) -> Result<(), Status> {
         loop {
+            let seen = self.raft.status().applied;
             let (head, _) = self.reader.view().map_err(internal)?;
             if head.compacted >= revision && !kv::is_sweeping(&head) {
                 return Ok(());
             }
-            let seen = Index(head.applied_index);
+            let seen = seen.max(Index(head.applied_index));
             let changed = self.raft.wait(move |status| (status.applied > seen).then_some(()));
             let late = |_| Status::deadline_exceeded("compacted, and what was superseded is still being removed");
             self.io.clock.deadline(deadline, changed).await.map_err(late)?;

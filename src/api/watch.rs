@@ -249,9 +249,10 @@ impl Watching {
 
     /// Tells all watches one batch of what they have not been told.
     fn tell(&mut self) -> Result<(), Status> {
+        let applied = self.shared.raft.status().applied;
         let (head, rows) = self.shared.reader.view().map_err(internal)?;
         let store = Store::of(&head, &rows);
-        self.seen = Index(head.applied_index);
+        self.seen = applied.max(Index(head.applied_index));
         self.cancel_compacted(&store);
         let first = self.watches.values().map(|watch| watch.next).min().unwrap_or(u64::MAX);
         let mut upto = store.revision();
