@@ -7,13 +7,11 @@ mod running;
 mod tasks;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
-use running::{PATIENCE, Running, node, run, text, three, until, voters};
+use running::{Running, node, run, text, three, until, voters};
 use serde_json::Value;
 
 /// Runs a command that must fail with this status and say these words.
