@@ -97,7 +97,7 @@ pub fn serve(mode: Mode) -> Result<(), String> {
     // A run in which time stands still would go on for ever.
     thread::spawn(move || {
         loop {
-            thread::sleep(Duration::from_secs(1));
+            thread::park_timeout(Duration::from_secs(1));
             let now = *watched.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
             if let Some((seed, _)) = now.filter(|(_, began)| began.elapsed() > RUN_MAX) {
                 eprintln!("seed {seed} has not ended within {RUN_MAX:?}: it is given up");

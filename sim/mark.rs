@@ -57,6 +57,9 @@ pub const MARKS: &[&str] = &[
     "a task had changed before it was assigned",
     "a task was given back by a worker that left",
     "a tick was skipped while a write was not durable",
+    "a watch came too late for a compacted revision",
+    "a watch was sent away by a member that was not up to date",
+    "a watch went on at another member",
     "a worker came back just before its lease was over, and was heard after",
     "a worker left a server that did not answer in time",
     "a worker registered again after its lease had ended",
@@ -89,6 +92,7 @@ pub const MARKS: &[&str] = &[
     "the power went for the last voter just after the last but one was removed",
     "the stream of a snapshot broke and went on where it was",
     "two operators removed one member",
+    "what was compacted had been swept away before",
 ];
 
 /// How often each mark was hit.

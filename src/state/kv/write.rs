@@ -87,7 +87,6 @@ pub(in super::super) fn sweep(apply: &mut Apply<'_>) -> Result<u64, Fault> {
         let mut index = apply.index.write().expect("no code panics while it holds the index");
         index.sweep(&from, apply.head.compacted, SWEEP_ROWS_MAX, SWEEP_KEYS_MAX)
     };
-    sometimes!(swept.next.is_some(), "a sweep left some for the next");
     for at in &swept.rows {
         let existed = apply.rows.remove(Table::Versions, &at.key())?;
         assert!(existed, "the index knew a version at {at:?}, and there was no such row");
