@@ -190,16 +190,8 @@ fn member(rng: &mut RngStream, plan: &Plan) -> Place {
 /// Somebody who runs tasks, where others do, too.
 fn runner(rng: &mut RngStream, plan: &mut Plan) -> Place {
     (plan.workers, plan.submitters) = (plan.workers.max(1), plan.submitters.max(1));
-    match rng.chance(500) && plan.idle & 0b110 != 0b110 {
-        true => {
-            if plan.idle & 0b10 == 0 {
-                1
-            } else {
-                2
-            }
-        }
-        false => plan.nodes,
-    }
+    let members = (1..=2).find(|place| plan.idle >> place & 1 == 0);
+    if rng.chance(500) { members.unwrap_or(plan.nodes) } else { plan.nodes }
 }
 
 /// Clients that write and read a few keys all the time, some from one member alone.

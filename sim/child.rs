@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Write};
 use std::process::{self, ChildStdin, ChildStdout, Command, Stdio};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cairn::sim::fault::Class;
 use cairn::sim::run::{Mode, Report, Verdict, run_seed};
@@ -92,32 +93,39 @@ pub fn arguments(mode: Mode, command: &str) -> Vec<String> {
 /// # Errors
 /// Its parent is gone, or says what no parent says.
 pub fn serve(mode: Mode) -> Result<(), String> {
-    let busy: Arc<Mutex<Option<(u64, Instant)>>> = Arc::default();
-    let watched = busy.clone();
-    // A run in which time stands still would go on for ever.
-    thread::spawn(move || {
-        loop {
-            thread::park_timeout(Duration::from_secs(1));
-            let now = *watched.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-            if let Some((seed, _)) = now.filter(|(_, began)| began.elapsed() > RUN_MAX) {
-                eprintln!("seed {seed} has not ended within {RUN_MAX:?}: it is given up");
-                process::abort();
-            }
-        }
-    });
-    let begin = |seed: Option<u64>| {
-        *busy.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = seed.map(|seed| (seed, Instant::now()));
-    };
+    let (runs, watched) = mpsc::channel();
+    thread::spawn(move || watch(&watched));
+    let run = |seed: Option<u64>| runs.send(seed).map_err(|_| "nobody watches over the runs".to_string());
     for line in io::stdin().lines() {
         let line = line.map_err(|error| error.to_string())?;
         let job: Job = serde_json::from_str(&line).map_err(|error| format!("{line}: {error}"))?;
-        begin(Some(job.seed));
+        run(Some(job.seed))?;
         let done = Done::of(&run_seed(Seed(job.seed), Mode { without: job.without, ..mode }));
-        begin(None);
+        run(None)?;
         let done = serde_json::to_string(&done).expect("numbers and names become JSON");
         writeln!(io::stdout(), "{done}").map_err(|error| error.to_string())?;
     }
     Ok(())
+}
+
+/// Ends the process if a run does not end: one in which time stands still would go on for ever. Told of each seed that begins, and
+/// of each end.
+fn watch(runs: &Receiver<Option<u64>>) {
+    let mut running = None;
+    loop {
+        let next = match running {
+            None => runs.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(_) => runs.recv_timeout(RUN_MAX),
+        };
+        match (next, running) {
+            (Ok(next), _) => running = next,
+            (Err(RecvTimeoutError::Timeout), Some(seed)) => {
+                eprintln!("seed {seed} has not ended within {RUN_MAX:?}: it is given up");
+                process::abort();
+            }
+            (Err(_), _) => return,
+        }
+    }
 }
 
 struct Child {

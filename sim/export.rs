@@ -49,7 +49,8 @@ fn line(record: &Record) -> Value {
             expected.map(|expected| set("expected", json!(expected)));
         }
         Op::Delete => drop(set("op", json!("delete"))),
-        Op::Get | Op::GetAt { .. } | Op::Compact { .. } => drop(set("op", json!("get"))),
+        Op::Get => drop(set("op", json!("get"))),
+        Op::GetAt { .. } | Op::Compact { .. } => unreachable!("what is not of a key as it is has no line"),
     }
     set("call", json!(record.from.as_nanos() as u64));
     set("return", back);
@@ -101,7 +102,8 @@ fn edn_fields(record: &Record) -> (String, String) {
         Op::Put { expected: None, .. } => "put",
         Op::Put { expected: Some(_), .. } => "cas",
         Op::Delete => "delete",
-        Op::Get | Op::GetAt { .. } | Op::Compact { .. } => "get",
+        Op::Get => "get",
+        Op::GetAt { .. } | Op::Compact { .. } => unreachable!("what is not of a key as it is has no line"),
     };
     let mut begins = format!(":f :{name}, :key \"{}\"", record.key);
     let _ = match record.op {

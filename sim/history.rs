@@ -70,6 +70,22 @@ pub struct Record {
 }
 
 impl Record {
+    /// A change of the key that it tells of, made by it or seen: at which revision of the store, and what the key was made; nothing,
+    /// if it was removed.
+    pub fn change(&self) -> Option<(u64, Option<u64>)> {
+        match (self.op, self.seen) {
+            (Op::Put { value, .. }, Seen::Put(revision)) => Some((revision, Some(value))),
+            (Op::Delete, Seen::Deleted(true)) => Some((self.at, None)),
+            (Op::Get | Op::GetAt { .. }, Seen::Got(Some((value, revision)))) => Some((revision, Some(value))),
+            _ => None,
+        }
+    }
+
+    /// Whether it is known to have changed the key.
+    pub fn changed(&self) -> bool {
+        matches!(self.seen, Seen::Put(_) | Seen::Deleted(true))
+    }
+
     /// Whether it is about a key as it is, and so something that an order of all operations must explain.
     pub fn is_of_now(&self) -> bool {
         !matches!(self.op, Op::GetAt { .. } | Op::Compact { .. })

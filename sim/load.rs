@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use crate::client::{self, is_at};
 use crate::io::RngStream;
 use crate::limits::SESSION_TTL;
-use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
+    CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
 };
 use crate::proto::mvccpb::KeyValue;
 use crate::sim::door::Door;
@@ -154,12 +154,14 @@ fn name(key: u64) -> Bytes {
     key.to_be_bytes().to_vec().into()
 }
 
-fn number(bytes: &[u8]) -> u64 {
+/// The number that a key's name or value is; 0 of what is none.
+pub(super) fn number(bytes: &[u8]) -> u64 {
     u64::from_be_bytes(bytes.try_into().unwrap_or_default())
 }
 
+/// At which revision an answer is; 0 if it does not say.
 fn revision(header: Option<&ResponseHeader>) -> u64 {
-    header.map_or(0, |header| header.revision.cast_unsigned())
+    client::revision(header).0
 }
 
 fn found(rows: &[KeyValue], key: u64) -> Option<(u64, u64)> {
@@ -228,13 +230,7 @@ async fn range(door: &Door, key: u64, op: Op, asked: u64) -> Sight {
 async fn put(door: &Door, keys: &[u64], op: Op) -> Vec<Sight> {
     let Op::Put { value, expected } = op else { unreachable!("what is put is a put") };
     let first = keys[0];
-    let compare = expected.map(|expected| Compare {
-        result: CompareResult::Equal.into(),
-        target: CompareTarget::Mod.into(),
-        key: name(first),
-        target_union: Some(TargetUnion::ModRevision(expected.cast_signed())),
-        ..Compare::default()
-    });
+    let compare = expected.map(|expected| is_at(name(first), expected.cast_signed()));
     let put = |key: &u64| Request::RequestPut(PutRequest { key: name(*key), value: name(value), ..Default::default() });
     let look = Request::RequestRange(RangeRequest { key: name(first), ..RangeRequest::default() });
     let txn = TxnRequest {

@@ -88,7 +88,7 @@ impl Cluster {
             Fault::LateRenewals { node, delay } => self.delay_renewals(node, delay).await,
             Fault::LateUse { delay } => self.use_late(delay).await,
             Fault::LateReturn { node, before, after } => self.return_late(node, before, after).await,
-            _ => {}
+            other => unreachable!("{other:?} takes one step"),
         }
     }
 

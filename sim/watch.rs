@@ -80,11 +80,9 @@ impl Watch {
         state.canonical.on_applied(life.0, entry, outcome, &self.violations);
         state.digests.on_applied(life.0, entry.index, outcome.digest, &self.violations);
         let Watched { promises, machines, membership, .. } = state;
-        let promises = std::cell::RefCell::new(promises);
         // Who has never said anything has acknowledged nothing; what is on a disk that was lost does not count.
         let last = |id: NodeId| match machines.get(&id) {
             Some(Some(machine)) => {
-                let mut promises = promises.borrow_mut();
                 let upto = |promised: &Promised| promised.last() >= entry.index;
                 promises.find(machine.id, &machine.disk, upto).ok().map(Promised::last)
             }
@@ -94,7 +92,6 @@ impl Watch {
         membership.check_promotion(entry, last, &self.violations);
         let commit = || {
             let machine = machines.get(&life.0)?.as_ref()?;
-            let mut promises = promises.borrow_mut();
             let upto = |promised: &Promised| promised.commit() >= entry.index;
             promises.find(machine.id, &machine.disk, upto).ok().map(Promised::commit)
         };

@@ -7,6 +7,7 @@ use crate::error::{KvReject, Reject};
 use crate::proto::etcdserverpb::WatchCreateRequest;
 use crate::proto::mvccpb::event::EventType;
 use crate::proto::mvccpb::{Event, KeyValue};
+use crate::sim::load::number;
 
 /// A change that a watcher was told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,10 +45,6 @@ impl Log {
 #[derive(Default)]
 pub struct Watchers {
     logs: Mutex<Vec<Log>>,
-}
-
-fn number(bytes: &[u8]) -> u64 {
-    u64::from_be_bytes(bytes.try_into().unwrap_or_default())
 }
 
 fn told(event: &Event) -> Option<Told> {

@@ -232,10 +232,15 @@ impl SharedNodeState {
         use v1::{query_reply::Kind as Answer, query_request::Kind};
         let kind = query.kind.ok_or_else(|| Status::invalid_argument("kind: missing, or from a newer version"))?;
         let (head, rows) = self.view(query.serializable, deadline).await?;
+        let applied_index = head.applied_index;
         let rejected = |reject: KvReject| Answer::Rejection(command::rejection(&reject.into()));
         let answer = match kind {
-            Kind::Range(range) => self.read_keys(|store| store.range(&range))?.map_or_else(rejected, Answer::Range),
-            Kind::Txn(txn) => self.read_keys(|store| store.read_txn(&txn))?.map_or_else(rejected, Answer::Txn),
+            Kind::Range(range) => {
+                self.read_keys((head, rows), |store| store.range(&range))?.map_or_else(rejected, Answer::Range)
+            }
+            Kind::Txn(txn) => {
+                self.read_keys((head, rows), |store| store.read_txn(&txn))?.map_or_else(rejected, Answer::Txn)
+            }
             Kind::GetTask(get) => Answer::GetTask(get_task(&head, &rows, &get).map_err(internal)?),
             Kind::ListTasks(list) => Answer::ListTasks(task::list(&rows, &list).map_err(internal)?),
             Kind::ListWorkers(_) => {
@@ -243,7 +248,7 @@ impl SharedNodeState {
                 Answer::ListWorkers(v1::ListWorkersReply { workers })
             }
         };
-        Ok(v1::QueryReply { applied_index: head.applied_index, kind: Some(answer) })
+        Ok(v1::QueryReply { applied_index, kind: Some(answer) })
     }
 
     /// The state as a reader may see it: with everything committed before now, or this member's own if
@@ -258,22 +263,22 @@ impl SharedNodeState {
         self.reader.view().map_err(internal)
     }
 
-    /// Reads keys from this member's state as it is.
+    /// Reads keys from a view.
     ///
     /// # Errors
     /// The database failed.
     pub fn read_keys<T>(
         &self,
+        mut view: (v1::Head, View),
         read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
     ) -> Result<Result<T, KvReject>, Status> {
         loop {
-            let (head, rows) = self.reader.view().map_err(internal)?;
-            match read(&Store::of(&head, &rows)) {
+            match read(&Store::of(&view.0, &view.1)) {
                 Ok(answer) => return Ok(Ok(answer)),
                 Err(NoAnswer::Rejected(reject)) => return Ok(Err(reject)),
                 Err(NoAnswer::Fault(fault)) => return Err(internal(fault)),
                 // A newer view shows what has been compacted.
-                Err(NoAnswer::Overtaken) => {}
+                Err(NoAnswer::Overtaken) => view = self.reader.view().map_err(internal)?,
             }
         }
     }

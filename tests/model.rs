@@ -356,3 +356,26 @@ fn a_first_start_that_is_cut_short_leaves_what_can_be_started() {
     }
     assert!(anew > 0, "nothing was cut short where it matters");
 }
+
+/// Rows in another layout would be read as damage, or as what they are not.
+#[test]
+fn a_state_of_another_version_is_refused_and_left_as_it_is() {
+    const HEAD: redb::TableDefinition<'static, (), &[u8]> = redb::TableDefinition::new("head");
+    let disk = SimDisk::new("disk".into());
+    drop(State::open(disk.boot(), Index(0)).unwrap());
+    let head = v1::Head { applied_index: 7, rows_digest: 5, ..v1::Head::default() }.encode_to_vec();
+    let open = || {
+        let file = disk.boot().open("state-0.redb").unwrap();
+        redb::Builder::new().create_with_backend(file).unwrap()
+    };
+    let db = open();
+    let txn = db.begin_write().unwrap();
+    txn.open_table(HEAD).unwrap().insert((), &*head).unwrap();
+    txn.commit().unwrap();
+    drop(db);
+    let refused = State::open(disk.boot(), Index(0)).map(|_| ()).unwrap_err().to_string();
+    assert!(refused.contains("another version"), "{refused}");
+    let db = open();
+    let txn = redb::ReadableDatabase::begin_read(&db).unwrap();
+    assert_eq!(txn.open_table(HEAD).unwrap().get(()).unwrap().unwrap().value(), &*head);
+}

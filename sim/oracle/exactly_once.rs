@@ -6,17 +6,13 @@
 use std::collections::BTreeMap;
 
 use super::Violations;
-use crate::sim::history::{Op, Record, Seen};
+use crate::sim::history::Record;
 
 /// Checks a whole history.
 pub fn check(records: &[Record], violations: &Violations) {
     let mut revision_of: BTreeMap<u64, u64> = BTreeMap::new();
     let mut value_at: BTreeMap<u64, u64> = BTreeMap::new();
-    let seen = records.iter().filter_map(|record| match (record.op, record.seen) {
-        (Op::Put { value, .. }, Seen::Put(revision)) => Some((value, revision)),
-        (Op::Get, Seen::Got(found)) => found,
-        _ => None,
-    });
+    let seen = records.iter().filter_map(|record| record.change().and_then(|(revision, now)| Some((now?, revision))));
     for (value, revision) in seen {
         let first = *revision_of.entry(value).or_insert(revision);
         if first != revision {

@@ -127,8 +127,7 @@ fn resolved(records: Vec<&Record>) -> Vec<Record> {
 /// Where an answer puts itself in the order of all operations: by the revision of the store that it names, and there what made
 /// the revision before what only saw it. Nothing where it names none.
 fn place(record: &Record) -> Option<(u64, bool)> {
-    let changed = matches!(record.seen, Seen::Put(_) | Seen::Deleted(true));
-    (record.at > 0).then_some((record.at, !changed))
+    (record.at > 0).then_some((record.at, !record.changed()))
 }
 
 /// A point of the search: which operations have happened, how many of them had to, and the cell after.
@@ -295,8 +294,7 @@ mod tests {
         }
         let horizon = left().map(|(_, record)| end(record)).min().unwrap_or(Duration::MAX);
         left().filter(|(_, record)| record.from <= horizon).any(|(i, record)| {
-            let changed = matches!(record.seen, Seen::Put(_) | Seen::Deleted(true));
-            if record.at > 0 && record.at < now + u64::from(changed) {
+            if record.at > 0 && record.at < now + u64::from(record.changed()) {
                 return false;
             }
             let next = step(cell, record.op, record.seen);

@@ -57,7 +57,12 @@ impl Membership {
     /// A member is about to be noted to apply an entry, which may give others a vote; `last` tells how far the log of each reaches
     /// on its disk, or nothing where that does not count. Nobody gets a vote who has acknowledged nothing, or not almost all: else a
     /// majority could be counted on that is none (Raft dissertation, §4.2.1).
-    pub fn check_promotion(&self, entry: &Entry, last: impl Fn(NodeId) -> Option<Index>, violations: &Violations) {
+    pub fn check_promotion(
+        &self,
+        entry: &Entry,
+        mut last: impl FnMut(NodeId) -> Option<Index>,
+        violations: &Violations,
+    ) {
         let Body::Members { conf_state, .. } = &entry.body else { return };
         let before = self.configurations.range(..entry.index).next_back();
         let (Ok(after), Some((_, (_, before)))) = (codec::conf_state(conf_state), before) else { return };
@@ -75,7 +80,12 @@ impl Membership {
 
     /// A member applied an entry; `commit` is what its disk knows to be committed, or nothing where that does not count. A change of
     /// members that only memory knows to be committed is taken back by a crash, when those it has removed have gone for good.
-    pub fn check_durable(member: NodeId, entry: &Entry, commit: impl Fn() -> Option<Index>, violations: &Violations) {
+    pub fn check_durable(
+        member: NodeId,
+        entry: &Entry,
+        commit: impl FnOnce() -> Option<Index>,
+        violations: &Violations,
+    ) {
         if matches!(entry.body, Body::Members { .. })
             && let Some(commit) = commit().filter(|commit| *commit < entry.index)
         {

@@ -39,24 +39,17 @@ fn changes(records: &[Record], violations: &Violations) -> BTreeMap<u64, Changes
     let mut whose: BTreeMap<u64, (u64, Duration)> = BTreeMap::new();
     for record in records {
         let key = keys.entry(record.key).or_default();
-        let change = match (record.op, record.seen) {
-            (Op::Put { value, .. }, Seen::Put(revision)) => Some((revision, Some(value))),
-            (Op::Delete, Seen::Deleted(true)) => Some((record.at, None)),
-            (Op::Get | Op::GetAt { .. }, Seen::Got(Some((value, revision)))) => Some((revision, Some(value))),
-            (Op::Delete, Seen::Unknown) => {
-                let first = key.doubtful.get_or_insert(record.from);
-                *first = record.from.min(*first);
-                None
-            }
-            _ => None,
-        };
-        let Some((revision, value)) = change else { continue };
+        if (record.op, record.seen) == (Op::Delete, Seen::Unknown) {
+            let first = key.doubtful.get_or_insert(record.from);
+            *first = record.from.min(*first);
+        }
+        let Some((revision, value)) = record.change() else { continue };
         let before = *key.known.entry(revision).or_insert(value);
         if before != value {
             let what = format!("key {} was made {before:?} and {value:?} at revision {revision}", record.key);
             violations.add(ORACLE, what);
         }
-        if matches!(record.op, Op::Put { .. } | Op::Delete) {
+        if record.changed() {
             let who = (record.client, record.from);
             let first = *whose.entry(revision).or_insert(who);
             if first != who {
@@ -97,8 +90,7 @@ fn goes_on(records: &[Record], violations: &Violations) {
         while let Some((_, at)) = ends.next_if(|(to, _)| *to < record.from) {
             newest = newest.max(at);
         }
-        let changed = matches!(record.seen, Seen::Put(_) | Seen::Deleted(true));
-        if record.at < newest + u64::from(changed) {
+        if record.at < newest + u64::from(record.changed()) {
             violations.add(ORACLE, format!("revision {newest} was named before this was asked for: {record:?}"));
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Violations;
-use crate::sim::history::{Op, Record, Seen};
+use crate::sim::history::Record;
 use crate::sim::watchers::{Log, Told};
 
 const ORACLE: &str = "watches tell everything once";
@@ -34,12 +34,7 @@ pub fn check(logs: &[Log], records: &[Record], violations: &Violations) {
 
 /// The changes that clients know to have happened: by revision and key, what the key is then.
 fn changes(records: &[Record]) -> BTreeMap<(u64, u64), Option<u64>> {
-    let change = |record: &Record| match (record.op, record.seen) {
-        (Op::Put { value, .. }, Seen::Put(revision)) => Some(((revision, record.key), Some(value))),
-        (Op::Delete, Seen::Deleted(true)) => Some(((record.at, record.key), None)),
-        (Op::Get | Op::GetAt { .. }, Seen::Got(Some((value, revision)))) => Some(((revision, record.key), Some(value))),
-        _ => None,
-    };
+    let change = |record: &Record| record.change().map(|(revision, now)| ((revision, record.key), now));
     records.iter().filter_map(change).collect()
 }
 

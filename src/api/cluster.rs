@@ -13,6 +13,7 @@ use crate::proto::v1::{
     self, HeardReply, HeardRequest, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, MoveReply, MoveRequest,
     RemoveReply, RemoveRequest, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
 };
+use crate::raft::log::Identity;
 use crate::raft::manager::ProposeError;
 use crate::shared::{FORWARDED, SharedNodeState, internal, not_done, not_leader};
 use crate::state::member;
@@ -221,7 +222,8 @@ impl v1::cluster_server::Cluster for ClusterService {
             None => (0, self.0.address_of(id)?),
         };
         let address = address.map_or_else(String::new, |address| address.to_string());
-        Ok(Response::new(HeardReply { cluster_id: self.0.identity.cluster.0, frames, address }))
+        let Identity { cluster, id, .. } = self.0.identity;
+        Ok(Response::new(HeardReply { cluster_id: cluster.0, frames, address, id: id.0 }))
     }
 
     async fn r#move(&self, request: Request<MoveRequest>) -> Result<Response<MoveReply>, Status> {

@@ -54,6 +54,14 @@ fn failed(status: Status) -> Status {
     said
 }
 
+/// What kept a read from being answered: one that nobody confirmed is one that came too late, as in etcd.
+fn unread(status: Status) -> Status {
+    match status.code() {
+        Code::Unavailable => Status::unavailable("etcdserver: request timed out"),
+        _ => failed(status),
+    }
+}
+
 /// Adds to a header who answers.
 pub fn sign(shared: &SharedNodeState, header: &mut Option<ResponseHeader>) {
     let header = header.get_or_insert_default();
@@ -74,16 +82,6 @@ impl KvService {
             Some(kind) => Ok(kind),
             None => Err(Status::unknown("an answer from a newer version")),
         }
-    }
-
-    /// Waits until this member has everything committed before now, unless its own state will do.
-    async fn barrier(&self, serializable: bool, deadline: Monotonic) -> Result<(), Status> {
-        if !serializable {
-            // A read that was not confirmed is answered as one that came too late, as in etcd.
-            let late = |_| Status::unavailable("etcdserver: request timed out");
-            self.0.read_barrier(deadline).await.map_err(late)?;
-        }
-        Ok(())
     }
 }
 
@@ -109,8 +107,8 @@ impl Kv for KvService {
         let deadline = self.0.deadline(&request);
         let range = request.into_inner();
         kv::check_range(&range).map_err(|reject| rejected(&reject.into()))?;
-        self.barrier(range.serializable, deadline).await?;
-        let answer = self.0.read_keys(|store| store.range(&range))?;
+        let view = self.0.view(range.serializable, deadline).await.map_err(unread)?;
+        let answer = self.0.read_keys(view, |store| store.range(&range))?;
         let mut reply = answer.map_err(|reject| rejected(&reject.into()))?;
         sign(&self.0, &mut reply.header);
         Ok(Response::new(reply))
@@ -146,8 +144,8 @@ impl Kv for KvService {
         let txn = request.into_inner();
         kv::check_txn(&txn).map_err(|reject| rejected(&reject.into()))?;
         let mut reply = if kv::only_reads(&txn) {
-            self.barrier(is_serializable(&txn), deadline).await?;
-            let answer = self.0.read_keys(|store| store.read_txn(&txn))?;
+            let view = self.0.view(is_serializable(&txn), deadline).await.map_err(unread)?;
+            let answer = self.0.read_keys(view, |store| store.read_txn(&txn))?;
             answer.map_err(|reject| rejected(&reject.into()))?
         } else {
             match self.execute(Kind::Txn(txn), deadline).await? {

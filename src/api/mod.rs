@@ -12,6 +12,7 @@ mod work;
 mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tonic::service::Routes;
 
@@ -30,6 +31,23 @@ use crate::shared::SharedNodeState;
 pub use cluster::ClusterService;
 pub use health::{Health, HealthService};
 pub use worker::WorkerService;
+
+/// Room for one of a bounded number, taken for as long as this lives.
+struct Entered(Arc<AtomicUsize>);
+
+impl Entered {
+    /// Takes room, unless so many have it already.
+    fn among(entered: &Arc<AtomicUsize>, max: usize) -> Option<Self> {
+        let one = Self(entered.clone());
+        (entered.fetch_add(1, Ordering::Relaxed) < max).then_some(one)
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// All services of a member that keeps the state.
 pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {

@@ -12,13 +12,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
 use prost::Message;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::{Entered, kv::sign};
 use crate::ids::Index;
 use crate::limits::{
     EVENTS_BYTES_MAX, EVENTS_MAX, FRAGMENT_BYTES_MAX, KEY_STREAMS_MAX, KEY_WATCHES_MAX, PROGRESS_PERIOD, WATCH_PATIENCE,
@@ -50,24 +51,13 @@ impl WatchService {
     }
 }
 
-/// A stream that counts for as long as this lives.
-struct Entered(Arc<AtomicUsize>);
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 #[tonic::async_trait]
 impl WatchRpc for WatchService {
     type WatchStream = BoxStream<'static, Result<WatchResponse, Status>>;
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
-        let entered = Entered(self.streams.clone());
-        if self.streams.fetch_add(1, Ordering::Relaxed) >= KEY_STREAMS_MAX {
-            return Err(Status::resource_exhausted("etcdserver: too many requests"));
-        }
+        let entered = Entered::among(&self.streams, KEY_STREAMS_MAX)
+            .ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))?;
         let watching = Watching {
             shared: self.shared.clone(),
             asks: request.into_inner(),
@@ -167,19 +157,15 @@ impl Watching {
     /// Waits until this member's state has everything that was committed before: who asks how far it has been told wants to hear
     /// of everything, or to leave a member that lags behind.
     async fn confirm(&self) -> Result<(), Status> {
-        match self.shared.io.clock.timeout(WATCH_PATIENCE, self.shared.raft.read_barrier()).await {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(_)) | Err(_) => {
-                sometimes!("a watch was sent away by a member that was not up to date");
-                Err(Status::unavailable("etcdserver: no leader"))
-            }
-        }
+        let confirmed = self.shared.read_barrier(self.shared.io.clock.now() + WATCH_PATIENCE).await;
+        sometimes!(confirmed.is_err(), "a watch was sent away by a member that was not up to date");
+        confirmed.map(|_| ()).map_err(|_| Status::unavailable("etcdserver: no leader"))
     }
 
     fn header(&self, revision: u64) -> Option<ResponseHeader> {
         let revision = i64::try_from(revision).unwrap_or(i64::MAX);
         let mut header = Some(ResponseHeader { revision, ..ResponseHeader::default() });
-        super::kv::sign(&self.shared, &mut header);
+        sign(&self.shared, &mut header);
         header
     }
 

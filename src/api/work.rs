@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
@@ -17,6 +17,7 @@ use prost::Message;
 use tonic::{Request, Response, Status, Streaming};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::Entered;
 use crate::ids::{ClusterId, Index, NodeId};
 use crate::limits::{WATCH_PATIENCE, WATCH_PAUSE, WATCH_SILENCE, WATCHES_MAX};
 use crate::proto::v1::{self, LookEnd, MemberRole, WatchReply, WatchRequest, watch_reply::Kind};
@@ -39,22 +40,9 @@ impl WorkService {
 
     /// Room for one more stream.
     fn enter(&self) -> Result<Entered, Status> {
-        let entered = Entered(self.watches.clone());
-        match self.watches.fetch_add(1, Ordering::Relaxed) {
-            before if before < WATCHES_MAX => Ok(entered),
-            _ => Err(Status::resource_exhausted(format!(
-                "{WATCHES_MAX} workers are told here already; ask another server"
-            ))),
-        }
-    }
-}
-
-/// A stream that counts for as long as this lives.
-struct Entered(Arc<AtomicUsize>);
-
-impl Drop for Entered {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        Entered::among(&self.watches, WATCHES_MAX).ok_or_else(|| {
+            Status::resource_exhausted(format!("{WATCHES_MAX} workers are told here already; ask another server"))
+        })
     }
 }
 

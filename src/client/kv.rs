@@ -1,5 +1,7 @@
 //! Keys, as a client sees them.
 
+use bytes::Bytes;
+
 use super::{Client, ClientError, unexpected};
 use crate::ids::Revision;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -120,21 +122,14 @@ impl Client {
         expected: Revision,
         then: Request,
     ) -> Result<(Option<ResponseHeader>, Option<Response>), ClientError> {
-        let key = bytes::Bytes::copy_from_slice(key);
+        let key = Bytes::copy_from_slice(key);
         let number = i64::try_from(expected.0).map_err(|_| {
             ClientError::Invalid(format!("{expected} is no revision of a key; the greatest is {}", i64::MAX))
         })?;
-        let compare = Compare {
-            result: CompareResult::Equal.into(),
-            target: CompareTarget::Mod.into(),
-            key: key.clone(),
-            target_union: Some(TargetUnion::ModRevision(number)),
-            ..Compare::default()
-        };
-        let look = RangeRequest { key, keys_only: true, ..RangeRequest::default() };
+        let look = RangeRequest { key: key.clone(), keys_only: true, ..RangeRequest::default() };
         let reply = self
             .txn(TxnRequest {
-                compare: vec![compare],
+                compare: vec![is_at(key, number)],
                 success: vec![RequestOp { request: Some(then) }],
                 failure: vec![RequestOp { request: Some(Request::RequestRange(look)) }],
             })
@@ -147,6 +142,17 @@ impl Client {
             }
             (_, response) => Ok((header, response)),
         }
+    }
+}
+
+/// The comparison that holds while a key's revision is this one; 0: while it does not exist.
+pub fn is_at(key: Bytes, revision: i64) -> Compare {
+    Compare {
+        result: CompareResult::Equal.into(),
+        target: CompareTarget::Mod.into(),
+        key,
+        target_union: Some(TargetUnion::ModRevision(revision)),
+        ..Compare::default()
     }
 }
 

@@ -31,7 +31,7 @@ use crate::state::command;
 use crate::time::Monotonic;
 
 pub use events::{Changes, KeyWatch};
-pub use kv::revision;
+pub use kv::{is_at, revision};
 pub use watch::Remote;
 
 /// How long one attempt at one member may take before the next is asked.

@@ -130,11 +130,13 @@ pub async fn check_alone(io: &Io, identity: Identity, at: Whereabouts) -> Result
     }
     // Where others were once, strangers may be now.
     before.retain(|_, reply| reply.cluster_id == identity.cluster.0);
-    // A member that follows nobody says nothing to the others, but it answers; and it may be one of those that were asked, whose
-    // own state, if it has just joined, does not say yet where it is.
+    // It may be one of those that were asked: what has just joined does not have it from its state where it is.
+    if let Some((place, _)) = before.iter().find(|(_, reply)| reply.id == identity.id.0) {
+        return Err(runs(place, "where it answers"));
+    }
+    // A member that follows nobody says nothing to the others, but it answers.
     let heard_at = before.values().filter_map(|reply| reply.address.parse::<Address>().ok());
-    let asked = before.keys().cloned();
-    let places: BTreeSet<Address> = heard_at.chain(asked).chain(known).filter(|place| *place != own).collect();
+    let places: BTreeSet<Address> = heard_at.chain(known).filter(|place| *place != own).collect();
     for place in &places {
         if who(io, place).await == Some((identity.cluster, identity.id)) {
             return Err(runs(place, "where it answers"));

@@ -634,10 +634,9 @@ impl Core {
             self.raw.on_persist_ready(number);
         }
         let apply = committed.into_iter().map(|entry| self.committed(entry)).collect::<Result<Vec<_>, _>>()?;
-        match self.deferred.back().map(|(after, _)| *after).or(reconfigured.then_some(number)) {
-            Some(after) if !apply.is_empty() => {
-                self.deferred.push_back((if reconfigured { number } else { after }, apply));
-            }
+        let after = if reconfigured { Some(number) } else { self.deferred.back().map(|(after, _)| *after) };
+        match after {
+            Some(after) if !apply.is_empty() => self.deferred.push_back((after, apply)),
             _ => effects.apply = apply,
         }
         self.after_call();

@@ -23,6 +23,9 @@ use crate::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_ENTRIES_MAX, DATABASE_CACHE
 use crate::proto::v1;
 use crate::time::ClusterTime;
 
+/// How rows are laid out, as [`v1::Head::format`] says it.
+pub(super) const FORMAT: u32 = 1;
+
 /// What the names of files that hold a state begin with.
 const STATE_PREFIX: &str = "state-";
 
@@ -92,7 +95,7 @@ fn read_head(table: &impl ReadableTable<(), &'static [u8]>) -> Result<v1::Head, 
     match table.get(()).context(what)? {
         Some(row) => v1::Head::decode(row.value()).context(what),
         // An empty store is at revision 1, as etcd's is.
-        None => Ok(v1::Head { revision: 1, ..v1::Head::default() }),
+        None => Ok(v1::Head { revision: 1, format: FORMAT, ..v1::Head::default() }),
     }
 }
 
@@ -142,6 +145,13 @@ impl State {
         let txn = db.begin_write().context(what)?;
         let head = {
             let head = read_head(&txn.open_table(HEAD).context(what)?)?;
+            if head.format != FORMAT {
+                let (disk, found) = (disk.describe(), head.format);
+                return Err(Fault::new(format!(
+                    "{name} in {disk} was written by another version: its rows are in format {found}, and this version reads {FORMAT}. \
+                     Start that version, or begin with an empty data directory"
+                )));
+            }
             Rows::new(&txn, head.rows_digest).make_tables()?;
             head
         };

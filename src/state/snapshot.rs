@@ -9,7 +9,7 @@ use std::sync::Arc;
 use prost::Message;
 use redb::{Database, Durability, ReadableDatabase};
 
-use super::machine::{HEAD, StateReader, file_name, head_digest, open_database};
+use super::machine::{FORMAT, HEAD, StateReader, file_name, head_digest, open_database};
 use super::table::{Read, Rows, TABLES, View, full_digest};
 use crate::error::{Context, Fault, ImportError};
 use crate::ids::Index;
@@ -80,6 +80,9 @@ impl Import {
             Ok(part) => part,
             Err(error) => return invalid(error.to_string()),
         };
+        if let Some(head) = part.head.as_ref().filter(|head| head.format != FORMAT) {
+            return invalid(format!("its rows are in format {}, and this version reads {FORMAT}", head.format));
+        }
         if part.head.is_some() != self.head.is_none() {
             return invalid("the head belongs to the first, and only there".into());
         }

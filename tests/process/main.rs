@@ -326,17 +326,19 @@ fn two_of_three_go_on_after_all_have_gone_down_right_after_forming() {
     let addresses: Vec<String> = all.iter().map(|node| node.address.clone()).collect();
     all.into_iter().for_each(Running::kill);
     // The founder alone could vote before. Readiness needs an election.
+    let dir_of_second = dir.path().join("n2");
     let mut second = node();
     second.args([
         "start",
         "--role",
         "server",
         "--data-dir",
-        dir.path().join("n2").to_str().unwrap(),
+        dir_of_second.to_str().unwrap(),
         "--listen",
         &addresses[1],
     ]);
-    let _second = Killed(second.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+    // What it says is told if the other waits for it in vain.
+    let _second = Killed(second.stdout(Stdio::null()).stderr(Stdio::inherit()).spawn().unwrap());
     let third = start("n3", &addresses[2], &[]);
     assert!(third.kv(&["put", "a", "b"]).status.success());
 }

@@ -1,6 +1,6 @@
 //! Nodes as processes, for tests of the production binary.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -56,7 +56,8 @@ impl Running {
     }
 
     pub fn spawn(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut said = tempfile::tempfile().unwrap();
+        let mut child = command.stdout(Stdio::piped()).stderr(said.try_clone().unwrap()).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
         let (sender, first) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
@@ -68,7 +69,9 @@ impl Running {
             ended => {
                 let _ = child.kill();
                 let what = if ended.is_ok() { "ended without being ready" } else { "was not ready in time" };
-                panic!("{command:?} {what}");
+                let (mut log, _) = (String::new(), said.rewind());
+                let _ = said.read_to_string(&mut log);
+                panic!("{command:?} {what}; it said:\n{log}");
             }
         };
         let after = line.split(" ready on ").nth(1).unwrap_or_else(|| panic!("not a ready line: {line}"));

@@ -21,7 +21,7 @@ pub use read::{Change, NoAnswer, Store};
 pub use write::is_sweeping;
 pub(super) use write::{compact, delete_range, put, sweep, txn};
 
-use std::ops::Bound;
+use std::ops::{Bound, RangeBounds};
 
 type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
@@ -38,11 +38,7 @@ fn bounds<'a>(key: &'a [u8], range_end: &'a [u8]) -> Option<Bounds<'a>> {
 
 /// Whether a key is among those that a request means.
 pub fn is_within(key: &[u8], start: &[u8], range_end: &[u8]) -> bool {
-    match range_end {
-        [] => key == start,
-        [0] => key >= start,
-        end => key >= start && key < end,
-    }
+    bounds(start, range_end).is_some_and(|range| RangeBounds::<[u8]>::contains(&range, key))
 }
 
 /// A number of ours as etcd's clients see it.
