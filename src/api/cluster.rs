@@ -46,6 +46,7 @@ impl ClusterService {
             members: member::all(&rows).map_err(internal)?.into_iter().map(with_match).collect(),
             cluster_time_ms: head.cluster_time_ms,
             digest: head.rows_digest,
+            joint: status.joint,
         })
     }
 

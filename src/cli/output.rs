@@ -77,6 +77,7 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
         "term": status.term,
         "commit_index": status.commit_index,
         "applied_index": status.applied_index,
+        "joint": status.joint,
         "first_index": status.first_index,
         "last_index": status.last_index,
         "cluster_time_ms": status.cluster_time_ms,
@@ -99,6 +100,9 @@ pub fn status_table(status: &StatusReply, each: &Each) {
         status.first_index,
         status.last_index
     );
+    if status.joint {
+        say!("a change of members is under way: majorities of the members before and after it are needed");
+    }
     let row = |row: &crate::proto::v1::MemberStatus| {
         let member = row.member.as_ref()?;
         let answer = each.get(&NodeId(member.id)).and_then(Option::as_ref);

@@ -320,7 +320,9 @@ fn two_of_three_go_on_after_all_have_gone_down_right_after_forming() {
     let all = [first, start("n2", "127.0.0.1:0", &join), start("n3", "127.0.0.1:0", &join)];
     until("all have the last entry, which ends the joint configuration", || {
         let statuses: Vec<Value> = all.iter().map(Running::status).collect();
-        let done = |status: &Value| voters(status) == 3 && status["applied_index"] == status["last_index"];
+        let done = |status: &Value| {
+            voters(status) == 3 && status["joint"] == false && status["applied_index"] == status["last_index"]
+        };
         statuses.iter().all(done) && statuses.iter().all(|status| status["last_index"] == statuses[0]["last_index"])
     });
     let addresses: Vec<String> = all.iter().map(|node| node.address.clone()).collect();
