@@ -109,7 +109,7 @@ pub enum KvReject {
     #[error("{0} bytes; a request has at most {REQUEST_BYTES_MAX}")]
     TooLarge(u64),
     /// It cannot be read any more.
-    #[error("revision {asked} is compacted; what is there begins at {compacted}")]
+    #[error("revision {asked} is compacted; what came before revision {compacted} is forgotten")]
     Compacted {
         /// What was asked for.
         asked: u64,

@@ -36,13 +36,15 @@ struct Model {
     /// All keys as of each revision, from 1 on.
     states: Vec<Keys>,
     compacted: i64,
+    /// Every change there ever was, in order: the key, the revision, and whether the key exists then.
+    changes: Vec<(Bytes, i64, bool)>,
 }
 
 /// A transaction in the model: what it has changed so far.
 struct Change {
     keys: Keys,
     revision: i64,
-    changed: bool,
+    changes: Vec<(Bytes, i64, bool)>,
 }
 
 fn is_in(key: &[u8], start: &[u8], end: &[u8]) -> bool {
@@ -183,7 +185,8 @@ impl Model {
                         lease: 0,
                     };
                     change.keys.insert(put.key.clone(), row);
-                    (change.changed, change.revision) = (true, next);
+                    change.changes.push((put.key.clone(), next, true));
+                    change.revision = next;
                     Response::ResponsePut(PutResponse { header: header(next), prev_kv: prev.filter(|_| put.prev_kv) })
                 }
                 Request::RequestDeleteRange(delete) => {
@@ -195,7 +198,8 @@ impl Model {
                         .collect();
                     for row in &gone {
                         change.keys.remove(&row.key);
-                        (change.changed, change.revision) = (true, next);
+                        change.changes.push((row.key.clone(), next, false));
+                        change.revision = next;
                     }
                     let deleted = gone.len() as i64;
                     let prev_kvs = if delete.prev_kv { gone } else { Vec::new() };
@@ -211,12 +215,29 @@ impl Model {
 
     fn txn(&mut self, txn: &TxnRequest) -> Result<TxnResponse, KvReject> {
         self.refuse(txn, &mut Vec::new())?;
-        let mut change = Change { keys: self.at(self.newest()).clone(), revision: self.newest(), changed: false };
+        let mut change = Change { keys: self.at(self.newest()).clone(), revision: self.newest(), changes: Vec::new() };
         let reply = self.run(txn, &mut change);
-        if change.changed {
+        if !change.changes.is_empty() {
             self.states.push(change.keys);
+            self.changes.extend(change.changes);
         }
         Ok(reply)
+    }
+
+    /// How many versions are left when all is swept: what the compacted revision changed and what came after it, for those who are
+    /// told of changes, and of what came before what it still sees.
+    fn versions_left(&self) -> usize {
+        let mut keys: BTreeMap<&Bytes, Vec<(i64, bool)>> = BTreeMap::new();
+        for (key, revision, exists) in &self.changes {
+            keys.entry(key).or_default().push((*revision, *exists));
+        }
+        let left = keys.values().map(|versions| {
+            let (before, since): (Vec<_>, Vec<_>) =
+                versions.iter().partition(|(revision, _)| *revision < self.compacted);
+            let is_seen = since.first().is_none_or(|(revision, _)| *revision > self.compacted);
+            since.len() + usize::from(is_seen && before.last().is_some_and(|(_, exists)| *exists))
+        });
+        left.sum()
     }
 
     fn compact(&mut self, revision: i64) -> Result<(), KvReject> {
@@ -351,7 +372,7 @@ proptest! {
         let disk = SimDisk::new("disk".into());
         let state = State::open(disk.boot(), Index(0)).unwrap();
         let mut real = Real { disk, state, index: 0 };
-        let mut model = Model { states: vec![Keys::new()], compacted: 0 };
+        let mut model = Model { states: vec![Keys::new()], compacted: 0, changes: Vec::new() };
         for step in &steps {
             match step {
                 Step::Txn(txn) => match real.txn(txn) {
@@ -387,24 +408,7 @@ proptest! {
             prop_assert_eq!(found, model.at(revision).values().cloned().collect::<Vec<_>>());
         }
         real.run(Kind::SweepVersions(v1::SweepVersions {})).unwrap();
-        let mut needed = std::collections::BTreeSet::new();
-        for revision in model.compacted.max(1)..=model.newest() {
-            needed.extend(model.at(revision).values().map(|row| (row.key.clone(), row.mod_revision)));
-        }
-        // Removals at the compacted revision itself are still told of.
-        let removed = ((model.compacted - 1).max(1)..model.newest()).map(|revision| {
-            let after = model.at(revision + 1);
-            model.at(revision).keys().filter(|key| !after.contains_key(*key)).count()
-        });
-        let most = needed.len() + removed.sum::<usize>();
-        prop_assert!(real.versions() >= needed.len(), "{} of {} versions are there", real.versions(), needed.len());
-        // A transaction may set a key and remove it again in an inner one: neither is seen at any revision.
-        let nested = |step: &Step| match step {
-            Step::Txn(txn) if depth(txn) > 1 => changes(txn),
-            _ => 0,
-        };
-        let passing: usize = steps.iter().map(nested).sum();
-        prop_assert!(real.versions() <= most + passing, "{} versions, {most} are needed", real.versions());
+        prop_assert_eq!(real.versions(), model.versions_left());
         prop_assert_eq!(real.state.digest(), real.state.reader().full_digest().unwrap());
     }
 }
@@ -418,15 +422,6 @@ fn changes(txn: &TxnRequest) -> usize {
         Request::RequestTxn(txn) => changes(txn),
     });
     each.sum()
-}
-
-fn depth(txn: &TxnRequest) -> usize {
-    let operations = txn.success.iter().chain(&txn.failure);
-    let inner = operations.map(|operation| match operation.request.as_ref().unwrap() {
-        Request::RequestTxn(txn) => depth(txn),
-        _ => 0,
-    });
-    1 + inner.max().unwrap_or(0)
 }
 
 /// More versions than one command sweeps away, of one key and of many: all go, a bounded number at a time.
