@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::ids::{NodeId, Seq, SessionId, Token};
+use crate::ids::{LeaseId, NodeId, Seq, SessionId, Token};
 use crate::limits::{REQUEST_BYTES_MAX, TXN_DEPTH_MAX, TXN_OPERATIONS_MAX};
 
 /// Why the replicated state refused a command. The variants are part of the replicated format: see
@@ -89,7 +89,13 @@ pub enum KvReject {
     KeyNotFound,
     /// There is no such lease.
     #[error("lease {0} does not exist")]
-    LeaseNotFound(i64),
+    LeaseNotFound(LeaseId),
+    /// There is such a lease already.
+    #[error("lease {0} exists already")]
+    LeaseExists(LeaseId),
+    /// In seconds.
+    #[error("{0} s; a lease lasts at most {max} s", max = crate::limits::LEASE_TTL_MAX.as_secs())]
+    TtlTooLarge(i64),
     /// So many.
     #[error("{0} operations; a transaction has at most {TXN_OPERATIONS_MAX}, with those of inner ones")]
     TooManyOperations(u64),

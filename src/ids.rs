@@ -60,6 +60,28 @@ id! {
     Revision
 }
 
+/// A lease on keys. Chosen by who grants it; 0 is no lease.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LeaseId(pub i64);
+
+/// Hexadecimal digits, as etcd's clients show it.
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:x}", self.0)
+    }
+}
+
+impl FromStr for LeaseId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match i64::from_str_radix(text, 16) {
+            Ok(id) if id != 0 => Ok(Self(id)),
+            _ => Err(format!("{text:?} is no lease: up to 16 hexadecimal digits, at most 7fffffffffffffff, and not 0")),
+        }
+    }
+}
+
 impl Index {
     /// The index after this one.
     pub fn next(self) -> Self {

@@ -102,6 +102,19 @@ pub const PROGRESS_PERIOD: Duration = Duration::from_secs(600);
 pub const SWEEP_ROWS_MAX: usize = 1_000;
 /// Keys that it looks at for that.
 pub const SWEEP_KEYS_MAX: usize = 20_000;
+/// Shortest time that a lease on keys lasts: one that is to be shorter is lengthened (as etcd does).
+pub const LEASE_TTL_MIN: Duration = Duration::from_secs(2);
+/// Longest time that one can last (etcd's bound, too).
+pub const LEASE_TTL_MAX: Duration = Duration::from_secs(9_000_000_000);
+/// Leases on keys; granting one more is refused.
+pub const LEASES_MAX: u64 = 1_000_000;
+/// How much is left of every lease on keys, if it lasts that long at all, when a term begins: who keeps it alive has to find the
+/// new leader first.
+pub const LEASE_GRACE: Duration = Duration::from_secs(10);
+/// Leases on keys ended by one expiry command.
+pub const EXPIRE_LEASES_MAX: usize = 1_000;
+/// Messages of a stream that keeps leases alive which are carried out at once; the next one waits.
+pub const KEEP_ALIVES_MAX: usize = 256;
 /// Sessions open at once; opening one more is refused.
 pub const SESSIONS_MAX: u64 = 100_000;
 /// Replies a session keeps above the client's acknowledged sequence; a client that runs further ahead is refused.

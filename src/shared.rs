@@ -11,7 +11,7 @@ use tonic::{Code, Request, Status};
 
 use crate::error::{Fault, KvReject};
 use crate::ids::{Address, Index, NodeId, TaskId};
-use crate::io::{Channel, ChannelError, Io};
+use crate::io::{Channel, ChannelError, Io, RngStream};
 use crate::limits::{MESSAGE_BYTES_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
 use crate::metrics::Metrics;
 use crate::proto::v1::store_client::StoreClient;
@@ -23,7 +23,7 @@ use crate::scheduler;
 use crate::state::kv::{self, NoAnswer, Store};
 use crate::state::machine::StateReader;
 use crate::state::table::View;
-use crate::state::{command, member, task, worker};
+use crate::state::{command, lease, member, task, worker};
 use crate::time::{ClusterTime, Monotonic};
 use crate::worker::{Desired, Look, Outputs, Refusal};
 
@@ -49,6 +49,10 @@ pub struct SharedNodeState {
     channels: Mutex<BTreeMap<Address, Channel>>,
     /// Free bytes and the floor they are under, while they are.
     short_of_space: Mutex<Option<(u64, u64)>>,
+    /// The latest term and stamp seen, and when they first were.
+    time: Mutex<((u64, ClusterTime), Monotonic)>,
+    /// Where the ids of leases come from that may be any.
+    lease_ids: Mutex<RngStream>,
 }
 
 const _: () = {
@@ -66,6 +70,8 @@ impl SharedNodeState {
         outputs: Option<Outputs>,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
+        let time = Mutex::new((Default::default(), io.clock.now()));
+        let lease_ids = Mutex::new(io.rng.stream("lease ids"));
         Arc::new(Self {
             io,
             identity,
@@ -75,6 +81,8 @@ impl SharedNodeState {
             metrics,
             channels: Mutex::default(),
             short_of_space: Mutex::default(),
+            time,
+            lease_ids,
         })
     }
 
@@ -82,6 +90,17 @@ impl SharedNodeState {
     pub fn deadline<T>(&self, request: &Request<T>) -> Monotonic {
         let asked = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
         self.io.clock.now() + asked.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT_MAX)
+    }
+
+    /// What cluster time is by now, as far as can be told from a state: its latest stamp, and the time since this member saw it. If
+    /// this member leads, its next stamp is no earlier, for its clock is the one that counts, and has since the term began.
+    pub fn cluster_time(&self, head: &v1::Head) -> ClusterTime {
+        let (now, latest) = (self.io.clock.now(), (head.applied_term, ClusterTime(head.cluster_time_ms)));
+        let mut time = self.time.lock().expect("no code panics while it holds the time");
+        if latest > time.0 {
+            *time = (latest, now);
+        }
+        time.0.1 + now.since(time.1)
     }
 
     /// Carries out a checked command, here if this member leads, at the leader otherwise.
@@ -140,7 +159,13 @@ impl SharedNodeState {
     fn check_space(&self, command: &v1::Command) -> Result<(), Status> {
         let grows = matches!(
             command.kind,
-            Some(CommandKind::Put(_) | CommandKind::Txn(_) | CommandKind::OpenSession(_) | CommandKind::SubmitTask(_))
+            Some(
+                CommandKind::Put(_)
+                    | CommandKind::Txn(_)
+                    | CommandKind::LeaseGrant(_)
+                    | CommandKind::OpenSession(_)
+                    | CommandKind::SubmitTask(_)
+            )
         );
         match *self.short_of_space.lock().expect("no code panics while it holds the mark") {
             Some((free, floor)) if grows => {
@@ -241,6 +266,11 @@ impl SharedNodeState {
             Kind::Txn(txn) => {
                 self.read_keys((head, rows), |store| store.read_txn(&txn))?.map_or_else(rejected, Answer::Txn)
             }
+            Kind::LeaseTimeToLive(asked) => {
+                let now = self.cluster_time(&head);
+                Answer::LeaseTimeToLive(lease::time_to_live(&head, &rows, &asked, now).map_err(internal)?)
+            }
+            Kind::LeaseLeases(_) => Answer::LeaseLeases(lease::all(&head, &rows).map_err(internal)?),
             Kind::GetTask(get) => Answer::GetTask(get_task(&head, &rows, &get).map_err(internal)?),
             Kind::ListTasks(list) => Answer::ListTasks(task::list(&rows, &list).map_err(internal)?),
             Kind::ListWorkers(_) => {
@@ -307,11 +337,18 @@ impl SharedNodeState {
     /// `INVALID_ARGUMENT` if it is out of bounds, else see [`Self::execute`].
     pub async fn check_and_execute(
         &self,
-        command: v1::Command,
+        mut command: v1::Command,
         deadline: Monotonic,
         forwarded: bool,
     ) -> Result<v1::Reply, Status> {
         command::check(&command).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
+        if let Some(CommandKind::LeaseGrant(grant)) = &mut command.kind {
+            // Any id will do. A repetition under the same session gets the answer of the first.
+            while grant.id == 0 {
+                let drawn = self.lease_ids.lock().expect("no code panics while it holds the stream").bits();
+                grant.id = (drawn >> 1).cast_signed();
+            }
+        }
         let physical = match &command.kind {
             Some(CommandKind::Compact(compact)) if compact.physical && !forwarded => {
                 u64::try_from(compact.revision).ok()

@@ -218,8 +218,9 @@ impl Runner for StateRunner {
             "lead" => {
                 // What a leader would propose on what it sees.
                 let (head, rows) = self.state.reader().view()?;
-                let commands =
-                    controller::expire(&head, &rows, true)?.into_iter().chain(controller::assign(&head, &rows)?);
+                let commands = controller::expire(&head, &rows, ClusterTime(head.cluster_time_ms), true)?
+                    .into_iter()
+                    .chain(controller::assign(&head, &rows)?);
                 let commands: Vec<Bytes> = commands.map(|command| command.encode_to_vec().into()).collect();
                 return self.apply(Body::Commands { stamp: ClusterTime(self.time), commands });
             }

@@ -327,7 +327,10 @@ impl Driver {
                 }
                 Step::Expire { later } => {
                     let (head, view) = self.view();
-                    controller::expire(&head, &view, true).unwrap().into_iter().for_each(|c| decide(*later, Some(c)));
+                    controller::expire(&head, &view, ClusterTime(head.cluster_time_ms), true)
+                        .unwrap()
+                        .into_iter()
+                        .for_each(|c| decide(*later, Some(c)));
                 }
                 Step::Report { attempt, exit } => self.report(*attempt, *exit),
                 Step::Restart => self.restart(),

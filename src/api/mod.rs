@@ -1,8 +1,10 @@
 //! The gRPC services: decode, check, call, encode.
 
 mod cluster;
+mod etcd;
 mod health;
 mod kv;
+mod lease;
 mod metrics;
 mod peer;
 mod store;
@@ -19,6 +21,7 @@ use tonic::service::Routes;
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::metrics::Metrics;
 use crate::proto::etcdserverpb::kv_server::KvServer;
+use crate::proto::etcdserverpb::lease_server::LeaseServer;
 use crate::proto::etcdserverpb::watch_server::WatchServer;
 use crate::proto::health::health_server::HealthServer;
 use crate::proto::v1::cluster_server::ClusterServer;
@@ -59,6 +62,7 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {
         .add_service(store)
         .add_service(kv)
         .add_service(WatchServer::new(watch::WatchService::new(node.clone())))
+        .add_service(LeaseServer::new(lease::LeaseService::new(node.clone())))
         .add_service(ClusterServer::new(ClusterService(node.clone())))
         .add_service(TasksServer::new(tasks::TasksService(node.clone())))
         .add_service(WorkServer::new(work::WorkService::new(node.clone())))

@@ -19,7 +19,7 @@ use futures_util::stream::{self, BoxStream};
 use prost::Message;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Entered, kv::sign};
+use super::{Entered, etcd};
 use crate::ids::Index;
 use crate::limits::{
     EVENTS_BYTES_MAX, EVENTS_MAX, FRAGMENT_BYTES_MAX, KEY_STREAMS_MAX, KEY_WATCHES_MAX, PROGRESS_PERIOD, WATCH_PATIENCE,
@@ -163,10 +163,7 @@ impl Watching {
     }
 
     fn header(&self, revision: u64) -> Option<ResponseHeader> {
-        let revision = i64::try_from(revision).unwrap_or(i64::MAX);
-        let mut header = Some(ResponseHeader { revision, ..ResponseHeader::default() });
-        sign(&self.shared, &mut header);
-        header
+        etcd::header(&self.shared, i64::try_from(revision).unwrap_or(i64::MAX))
     }
 
     fn newest(&self) -> Result<u64, Status> {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::output::{self, printable};
 use super::{Connection, Failure, Output};
 use crate::client::{Client, ClientError, revision};
-use crate::ids::Revision;
+use crate::ids::{LeaseId, Revision};
 use crate::limits::RANGE_PAGE_KEYS;
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, WatchCreateRequest};
@@ -23,11 +23,14 @@ pub enum Kv {
         /// Its value
         value: String,
         /// Only if the key's revision is this one; 0: only if it does not exist
-        #[arg(long, conflicts_with = "prev")]
+        #[arg(long, conflicts_with_all = ["prev", "lease"])]
         if_revision: Option<u64>,
         /// Print what the key held before, too
         #[arg(long)]
         prev: bool,
+        /// The lease that it goes with
+        #[arg(long)]
+        lease: Option<LeaseId>,
     },
     /// Print a key's value
     Get {
@@ -141,14 +144,15 @@ impl Kv {
         let client = connection.client()?;
         let as_json = connection.output == Output::Json;
         match self {
-            Self::Put { key, value, if_revision, prev } => {
+            Self::Put { key, value, if_revision, prev, lease } => {
                 let (now, before) = match if_revision {
                     Some(expected) => {
                         (client.put(key.as_bytes(), value.as_bytes(), Some(Revision(*expected))).await?, None)
                     }
                     None => {
                         let (key, value) = (key.clone().into(), value.clone().into());
-                        let put = PutRequest { key, value, prev_kv: *prev, ..PutRequest::default() };
+                        let lease = lease.unwrap_or_default().0;
+                        let put = PutRequest { key, value, lease, prev_kv: *prev, ..PutRequest::default() };
                         let reply = client.put_request(put).await?;
                         (revision(reply.header.as_ref()), reply.prev_kv)
                     }
@@ -337,11 +341,15 @@ fn print(rows: &[KeyValue]) {
 
 /// A key as a JSON object.
 fn key_json(row: &KeyValue) -> Value {
-    json!({
+    let mut document = json!({
         "key": printable(&row.key),
         "value": printable(&row.value),
         "revision": row.mod_revision,
         "created": row.create_revision,
         "version": row.version,
-    })
+    });
+    if row.lease != 0 {
+        document["lease"] = json!(LeaseId(row.lease).to_string());
+    }
+    document
 }

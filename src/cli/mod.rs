@@ -15,6 +15,7 @@ mod access;
 mod bench;
 mod config;
 mod kv;
+mod lease;
 mod output;
 mod serve;
 mod task;
@@ -96,6 +97,17 @@ enum Command {
         connection: Connection,
         #[command(subcommand)]
         command: kv::Kv,
+    },
+    /// Grant leases, and keep them alive: keys that are put under a lease are removed when it ends
+    #[command(
+        after_help = "Examples:\n  node lease grant 60\n  node kv put --lease 4a1c leader n1\n  node lease keep-alive 4a1c\n  \
+        node lease ttl 4a1c --keys\n  node lease revoke 4a1c"
+    )]
+    Lease {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        command: lease::Lease,
     },
     /// Measure a cluster, beside what its disk can do
     #[command(
@@ -272,6 +284,7 @@ pub fn main() -> i32 {
             Command::Task { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Worker { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Kv { connection, command } => command.run(&connection).await.map(|()| 0),
+            Command::Lease { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Bench { connection, load } => load.run(&connection).await.map(|()| 0),
             Command::Cluster { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Shim { .. } | Command::ShimExec { .. } => unreachable!("handled before the runtime was made"),

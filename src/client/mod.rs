@@ -6,6 +6,7 @@
 
 mod events;
 mod kv;
+mod leases;
 mod tasks;
 mod watch;
 

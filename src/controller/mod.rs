@@ -7,19 +7,26 @@ use crate::proto::v1::{self, Member, MemberRole, command};
 use crate::raft::core::{Role, Status};
 use crate::scheduler;
 use crate::state::table::Read;
-use crate::state::{kv, session, task, worker};
+use crate::state::{kv, lease, session, task, worker};
 use crate::time::ClusterTime;
 
 /// Entries that a learner may lack and still count as caught up.
 const CAUGHT_UP_WITHIN: u64 = 100;
 
-/// The commands that end sessions which have been idle for too long, and the leases of workers which were not renewed.
-/// With `keep_time` one is also given, empty, while there is anything that may expire: its stamp is what lets time go on.
+/// The commands that end sessions which have been idle for too long, the leases of workers which were not renewed, and those
+/// on keys which were not kept alive until `soon`, which the next stamp is not before. With `keep_time` one is also given, empty,
+/// while there is anything that may expire: its stamp is what lets time go on.
 ///
 /// # Errors
 /// The database failed.
-pub fn expire(head: &v1::Head, rows: &impl Read, keep_time: bool) -> Result<Vec<v1::Command>, Fault> {
+pub fn expire(
+    head: &v1::Head,
+    rows: &impl Read,
+    soon: ClusterTime,
+    keep_time: bool,
+) -> Result<Vec<v1::Command>, Fault> {
     let now = ClusterTime(head.cluster_time_ms);
+    let leases: Vec<i64> = lease::ended(head, rows, soon)?.into_iter().map(|lease| lease.0).collect();
     let sessions: Vec<u64> = session::idle(rows, now)?.into_iter().map(|session| session.0).collect();
     let expired = worker::all(rows)?.into_iter().filter(|worker| worker::is_expired(worker, now));
     let workers: Vec<u64> = expired.map(|worker| worker.id).collect();
@@ -27,7 +34,11 @@ pub fn expire(head: &v1::Head, rows: &impl Read, keep_time: bool) -> Result<Vec<
     if !sessions.is_empty() {
         kinds.push(command::Kind::ExpireSessions(v1::ExpireSessions { sessions }));
     }
-    if !workers.is_empty() || kinds.is_empty() && keep_time && head.sessions_live + head.workers_live > 0 {
+    if !leases.is_empty() {
+        kinds.push(command::Kind::ExpireLeases(v1::ExpireLeases { leases }));
+    }
+    let may_expire = head.sessions_live + head.workers_live + head.leases_live > 0;
+    if !workers.is_empty() || kinds.is_empty() && keep_time && may_expire {
         kinds.push(command::Kind::ExpireWorkers(v1::ExpireWorkers { workers }));
     }
     Ok(kinds.into_iter().map(|kind| v1::Command { session: None, kind: Some(kind) }).collect())

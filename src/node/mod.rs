@@ -375,7 +375,8 @@ async fn control_once(shared: &SharedNodeState, keep_time: bool, voters_max: usi
     let clock = &shared.io.clock;
     let (expire, members, based_on) = {
         let (head, rows) = shared.reader.view()?;
-        (controller::expire(&head, &rows, keep_time)?, member::all(&rows)?, Index(head.applied_index))
+        let soon = shared.cluster_time(&head);
+        (controller::expire(&head, &rows, soon, keep_time)?, member::all(&rows)?, Index(head.applied_index))
     };
     // What fails here is looked at again in the next period.
     for command in expire {

@@ -3,9 +3,9 @@
 use prost::Message;
 
 use super::machine::Apply;
-use super::{kv, session, task, worker};
+use super::{kv, lease, session, task, worker};
 use crate::error::{Context, Fault, KvReject, Reject};
-use crate::ids::{NodeId, Seq, SessionId, TaskId, Token};
+use crate::ids::{LeaseId, NodeId, Seq, SessionId, TaskId, Token};
 use crate::limits::COMMAND_BYTES_MAX;
 use crate::proto::v1::{self, command, rejection, reply};
 
@@ -23,6 +23,7 @@ pub fn check(command: &v1::Command) -> Result<(), Reject> {
         Some(command::Kind::Put(put)) => kv::check_put(put).map_err(Reject::from),
         Some(command::Kind::DeleteRange(delete)) => kv::check_delete_range(delete).map_err(Reject::from),
         Some(command::Kind::Txn(txn)) => kv::check_txn(txn).map_err(Reject::from),
+        Some(command::Kind::LeaseGrant(grant)) => lease::check_grant(grant).map_err(Reject::from),
         Some(command::Kind::SubmitTask(submit)) => task::check_spec(submit.spec.as_ref()),
         Some(command::Kind::RegisterWorker(register)) => worker::check_features(&register.features),
         Some(command::Kind::ReportAttempt(report)) => task::check_exit(report.exit.as_ref()),
@@ -65,6 +66,13 @@ fn run(apply: &mut Apply<'_>, kind: &command::Kind) -> Result<v1::Reply, Fault> 
         command::Kind::Compact(compact) => kv::compact(apply, compact)?.map(reply::Kind::Compact),
         command::Kind::SweepVersions(_) => {
             Ok(reply::Kind::SweepVersions(v1::SweepVersionsReply { swept: kv::sweep(apply)? }))
+        }
+        command::Kind::LeaseGrant(grant) => lease::grant(apply, grant)?.map(reply::Kind::LeaseGrant),
+        command::Kind::LeaseRevoke(revoke) => lease::revoke(apply, revoke)?.map(reply::Kind::LeaseRevoke),
+        command::Kind::LeaseKeepAlive(keep) => Ok(reply::Kind::LeaseKeepAlive(lease::keep_alive(apply, keep)?)),
+        command::Kind::ExpireLeases(expire) => {
+            let expired = lease::expire(apply, &expire.leases)?;
+            Ok(reply::Kind::ExpireLeases(v1::ExpireLeasesReply { expired }))
         }
         command::Kind::OpenSession(_) => session::open(apply)?.map(reply::Kind::OpenSession),
         command::Kind::KeepSession(_) => Ok(reply::Kind::KeepSession(v1::KeepSessionReply {})),
@@ -156,7 +164,9 @@ fn keys_rejection(reject: KvReject) -> rejection::Keys {
         KvReject::ValueGiven => (Why::ValueGiven, 0, 0),
         KvReject::LeaseGiven => (Why::LeaseGiven, 0, 0),
         KvReject::KeyNotFound => (Why::KeyNotFound, 0, 0),
-        KvReject::LeaseNotFound(lease) => (Why::LeaseNotFound, lease, 0),
+        KvReject::LeaseNotFound(lease) => (Why::LeaseNotFound, lease.0, 0),
+        KvReject::LeaseExists(lease) => (Why::LeaseExists, lease.0, 0),
+        KvReject::TtlTooLarge(seconds) => (Why::TtlTooLarge, seconds, 0),
         KvReject::TooManyOperations(operations) => (Why::TooManyOperations, number(operations), 0),
         KvReject::TooDeep => (Why::TooDeep, 0, 0),
         KvReject::DuplicateKey => (Why::DuplicateKey, 0, 0),
@@ -178,7 +188,9 @@ fn keys_reject(keys: &rejection::Keys) -> Option<KvReject> {
         Why::ValueGiven => KvReject::ValueGiven,
         Why::LeaseGiven => KvReject::LeaseGiven,
         Why::KeyNotFound => KvReject::KeyNotFound,
-        Why::LeaseNotFound => KvReject::LeaseNotFound(keys.given),
+        Why::LeaseNotFound => KvReject::LeaseNotFound(LeaseId(keys.given)),
+        Why::LeaseExists => KvReject::LeaseExists(LeaseId(keys.given)),
+        Why::TtlTooLarge => KvReject::TtlTooLarge(keys.given),
         Why::TooManyOperations => KvReject::TooManyOperations(given),
         Why::TooDeep => KvReject::TooDeep,
         Why::DuplicateKey => KvReject::DuplicateKey,

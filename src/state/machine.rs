@@ -236,6 +236,9 @@ impl State {
             for entry in entries {
                 assert_eq!(entry.index.0, apply.head.applied_index + 1, "entries are applied in order, each once");
                 assert!(entry.term.0 >= apply.head.applied_term, "terms never go back along the log");
+                if entry.term.0 > apply.head.applied_term {
+                    apply.head.term_began_ms = apply.head.cluster_time_ms;
+                }
                 let replies = apply_one(&mut apply, &entry.body, &mut bytes)?;
                 apply.head.applied_index = entry.index.0;
                 apply.head.applied_term = entry.term.0;

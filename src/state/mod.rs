@@ -6,6 +6,7 @@
 
 pub mod command;
 pub mod kv;
+pub mod lease;
 pub mod machine;
 pub mod member;
 pub mod session;

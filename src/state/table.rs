@@ -38,10 +38,14 @@ pub enum Table {
     Assigned,
     /// Number in the order of ending to task id, for the tasks that have ended.
     Ended,
+    /// Lease on keys to [`crate::proto::v1::LeaseRow`].
+    Leases,
+    /// End and lease, for all leases: in the order in which they end.
+    LeaseEnds,
 }
 
 /// All tables, in the order of their numbers.
-pub const TABLES: [Table; 10] = [
+pub const TABLES: [Table; 12] = [
     Table::Versions,
     Table::Sessions,
     Table::Replies,
@@ -52,6 +56,8 @@ pub const TABLES: [Table; 10] = [
     Table::Pending,
     Table::Assigned,
     Table::Ended,
+    Table::Leases,
+    Table::LeaseEnds,
 ];
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -69,6 +75,8 @@ impl Table {
             Self::Pending => "pending",
             Self::Assigned => "assigned",
             Self::Ended => "ended",
+            Self::Leases => "leases",
+            Self::LeaseEnds => "lease ends",
         }
     }
 

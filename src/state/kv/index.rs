@@ -1,6 +1,6 @@
 //! Which versions each key has, and where their rows are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
@@ -9,6 +9,7 @@ use prost::Message;
 use super::super::table::{ALL, Read, Table};
 use super::bounds;
 use crate::error::{Context, Fault};
+use crate::ids::LeaseId;
 use crate::proto::mvccpb::KeyValue;
 
 /// Where a version's row is: its revision, and its number among the changes of that revision.
@@ -68,11 +69,22 @@ pub struct Swept {
     pub next: Option<Bytes>,
 }
 
-/// All keys with their versions, oldest first. Built from the rows and changed with them; readers of an older view look for
-/// what is not newer than their revision.
+/// What a key has been.
+#[derive(Default)]
+struct Versions {
+    /// Oldest first.
+    all: Vec<Version>,
+    /// The lease that it is under now; 0: none.
+    lease: LeaseId,
+}
+
+/// All keys with their versions, and what is under which lease. Built from the rows and changed with them; readers of an older
+/// view look for what is not newer than their revision.
 #[derive(Default)]
 pub struct KeyIndex {
-    keys: BTreeMap<Bytes, Vec<Version>>,
+    keys: BTreeMap<Bytes, Versions>,
+    /// The keys that are under each lease now.
+    leased: BTreeMap<LeaseId, BTreeSet<Bytes>>,
     /// Up to this revision what was superseded may be gone: who reads a view from before it was compacted needs another.
     swept: u64,
 }
@@ -89,13 +101,13 @@ impl KeyIndex {
     /// # Errors
     /// The database failed, or a row is not one.
     pub fn load(rows: &impl Read, compacted: u64) -> Result<Self, Fault> {
-        let mut index = Self { keys: BTreeMap::new(), swept: compacted };
+        let mut index = Self { swept: compacted, ..Self::default() };
         rows.scan(Table::Versions, ALL, &mut |key, row| {
             let at = Position::of(key)?;
             let row = KeyValue::decode(row).context(|| format!("decode the version at {at:?}"))?;
             let created = u64::try_from(row.create_revision).context(|| format!("read the version at {at:?}"))?;
             let count = u64::try_from(row.version).context(|| format!("read the version at {at:?}"))?;
-            index.add(&row.key, Version { at, created, count });
+            index.add(&row.key, Version { at, created, count }, LeaseId(row.lease));
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(index)
@@ -106,23 +118,47 @@ impl KeyIndex {
         self.swept
     }
 
-    /// Adds the newest version of a key.
-    pub fn add(&mut self, key: &[u8], version: Version) {
-        match self.keys.get_mut(key) {
-            Some(versions) => versions.push(version),
-            // A key of its own, for what it was decoded from may be a whole batch.
-            None => drop(self.keys.insert(Bytes::copy_from_slice(key), vec![version])),
+    /// Adds the newest version of a key, which is under this lease from now on (0: under none).
+    pub fn add(&mut self, key: &[u8], version: Version, lease: LeaseId) {
+        let before = match self.keys.get_mut(key) {
+            Some(versions) => {
+                versions.all.push(version);
+                std::mem::replace(&mut versions.lease, lease)
+            }
+            None => {
+                // A key of its own, for what it was decoded from may be a whole batch.
+                self.keys.insert(Bytes::copy_from_slice(key), Versions { all: vec![version], lease });
+                LeaseId(0)
+            }
+        };
+        if before == lease {
+            return;
         }
+        if let Some(keys) = self.leased.get_mut(&before) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.leased.remove(&before);
+            }
+        }
+        if lease != LeaseId(0) {
+            let (key, _) = self.keys.get_key_value(key).expect("it was added above");
+            self.leased.entry(lease).or_default().insert(key.clone());
+        }
+    }
+
+    /// The keys that are under a lease now, in order.
+    pub fn leased(&self, lease: LeaseId) -> impl Iterator<Item = &Bytes> {
+        self.leased.get(&lease).into_iter().flatten()
     }
 
     /// The newest version of a key, if the key exists.
     pub fn newest(&self, key: &[u8]) -> Option<Version> {
-        live(self.keys.get(key)?, u64::MAX)
+        live(&self.keys.get(key)?.all, u64::MAX)
     }
 
     /// What a key was before one of its versions, if it existed.
     pub fn before(&self, key: &[u8], at: Position) -> Option<Version> {
-        let versions = self.keys.get(key)?;
+        let versions = &self.keys.get(key)?.all;
         let before = versions.partition_point(|version| version.at < at);
         versions[..before].last().copied().filter(|version| version.count > 0)
     }
@@ -132,7 +168,7 @@ impl KeyIndex {
         let mut selection = Selection { found: Vec::new(), count: 0 };
         let Some(range) = bounds(key, range_end) else { return selection };
         for (key, versions) in self.keys.range::<[u8], _>(range) {
-            let Some(version) = live(versions, revision) else { continue };
+            let Some(version) = live(&versions.all, revision) else { continue };
             selection.count += 1;
             if selection.found.len() < limit {
                 selection.found.push((key.clone(), version.at));
@@ -148,7 +184,7 @@ impl KeyIndex {
         let mut empty = Vec::new();
         self.swept = compacted;
         let keys = self.keys.range_mut::<[u8], _>((Bound::Included(from), Bound::Unbounded));
-        for (number, (key, versions)) in keys.enumerate() {
+        for (number, (key, Versions { all: versions, .. })) in keys.enumerate() {
             if number == keys_max || swept.rows.len() == rows_max {
                 swept.next = Some(key.clone());
                 break;

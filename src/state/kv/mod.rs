@@ -19,7 +19,7 @@ pub use check::{check_delete_range, check_put, check_range, check_txn, only_read
 pub use index::KeyIndex;
 pub use read::{Change, NoAnswer, Store};
 pub use write::is_sweeping;
-pub(super) use write::{compact, delete_range, put, sweep, txn};
+pub(super) use write::{compact, delete_range, drop_leased, put, sweep, txn};
 
 use std::ops::{Bound, RangeBounds};
 
@@ -42,11 +42,11 @@ pub fn is_within(key: &[u8], start: &[u8], range_end: &[u8]) -> bool {
 }
 
 /// A number of ours as etcd's clients see it.
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).expect("counters of the state stay far below 2^63")
 }
 
 /// The header of an answer: the member that gives it to a client adds who it is.
-fn header(revision: u64) -> Option<crate::proto::etcdserverpb::ResponseHeader> {
+pub(super) fn header(revision: u64) -> Option<crate::proto::etcdserverpb::ResponseHeader> {
     Some(crate::proto::etcdserverpb::ResponseHeader { revision: signed(revision), ..Default::default() })
 }

@@ -1,13 +1,16 @@
 //! Changing the store: one revision for each transaction that changes anything.
 
+use bytes::Bytes;
 use prost::Message;
 
+use super::super::lease;
 use super::super::machine::Apply;
 use super::super::table::Table;
 use super::index::{Position, Version};
 use super::read::{NoAnswer, Store, branch};
 use super::{check, header, is_within, signed};
 use crate::error::{Fault, KvReject, Reject};
+use crate::ids::LeaseId;
 use crate::limits::{SWEEP_KEYS_MAX, SWEEP_ROWS_MAX};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
@@ -95,6 +98,20 @@ pub(in super::super) fn sweep(apply: &mut Apply<'_>) -> Result<u64, Fault> {
     Ok(swept.rows.len() as u64)
 }
 
+/// Removes the keys under a lease, all at one revision.
+pub(in super::super) fn drop_leased(apply: &mut Apply<'_>, lease: LeaseId) -> Result<(), Fault> {
+    let keys: Vec<Bytes> = {
+        let index = apply.index.read().expect("no code panics while it holds the index");
+        index.leased(lease).cloned().collect()
+    };
+    let before = apply.head.revision;
+    let mut writer = Writer { apply, before, changes: 0 };
+    keys.iter().try_for_each(|key| writer.delete(key))?;
+    let revision = writer.revision();
+    apply.head.revision = revision;
+    Ok(())
+}
+
 /// Carries out what has been checked, as one transaction.
 fn answer<'txn, T>(
     checked: Result<(), KvReject>,
@@ -143,7 +160,11 @@ impl<'txn> Writer<'_, 'txn> {
         let created = u64::try_from(row.create_revision).expect("it is one of ours");
         self.apply.rows.put(Table::Versions, &at.key(), &row.encode_to_vec())?;
         let version = Version { at, created, count };
-        self.apply.index.write().expect("no code panics while it holds the index").add(&row.key, version);
+        self.apply.index.write().expect("no code panics while it holds the index").add(
+            &row.key,
+            version,
+            LeaseId(row.lease),
+        );
         self.changes += 1;
         Ok(())
     }
@@ -153,8 +174,10 @@ impl<'txn> Writer<'_, 'txn> {
         if (put.ignore_value || put.ignore_lease) && self.newest(&put.key).is_none() {
             return Err(KvReject::KeyNotFound.into());
         }
-        // No lease exists.
-        if put.lease == 0 { Ok(()) } else { Err(KvReject::LeaseNotFound(put.lease).into()) }
+        if put.lease != 0 && lease::find(&self.apply.rows, LeaseId(put.lease))?.is_none() {
+            return Err(KvReject::LeaseNotFound(LeaseId(put.lease)).into());
+        }
+        Ok(())
     }
 
     fn put(&mut self, put: &PutRequest) -> Result<PutResponse, NoAnswer> {
@@ -174,6 +197,10 @@ impl<'txn> Writer<'_, 'txn> {
         Ok(PutResponse { header: header(self.revision()), prev_kv: prev.filter(|_| put.prev_kv) })
     }
 
+    fn delete(&mut self, key: &Bytes) -> Result<(), Fault> {
+        self.write(KeyValue { key: key.clone(), ..KeyValue::default() }, 0)
+    }
+
     fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, NoAnswer> {
         let found = {
             let index = self.apply.index.read().expect("no code panics while it holds the index");
@@ -184,7 +211,7 @@ impl<'txn> Writer<'_, 'txn> {
             if delete.prev_kv {
                 prev_kvs.push(self.store().row(*at)?);
             }
-            self.write(KeyValue { key: key.clone(), ..KeyValue::default() }, 0)?;
+            self.delete(key)?;
         }
         Ok(DeleteRangeResponse { header: header(self.revision()), deleted: signed(found.len() as u64), prev_kvs })
     }

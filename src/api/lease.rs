@@ -1,0 +1,104 @@
+//! What etcd's clients call: leases on keys.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use futures_util::stream::{self, BoxStream, TryStreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::Entered;
+use super::etcd::{execute, sign, unread};
+use crate::limits::{KEEP_ALIVES_MAX, KEY_STREAMS_MAX, REQUEST_TIMEOUT};
+use crate::proto::etcdserverpb::lease_server::Lease;
+use crate::proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseLeasesRequest,
+    LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
+};
+use crate::proto::v1::{command::Kind, reply};
+use crate::shared::{SharedNodeState, internal};
+use crate::state::lease;
+
+/// The service.
+pub struct LeaseService {
+    shared: Arc<SharedNodeState>,
+    streams: Arc<AtomicUsize>,
+}
+
+impl LeaseService {
+    /// The service of a member.
+    pub fn new(shared: Arc<SharedNodeState>) -> Self {
+        Self { shared, streams: Arc::default() }
+    }
+}
+
+async fn keep_alive(
+    shared: &SharedNodeState,
+    request: LeaseKeepAliveRequest,
+) -> Result<LeaseKeepAliveResponse, Status> {
+    let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
+    let pick = |kind| if let reply::Kind::LeaseKeepAlive(reply) = kind { Some(reply) } else { None };
+    execute(shared, Kind::LeaseKeepAlive(request), deadline, pick).await
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    type LeaseKeepAliveStream = BoxStream<'static, Result<LeaseKeepAliveResponse, Status>>;
+
+    async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
+        let deadline = self.shared.deadline(&request);
+        let pick = |kind| if let reply::Kind::LeaseGrant(reply) = kind { Some(reply) } else { None };
+        execute(&self.shared, Kind::LeaseGrant(request.into_inner()), deadline, pick).await.map(Response::new)
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<LeaseRevokeRequest>,
+    ) -> Result<Response<LeaseRevokeResponse>, Status> {
+        let deadline = self.shared.deadline(&request);
+        let pick = |kind| if let reply::Kind::LeaseRevoke(reply) = kind { Some(reply) } else { None };
+        execute(&self.shared, Kind::LeaseRevoke(request.into_inner()), deadline, pick).await.map(Response::new)
+    }
+
+    /// Answers in the order of the questions, and ends with the first that cannot be answered: its client asks another member.
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<LeaseKeepAliveRequest>>,
+    ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
+        let entered = Entered::among(&self.streams, KEY_STREAMS_MAX)
+            .ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))?;
+        let shared = self.shared.clone();
+        let answers = request
+            .into_inner()
+            .map_ok(move |request| {
+                let shared = shared.clone();
+                async move { keep_alive(&shared, request).await }
+            })
+            .try_buffered(KEEP_ALIVES_MAX);
+        // A stream that has failed has ended.
+        let answers = stream::try_unfold((Box::pin(answers), entered), |(mut answers, entered)| async move {
+            Ok(answers.try_next().await?.map(|answer| (answer, (answers, entered))))
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<LeaseTimeToLiveRequest>,
+    ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
+        let deadline = self.shared.deadline(&request);
+        let (head, rows) = self.shared.view(false, deadline).await.map_err(unread)?;
+        let now = self.shared.cluster_time(&head);
+        let reply = lease::time_to_live(&head, &rows, &request.into_inner(), now).map_err(internal)?;
+        Ok(Response::new(sign(&self.shared, reply)))
+    }
+
+    async fn lease_leases(
+        &self,
+        request: Request<LeaseLeasesRequest>,
+    ) -> Result<Response<LeaseLeasesResponse>, Status> {
+        let deadline = self.shared.deadline(&request);
+        let (head, rows) = self.shared.view(false, deadline).await.map_err(unread)?;
+        let reply = lease::all(&head, &rows).map_err(internal)?;
+        Ok(Response::new(sign(&self.shared, reply)))
+    }
+}

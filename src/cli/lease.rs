@@ -1,0 +1,105 @@
+//! `node lease`.
+
+use std::time::Duration;
+
+use clap::Subcommand;
+use serde_json::json;
+
+use super::output::{self, printable};
+use super::{Connection, Failure, Output};
+use crate::ids::LeaseId;
+
+/// What can be done with leases.
+#[derive(Subcommand)]
+pub enum Lease {
+    /// Grant a lease; keys are put under it with `node kv put --lease`
+    Grant {
+        /// How long it lasts, in seconds
+        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
+        ttl: u32,
+        /// The id it is to have, in hexadecimal digits; any without one
+        #[arg(long)]
+        id: Option<LeaseId>,
+    },
+    /// End a lease: its keys are removed
+    Revoke {
+        /// Its id
+        id: LeaseId,
+    },
+    /// Keep a lease alive until this is interrupted
+    KeepAlive {
+        /// Its id
+        id: LeaseId,
+        /// Only once
+        #[arg(long)]
+        once: bool,
+    },
+    /// Print how much is left of a lease
+    Ttl {
+        /// Its id
+        id: LeaseId,
+        /// Print its keys, too
+        #[arg(long)]
+        keys: bool,
+    },
+    /// Print all leases, those that end first, first
+    List,
+}
+
+impl Lease {
+    pub(super) async fn run(&self, connection: &Connection) -> Result<(), Failure> {
+        let client = connection.client()?;
+        let as_json = connection.output == Output::Json;
+        match self {
+            Self::Grant { ttl, id } => {
+                let (id, ttl) = client.grant_lease(*id, Duration::from_secs((*ttl).into())).await?;
+                match as_json {
+                    true => output::json(&json!({ "lease": id.to_string(), "ttl": ttl.as_secs() })),
+                    false => say!("lease {id} lasts {} s", ttl.as_secs()),
+                }
+            }
+            Self::Revoke { id } => {
+                let revision = client.revoke_lease(*id).await?;
+                match as_json {
+                    true => output::json(&json!({ "lease": id.to_string(), "revision": revision.0 })),
+                    false => say!("lease {id} is revoked"),
+                }
+            }
+            Self::KeepAlive { id, once } => loop {
+                let ttl = client.keep_lease_alive(*id).await?;
+                match as_json {
+                    true => say!("{}", json!({ "lease": id.to_string(), "ttl": ttl.as_secs() })),
+                    false => say!("lease {id} lasts {} s from now", ttl.as_secs()),
+                }
+                if *once {
+                    break;
+                }
+                client.pause(ttl / 3).await;
+            },
+            Self::Ttl { id, keys } => {
+                let Some(lease) = client.lease(*id, *keys).await? else {
+                    return Err(Failure::NotFound(format!("lease {id} does not exist, or has ended")));
+                };
+                let names: Vec<String> = lease.keys.iter().map(|key| printable(key)).collect();
+                if as_json {
+                    let mut document = json!({ "lease": id.to_string(), "left": lease.ttl, "ttl": lease.granted_ttl });
+                    if *keys {
+                        document["keys"] = json!(names);
+                    }
+                    output::json(&document);
+                } else {
+                    say!("lease {id} has {} of {} s left", lease.ttl, lease.granted_ttl);
+                    names.iter().for_each(|name| say!("{name}"));
+                }
+            }
+            Self::List => {
+                let leases = client.leases().await?;
+                match as_json {
+                    true => output::json(&leases.iter().map(ToString::to_string).collect()),
+                    false => leases.iter().for_each(|lease| say!("{lease}")),
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,81 @@
+//! Leases on keys, as a client sees them.
+
+use std::time::Duration;
+
+use super::{Client, ClientError, unexpected};
+use crate::error::{KvReject, Reject};
+use crate::ids::{LeaseId, Revision};
+use crate::proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseLeasesRequest, LeaseRevokeRequest, LeaseTimeToLiveRequest,
+    LeaseTimeToLiveResponse,
+};
+use crate::proto::v1::{command::Kind, query_reply, query_request, reply};
+
+/// A span in whole seconds, as etcd counts it: no less than it is.
+fn seconds(ttl: Duration) -> i64 {
+    i64::try_from(ttl.as_millis().div_ceil(1000)).unwrap_or(i64::MAX)
+}
+
+impl Client {
+    /// Grants a lease under an id of one's own, or any. Says for how long it is: one that is too short is lengthened.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; rejected if there is such a lease already, or it is to last too long.
+    pub async fn grant_lease(&self, id: Option<LeaseId>, ttl: Duration) -> Result<(LeaseId, Duration), ClientError> {
+        let grant = LeaseGrantRequest { id: id.unwrap_or_default().0, ttl: seconds(ttl) };
+        match self.execute(Kind::LeaseGrant(grant)).await? {
+            reply::Kind::LeaseGrant(reply) => {
+                Ok((LeaseId(reply.id), Duration::from_secs(reply.ttl.try_into().unwrap_or_default())))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Ends a lease: its keys are removed. Says at which revision they are gone.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; rejected if there is no such lease.
+    pub async fn revoke_lease(&self, id: LeaseId) -> Result<Revision, ClientError> {
+        match self.execute(Kind::LeaseRevoke(LeaseRevokeRequest { id: id.0 })).await? {
+            reply::Kind::LeaseRevoke(reply) => Ok(super::revision(reply.header.as_ref())),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has a lease last its whole time again. Says for how long that is, counted from when this was called.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; rejected if there is no such lease any more.
+    pub async fn keep_lease_alive(&self, id: LeaseId) -> Result<Duration, ClientError> {
+        match self.execute(Kind::LeaseKeepAlive(LeaseKeepAliveRequest { id: id.0 })).await? {
+            reply::Kind::LeaseKeepAlive(reply) => match u64::try_from(reply.ttl) {
+                Ok(ttl) if ttl > 0 => Ok(Duration::from_secs(ttl)),
+                _ => Err(ClientError::Rejected(Reject::Kv(KvReject::LeaseNotFound(id)))),
+            },
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// What is left of a lease, and with `keys` its keys; linearizably. Nothing if there is no such lease.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn lease(&self, id: LeaseId, keys: bool) -> Result<Option<LeaseTimeToLiveResponse>, ClientError> {
+        let asked = LeaseTimeToLiveRequest { id: id.0, keys };
+        match self.query(query_request::Kind::LeaseTimeToLive(asked)).await? {
+            query_reply::Kind::LeaseTimeToLive(reply) => Ok((reply.ttl >= 0).then_some(reply)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// All leases, in the order in which they end; linearizably.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn leases(&self) -> Result<Vec<LeaseId>, ClientError> {
+        match self.query(query_request::Kind::LeaseLeases(LeaseLeasesRequest {})).await? {
+            query_reply::Kind::LeaseLeases(reply) => Ok(reply.leases.iter().map(|lease| LeaseId(lease.id)).collect()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
