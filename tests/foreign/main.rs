@@ -17,6 +17,7 @@ use std::process::{Child, Command, Output, Stdio};
 
 use bytes::Bytes;
 use cairn::proto::etcdserverpb::kv_client::KvClient;
+use cairn::proto::etcdserverpb::lease_client::LeaseClient;
 use cairn::proto::etcdserverpb::request_op::Request;
 use cairn::proto::etcdserverpb::response_op::Response;
 use cairn::proto::etcdserverpb::watch_client::WatchClient;
@@ -80,8 +81,15 @@ fn fed(endpoints: &str, args: &[&str], input: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn connect(address: &str) -> KvClient<Channel> {
-    KvClient::new(Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy())
+#[derive(Clone)]
+struct Clients {
+    kv: KvClient<Channel>,
+    lease: LeaseClient<Channel>,
+}
+
+fn connect(address: &str) -> Clients {
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    Clients { kv: KvClient::new(channel.clone()), lease: LeaseClient::new(channel) }
 }
 
 /// What both are asked.
@@ -89,6 +97,19 @@ fn connect(address: &str) -> KvClient<Channel> {
 enum Asked {
     Alone(Request),
     Compact(CompactionRequest),
+    Grant(LeaseGrantRequest),
+    Revoke(LeaseRevokeRequest),
+    KeepAlive(LeaseKeepAliveRequest),
+    TimeToLive(LeaseTimeToLiveRequest),
+    Leases,
+}
+
+/// What they answered.
+#[derive(Clone, Debug, PartialEq)]
+enum Answered {
+    Keys(Response),
+    /// The revision, lease, time and the time it was granted for, and the keys in some order.
+    Lease(i64, i64, i64, i64, Vec<Bytes>),
 }
 
 /// Also what makes no sense, or not now.
@@ -107,6 +128,13 @@ fn asked() -> impl Strategy<Value = Asked> {
         3 => spoilt.prop_map(Asked::Alone),
         1 => many.prop_map(Asked::Alone),
         1 => (-1i64..400).prop_map(|revision| Asked::Compact(CompactionRequest { revision, physical: revision % 2 == 0 })),
+        3 => (requests::lease(), prop_oneof![9 => 1_000i64..2_000, 1 => Just(9_000_000_001)])
+            .prop_map(|(id, ttl)| Asked::Grant(LeaseGrantRequest { id, ttl })),
+        1 => requests::lease().prop_map(|id| Asked::Revoke(LeaseRevokeRequest { id })),
+        1 => requests::lease().prop_map(|id| Asked::KeepAlive(LeaseKeepAliveRequest { id })),
+        2 => (requests::lease(), any::<bool>())
+            .prop_map(|(id, keys)| Asked::TimeToLive(LeaseTimeToLiveRequest { id, keys })),
+        1 => Just(Asked::Leases),
     ]
 }
 
@@ -151,9 +179,42 @@ fn is_deadly(asked: &Asked) -> bool {
     keeps && any(txn, |request| matches!(request, Request::RequestDeleteRange(_)))
 }
 
-async fn ask(client: &mut KvClient<Channel>, asked: Asked) -> Result<Response, (tonic::Code, String)> {
+async fn ask(Clients { kv: client, lease }: &mut Clients, asked: Asked) -> Result<Answered, (tonic::Code, String)> {
     let said = |status: Status| (status.code(), status.message().to_owned());
+    let at = |header: Option<ResponseHeader>| header.unwrap().revision;
     let mut answer = match asked {
+        Asked::Grant(grant) => {
+            let reply = lease.lease_grant(grant).await.map_err(said)?.into_inner();
+            return Ok(Answered::Lease(at(reply.header), reply.id, reply.ttl, 0, Vec::new()));
+        }
+        Asked::Revoke(revoke) => {
+            let reply = lease.lease_revoke(revoke).await.map_err(said)?.into_inner();
+            return Ok(Answered::Lease(at(reply.header), 0, 0, 0, Vec::new()));
+        }
+        Asked::KeepAlive(keep) => {
+            let (asks, outgoing) = tokio::sync::mpsc::channel(1);
+            asks.send(keep).await.unwrap();
+            let mut answers = lease.lease_keep_alive(ReceiverStream::new(outgoing)).await.map_err(said)?.into_inner();
+            let reply = answers.message().await.map_err(said)?.expect("each message is answered");
+            return Ok(Answered::Lease(at(reply.header), reply.id, reply.ttl, 0, Vec::new()));
+        }
+        Asked::TimeToLive(asked) => {
+            let mut reply = lease.lease_time_to_live(asked).await.map_err(said)?.into_inner();
+            reply.keys.sort();
+            // Seconds go by while the other is asked.
+            assert!(
+                reply.ttl <= reply.granted_ttl && reply.granted_ttl - reply.ttl < 60 || reply.ttl == -1,
+                "{reply:?}"
+            );
+            return Ok(Answered::Lease(at(reply.header), reply.id, reply.ttl.min(0), reply.granted_ttl, reply.keys));
+        }
+        Asked::Leases => {
+            let reply = lease.lease_leases(LeaseLeasesRequest {}).await.map_err(said)?.into_inner();
+            let leases = reply.leases.iter().map(|lease| format!("{}", lease.id).into());
+            let mut leases: Vec<Bytes> = leases.collect();
+            leases.sort();
+            return Ok(Answered::Lease(at(reply.header), 0, 0, 0, leases));
+        }
         Asked::Alone(Request::RequestRange(range)) => {
             client.range(range).await.map_err(said).map(|reply| Response::ResponseRange(reply.into_inner()))?
         }
@@ -173,7 +234,7 @@ async fn ask(client: &mut KvClient<Channel>, asked: Asked) -> Result<Response, (
         }
     };
     anonymous(&mut answer, true);
-    Ok(answer)
+    Ok(Answered::Keys(answer))
 }
 
 /// Leaves out who answered. Inner answers are of the transaction's revision, whatever they say of it.
@@ -277,7 +338,7 @@ fn watches_tell_what_those_of_etcd_tell() {
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     runtime.block_on(async {
         let (mut theirs, mut ours) = (connect(&etcd.address), connect(&node.address));
-        for _ in 0..600 {
+        for _ in 0..900 {
             let asked = asked().new_tree(&mut runner).unwrap().current();
             if !is_deadly(&asked) && !matches!(asked, Asked::Compact(_)) {
                 assert_eq!(ask(&mut ours, asked.clone()).await, ask(&mut theirs, asked).await);
@@ -285,8 +346,8 @@ fn watches_tell_what_those_of_etcd_tell() {
         }
         let compact = || Asked::Compact(CompactionRequest { revision: 40, physical: true });
         assert_eq!(ask(&mut ours, compact()).await, ask(&mut theirs, compact()).await);
-        let end = |client: KvClient<Channel>| async move {
-            let mut client = client;
+        let end = |clients: Clients| async move {
+            let mut client = clients.kv;
             let key = Bytes::from_static(b"end");
             client.put(PutRequest { key: key.clone(), ..PutRequest::default() }).await.unwrap();
             client.delete_range(DeleteRangeRequest { key, ..DeleteRangeRequest::default() }).await.unwrap();
@@ -378,6 +439,12 @@ fn its_own_client_prints_the_same() {
         (&["get", "a", "--rev=6"], ""),
         (&["get", "a", "--rev=7"], ""),
         (&["get", "", "--prefix"], ""),
+        (&["lease", "revoke", "abc"], ""),
+        (&["lease", "timetolive", "abc"], ""),
+        (&["lease", "keep-alive", "--once", "abc"], ""),
+        (&["lease", "list"], ""),
+        (&["lease", "grant", "9000000001"], ""),
+        (&["lease", "grant", "x"], ""),
     ];
     for (args, input) in lines {
         let [theirs, ours] = [&etcd.address, &node.address].map(|address| {
@@ -388,6 +455,51 @@ fn its_own_client_prints_the_same() {
         });
         assert_eq!(ours, theirs, "etcdctl {args:?}");
     }
+}
+
+/// A lease that nobody keeps alive ends, and not too soon; one that is kept alive does not, also when the leader dies.
+#[test]
+fn its_own_client_has_leases() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path());
+    let all = nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>().join(",");
+    let grant = |ttl: &str| {
+        let granted = etcdctl(&all, &["lease", "grant", ttl]);
+        let said = text(&granted.stdout);
+        let words: Vec<&str> = said.split_whitespace().collect();
+        assert_eq!(
+            words[2..],
+            ["granted", &format!("with TTL({ttl}s)")[..]].join(" ").split(' ').collect::<Vec<_>>()[..]
+        );
+        words[1].to_owned()
+    };
+    let [kept, short] = ["4", "3"].map(grant);
+    let granted = std::time::Instant::now();
+    for (key, lease) in [("kept", &kept), ("short", &short)] {
+        let put = etcdctl(&all, &["put", key, "v", &format!("--lease={lease}")]);
+        assert_eq!(text(&put.stdout), "OK\n", "{}", text(&put.stderr));
+    }
+    let mut keeper = Command::new("etcdctl");
+    keeper.env("ETCDCTL_API", "3").args(["--endpoints", &all, "lease", "keep-alive", &kept]);
+    let mut keeper = keeper.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let left = etcdctl(&all, &["lease", "timetolive", &short, "--keys"]);
+    assert!(text(&left.stdout).contains("attached keys([short])"), "{}", text(&left.stdout));
+    let there = |key: &str| !etcdctl(&all, &["get", key, "--keys-only"]).stdout.is_empty();
+    until("the lease that nobody keeps alive is over", || !there("short"));
+    assert!(granted.elapsed() >= std::time::Duration::from_secs(3), "it was over after {:?}", granted.elapsed());
+    let leader = nodes[0].status()["leader"].as_u64().unwrap();
+    let place = nodes.iter().position(|node| node.status()["answered_by"].as_u64() == Some(leader)).unwrap();
+    nodes.remove(place).kill();
+    until("a new leader takes what is written", || etcdctl(&all, &["put", "after", "it"]).status.success());
+    let died = std::time::Instant::now();
+    // For longer than it lasts, and than it is left alone because the term is young.
+    until("time goes by", || died.elapsed() > std::time::Duration::from_secs(8));
+    assert!(there("kept"), "it is kept alive");
+    keeper.kill().unwrap();
+    keeper.wait().unwrap();
+    until("it is not kept alive any more", || !there("kept"));
+    let revoked = etcdctl(&all, &["lease", "revoke", &kept]);
+    assert!(!revoked.status.success(), "it is gone");
 }
 
 /// Every member serves; when the leader's machine dies, the client goes on with the others, and nothing is lost.

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use cairn::entry::{Body, Entry};
 use cairn::error::{KvReject, Reject};
-use cairn::ids::{Index, Term};
+use cairn::ids::{Index, LeaseId, Term};
 use cairn::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use cairn::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use cairn::proto::etcdserverpb::request_op::Request;
@@ -18,14 +18,14 @@ use cairn::proto::etcdserverpb::*;
 use cairn::proto::mvccpb::KeyValue;
 use cairn::proto::v1::{self, command::Kind, reply};
 use cairn::sim::disk::SimDisk;
-use cairn::state::command;
 use cairn::state::kv::{NoAnswer, Store};
 use cairn::state::machine::State;
 use cairn::state::table::{Read as _, Table};
+use cairn::state::{command, lease as leases};
 use cairn::time::ClusterTime;
 use proptest::prelude::*;
 use prost::Message as _;
-use requests::{operation, range, txn_of};
+use requests::{lease, operation, range, txn_of};
 
 mod requests;
 
@@ -38,6 +38,10 @@ struct Model {
     compacted: i64,
     /// Every change there ever was, in order: the key, the revision, and whether the key exists then.
     changes: Vec<(Bytes, i64, bool)>,
+    /// The time of each lease, and when it ends, in seconds.
+    leases: BTreeMap<i64, (i64, i64)>,
+    /// Now, and when the term began.
+    time: (i64, i64),
 }
 
 /// A transaction in the model: what it has changed so far.
@@ -142,22 +146,34 @@ impl Model {
         (succeeded, if succeeded { &txn.success } else { &txn.failure })
     }
 
-    /// What cannot be done of what would be.
+    /// What cannot be read of what would be.
+    fn refuse_reads(&self, txn: &TxnRequest) -> Result<(), KvReject> {
+        self.branch(txn).1.iter().try_for_each(|operation| match operation.request.as_ref().unwrap() {
+            Request::RequestRange(range) => self.check_revision(range.revision),
+            Request::RequestTxn(txn) => self.refuse_reads(txn),
+            _ => Ok(()),
+        })
+    }
+
+    /// What cannot be set of what would be.
     fn refuse(&self, txn: &TxnRequest, gone: &mut Vec<(Bytes, Bytes)>) -> Result<(), KvReject> {
         for operation in self.branch(txn).1 {
             match operation.request.as_ref().unwrap() {
-                Request::RequestRange(range) => self.check_revision(range.revision)?,
-                Request::RequestPut(put) if put.ignore_value && !self.at(self.newest()).contains_key(&put.key) => {
-                    return Err(KvReject::KeyNotFound);
-                }
-                Request::RequestPut(put)
-                    if put.ignore_value && gone.iter().any(|(start, end)| is_in(&put.key, start, end)) =>
-                {
-                    return Err(KvReject::KeyNotFound);
+                Request::RequestRange(_) => {}
+                Request::RequestPut(put) => {
+                    let keeps = put.ignore_value || put.ignore_lease;
+                    if keeps && !self.at(self.newest()).contains_key(&put.key) {
+                        return Err(KvReject::KeyNotFound);
+                    }
+                    if put.lease != 0 && !self.leases.contains_key(&put.lease) {
+                        return Err(KvReject::LeaseNotFound(LeaseId(put.lease)));
+                    }
+                    if keeps && gone.iter().any(|(start, end)| is_in(&put.key, start, end)) {
+                        return Err(KvReject::KeyNotFound);
+                    }
                 }
                 Request::RequestDeleteRange(delete) => gone.push((delete.key.clone(), delete.range_end.clone())),
                 Request::RequestTxn(txn) => self.refuse(txn, gone)?,
-                _ => {}
             }
         }
         Ok(())
@@ -182,7 +198,7 @@ impl Model {
                         mod_revision: next,
                         version: before.version + 1,
                         value,
-                        lease: 0,
+                        lease: if put.ignore_lease { before.lease } else { put.lease },
                     };
                     change.keys.insert(put.key.clone(), row);
                     change.changes.push((put.key.clone(), next, true));
@@ -214,7 +230,15 @@ impl Model {
     }
 
     fn txn(&mut self, txn: &TxnRequest) -> Result<TxnResponse, KvReject> {
+        if let (true, Some(Request::RequestPut(put))) =
+            (is_single(txn), txn.success.first().and_then(|op| op.request.as_ref()))
+            && put.lease != 0
+            && !self.leases.contains_key(&put.lease)
+        {
+            return Err(KvReject::LeaseNotFound(LeaseId(put.lease)));
+        }
         self.refuse(txn, &mut Vec::new())?;
+        self.refuse_reads(txn)?;
         let mut change = Change { keys: self.at(self.newest()).clone(), revision: self.newest(), changes: Vec::new() };
         let reply = self.run(txn, &mut change);
         if !change.changes.is_empty() {
@@ -222,6 +246,45 @@ impl Model {
             self.changes.extend(change.changes);
         }
         Ok(reply)
+    }
+
+    fn grant(&mut self, lease: i64, ttl: i64) -> Result<i64, KvReject> {
+        if self.leases.contains_key(&lease) {
+            return Err(KvReject::LeaseExists(LeaseId(lease)));
+        }
+        let ttl = ttl.max(2);
+        self.leases.insert(lease, (ttl, self.time.0 + ttl));
+        Ok(ttl)
+    }
+
+    /// Ends a lease; its keys go at one revision, if there are any.
+    fn revoke(&mut self, lease: i64) -> Result<i64, KvReject> {
+        self.leases.remove(&lease).ok_or(KvReject::LeaseNotFound(LeaseId(lease)))?;
+        let next = self.newest() + 1;
+        let (gone, left): (Keys, Keys) = self.at(next - 1).clone().into_iter().partition(|(_, row)| row.lease == lease);
+        if !gone.is_empty() {
+            self.changes.extend(gone.into_keys().map(|key| (key, next, false)));
+            self.states.push(left);
+        }
+        Ok(self.newest())
+    }
+
+    fn keep_alive(&mut self, lease: i64) -> i64 {
+        let Some((ttl, end)) = self.leases.get_mut(&lease) else { return 0 };
+        *end = self.time.0 + *ttl;
+        *ttl
+    }
+
+    /// When a lease is over: some time after the term began, too.
+    fn over(&self, (ttl, end): (i64, i64)) -> i64 {
+        end.max(self.time.1 + ttl.min(10))
+    }
+
+    /// What is over, in the order in which it ends.
+    fn ended(&self) -> Vec<i64> {
+        let mut ended: Vec<(i64, i64)> = self.leases.iter().map(|(id, lease)| (lease.1, *id)).collect();
+        ended.sort_unstable();
+        ended.into_iter().map(|(_, id)| id).filter(|id| self.over(self.leases[id]) <= self.time.0).collect()
     }
 
     /// How many versions are left when all is swept: what the compacted revision changed and what came after it, for those who are
@@ -278,6 +341,13 @@ enum Step {
     Compact(i64),
     Sweep,
     Reopen,
+    Grant(i64, i64),
+    Revoke(i64),
+    KeepAlive(i64),
+    /// Seconds go by, and another leader may have come first.
+    Wait(i64, bool),
+    /// What is over ends, or whatever a leader takes for it.
+    Expire(Option<i64>),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -288,6 +358,11 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0i64..24).prop_map(Step::Compact),
         3 => Just(Step::Sweep),
         1 => Just(Step::Reopen),
+        3 => (lease(), -1i64..20).prop_map(|(lease, ttl)| Step::Grant(lease, ttl)),
+        1 => lease().prop_map(Step::Revoke),
+        1 => lease().prop_map(Step::KeepAlive),
+        2 => (0i64..12, prop::bool::weighted(0.3)).prop_map(|(span, elected)| Step::Wait(span, elected)),
+        2 => prop::option::weighted(0.3, lease()).prop_map(Step::Expire),
     ]
 }
 
@@ -295,14 +370,17 @@ struct Real {
     disk: SimDisk,
     state: State,
     index: u64,
+    /// Seconds.
+    time: i64,
+    term: u64,
 }
 
 impl Real {
     fn run(&mut self, kind: Kind) -> Result<reply::Kind, KvReject> {
         self.index += 1;
         let command: Bytes = v1::Command { session: None, kind: Some(kind) }.encode_to_vec().into();
-        let body = Body::Commands { stamp: ClusterTime(0), commands: vec![command] };
-        let entry = Entry { index: Index(self.index), term: Term(1), body };
+        let body = Body::Commands { stamp: ClusterTime(self.time as u64 * 1000), commands: vec![command] };
+        let entry = Entry { index: Index(self.index), term: Term(self.term), body };
         let outcomes = self.state.apply(&[entry]).unwrap();
         match v1::Reply::decode(outcomes[0].replies[0].clone()).unwrap().kind.unwrap() {
             reply::Kind::Rejection(rejection) => match command::reject(&rejection) {
@@ -311,6 +389,23 @@ impl Real {
             },
             kind => Ok(kind),
         }
+    }
+
+    fn new() -> Self {
+        let disk = SimDisk::new("disk".into());
+        let state = State::open(disk.boot(), Index(0)).unwrap();
+        Self { disk, state, index: 0, time: 0, term: 1 }
+    }
+
+    fn ended(&self) -> Vec<i64> {
+        let (head, rows) = self.state.reader().view().unwrap();
+        leases::ended(&head, &rows, ClusterTime(self.time as u64 * 1000)).unwrap().iter().map(|lease| lease.0).collect()
+    }
+
+    fn time_to_live(&self, lease: i64) -> LeaseTimeToLiveResponse {
+        let (head, rows) = self.state.reader().view().unwrap();
+        let asked = LeaseTimeToLiveRequest { id: lease, keys: true };
+        leases::time_to_live(&head, &rows, &asked, ClusterTime(self.time as u64 * 1000)).unwrap()
     }
 
     /// A single operation goes the way that it goes alone.
@@ -369,10 +464,10 @@ proptest! {
         steps in prop::collection::vec(step(), 1..40),
         looks in prop::collection::vec(range(), 1..12),
     ) {
-        let disk = SimDisk::new("disk".into());
-        let state = State::open(disk.boot(), Index(0)).unwrap();
-        let mut real = Real { disk, state, index: 0 };
-        let mut model = Model { states: vec![Keys::new()], compacted: 0, changes: Vec::new() };
+        let mut real = Real::new();
+        let mut model = Model {
+            states: vec![Keys::new()], compacted: 0, changes: Vec::new(), leases: BTreeMap::new(), time: (0, 0),
+        };
         for step in &steps {
             match step {
                 Step::Txn(txn) => match real.txn(txn) {
@@ -395,6 +490,54 @@ proptest! {
                     let open = || State::open(real.disk.boot(), Index(0));
                     real.state = open().unwrap();
                 }
+                Step::Grant(id, ttl) => {
+                    let grant = LeaseGrantRequest { id: *id, ttl: *ttl };
+                    let answer = real.run(Kind::LeaseGrant(grant)).map(|reply| match reply {
+                        reply::Kind::LeaseGrant(reply) => reply.ttl,
+                        other => panic!("{other:?}"),
+                    });
+                    prop_assert_eq!(answer, model.grant(*id, *ttl));
+                }
+                Step::Revoke(id) => {
+                    let answer = real.run(Kind::LeaseRevoke(LeaseRevokeRequest { id: *id })).map(|reply| match reply {
+                        reply::Kind::LeaseRevoke(reply) => reply.header.unwrap().revision,
+                        other => panic!("{other:?}"),
+                    });
+                    prop_assert_eq!(answer, model.revoke(*id));
+                }
+                Step::KeepAlive(id) => {
+                    let reply::Kind::LeaseKeepAlive(reply) =
+                        real.run(Kind::LeaseKeepAlive(LeaseKeepAliveRequest { id: *id })).unwrap() else { panic!() };
+                    prop_assert_eq!(reply.ttl, model.keep_alive(*id));
+                }
+                Step::Wait(span, elected) => {
+                    if *elected {
+                        model.time.1 = model.time.0;
+                        real.term += 1;
+                    }
+                    (real.time, model.time.0) = (real.time + span, model.time.0 + span);
+                    // Whatever comes next has the stamp.
+                    real.run(Kind::ExpireWorkers(v1::ExpireWorkers::default())).unwrap();
+                }
+                Step::Expire(one) => {
+                    let ended = model.ended();
+                    prop_assert_eq!(&real.ended(), &ended);
+                    // A leader that sees old things may be wrong.
+                    let leases: Vec<i64> = one.map_or(ended.clone(), |one| vec![one]);
+                    let expected: Vec<i64> = leases.iter().copied().filter(|lease| ended.contains(lease)).collect();
+                    let reply::Kind::ExpireLeases(reply) =
+                        real.run(Kind::ExpireLeases(v1::ExpireLeases { leases })).unwrap() else { panic!() };
+                    prop_assert_eq!(&reply.expired, &expected);
+                    expected.iter().for_each(|lease| assert!(model.revoke(*lease).is_ok()));
+                }
+            }
+            for id in 1..4 {
+                let found = real.time_to_live(id);
+                let lease = model.leases.get(&id);
+                prop_assert_eq!(found.ttl, lease.map_or(-1, |lease| (model.over(*lease) - model.time.0).max(0)));
+                prop_assert_eq!(found.granted_ttl, lease.map_or(0, |lease| lease.0));
+                let keys = model.at(model.newest()).values().filter(|row| row.lease == id).map(|row| &row.key);
+                prop_assert!(found.keys.iter().eq(keys), "{:?} of {}", found.keys, id);
             }
             for look in &looks {
                 let expected = model.check_revision(look.revision);
@@ -427,9 +570,7 @@ fn changes(txn: &TxnRequest) -> usize {
 /// More versions than one command sweeps away, of one key and of many: all go, a bounded number at a time.
 #[test]
 fn sweeping_is_bounded_and_ends() {
-    let disk = SimDisk::new("disk".into());
-    let state = State::open(disk.boot(), Index(0)).unwrap();
-    let mut real = Real { disk, state, index: 0 };
+    let mut real = Real::new();
     let put = |key: u64| {
         Kind::Put(PutRequest {
             key: key.to_be_bytes().to_vec().into(),

@@ -18,6 +18,11 @@ fn range_end() -> impl Strategy<Value = Bytes> {
     ]
 }
 
+/// A lease that there may be.
+pub fn lease() -> impl Strategy<Value = i64> {
+    1i64..4
+}
+
 pub fn range() -> impl Strategy<Value = RangeRequest> {
     let bound = || prop_oneof![3 => Just(0i64), 1 => 1i64..20];
     let flags = (prop::bool::weighted(0.2), prop::bool::weighted(0.2));
@@ -54,17 +59,22 @@ fn compare() -> impl Strategy<Value = Compare> {
             CompareTarget::Create => TargetUnion::CreateRevision(number),
             CompareTarget::Mod => TargetUnion::ModRevision(number),
             CompareTarget::Value => TargetUnion::Value(vec![number as u8 % 3].into()),
-            CompareTarget::Lease => TargetUnion::Lease(number % 2),
+            CompareTarget::Lease => TargetUnion::Lease(number % 3),
         });
         Compare { result, target, key, target_union, range_end }
     })
 }
 
 pub fn operation() -> impl Strategy<Value = RequestOp> {
-    let put = (key(), 0u8..3, any::<bool>(), prop::bool::weighted(0.2)).prop_map(|(key, value, prev_kv, keep)| {
-        let value = if keep { Bytes::new() } else { vec![value].into() };
-        Request::RequestPut(PutRequest { key, value, lease: 0, prev_kv, ignore_value: keep, ignore_lease: keep })
-    });
+    let kept = || prop::bool::weighted(0.2);
+    let lease = prop_oneof![2 => Just(0i64), 1 => lease()];
+    let put = (key(), 0u8..3, lease, any::<bool>(), kept(), kept()).prop_map(
+        |(key, value, lease, prev_kv, ignore_value, ignore_lease)| {
+            let value = if ignore_value { Bytes::new() } else { vec![value].into() };
+            let lease = if ignore_lease { 0 } else { lease };
+            Request::RequestPut(PutRequest { key, value, lease, prev_kv, ignore_value, ignore_lease })
+        },
+    );
     let delete = (key(), range_end(), any::<bool>()).prop_map(|(key, range_end, prev_kv)| {
         Request::RequestDeleteRange(DeleteRangeRequest { key, range_end, prev_kv })
     });

@@ -156,11 +156,9 @@ impl KeyIndex {
         live(&self.keys.get(key)?.all, u64::MAX)
     }
 
-    /// What a key was before one of its versions, if it existed.
-    pub fn before(&self, key: &[u8], at: Position) -> Option<Version> {
-        let versions = &self.keys.get(key)?.all;
-        let before = versions.partition_point(|version| version.at < at);
-        versions[..before].last().copied().filter(|version| version.count > 0)
+    /// What a key was before a revision, if it existed.
+    pub fn before(&self, key: &[u8], revision: u64) -> Option<Version> {
+        live(&self.keys.get(key)?.all, revision - 1)
     }
 
     /// The keys of a range that exist at a revision, the first `limit` of them (all: `usize::MAX`).

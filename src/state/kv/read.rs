@@ -121,17 +121,18 @@ impl<'a, R: Read> Store<'a, R> {
         Ok((changes, last))
     }
 
-    /// What a key was before a change, if that is still there.
+    /// What a key was before the revision of a change, if that is still there.
     ///
     /// # Errors
     /// The database failed.
     pub fn before(&self, change: &Change) -> Result<Option<KeyValue>, Fault> {
-        if change.at.revision <= self.compacted {
+        // What came into being was nothing before, also where it had been removed at the same revision: so etcd has it.
+        if change.at.revision <= self.compacted || change.now.version == 1 {
             return Ok(None);
         }
         let before = {
             let index = self.index.read().expect("no code panics while it holds the index");
-            index.before(&change.now.key, change.at)
+            index.before(&change.now.key, change.at.revision)
         };
         // The index may know less than this view: what has been swept away since is not told any more.
         before.map(|version| self.row(version.at)).transpose()

@@ -31,6 +31,8 @@ struct Chosen<'a> {
     branches: Vec<bool>,
     /// What is removed on the way.
     deletes: Vec<&'a DeleteRangeRequest>,
+    /// The revisions that are read.
+    reads: Vec<i64>,
 }
 
 /// A transaction under way.
@@ -44,7 +46,9 @@ struct Writer<'a, 'txn> {
 
 pub(in super::super) fn put(apply: &mut Apply<'_>, put: &PutRequest) -> Answer<PutResponse> {
     answer(check::check_put(put), apply, |writer| {
-        writer.check_put(put)?;
+        // If both are wrong, etcd names this one first; in a transaction, the other.
+        writer.check_lease(put)?;
+        writer.check_kept(put)?;
         writer.put(put)
     })
 }
@@ -61,6 +65,8 @@ pub(in super::super) fn txn(apply: &mut Apply<'_>, txn: &TxnRequest) -> Answer<T
         // All comparisons see what was before the transaction, and nothing is changed if anything cannot be done.
         let mut chosen = Chosen::default();
         writer.choose(txn, &mut chosen)?;
+        // If more than one thing is wrong, etcd names what is set before what is read.
+        chosen.reads.iter().try_for_each(|asked| writer.store().check_revision(*asked).map(|_| ()))?;
         writer.txn(txn, &mut chosen.branches.into_iter())
     })
 }
@@ -169,15 +175,16 @@ impl<'txn> Writer<'_, 'txn> {
         Ok(())
     }
 
-    /// Checks what only the state knows, before anything of the transaction is done.
-    fn check_put(&self, put: &PutRequest) -> Result<(), NoAnswer> {
-        if (put.ignore_value || put.ignore_lease) && self.newest(&put.key).is_none() {
-            return Err(KvReject::KeyNotFound.into());
-        }
-        if put.lease != 0 && lease::find(&self.apply.rows, LeaseId(put.lease))?.is_none() {
-            return Err(KvReject::LeaseNotFound(LeaseId(put.lease)).into());
-        }
-        Ok(())
+    /// Checks that there is something to be kept, if that is asked for.
+    fn check_kept(&self, put: &PutRequest) -> Result<(), NoAnswer> {
+        let keeps = put.ignore_value || put.ignore_lease;
+        if keeps && self.newest(&put.key).is_none() { Err(KvReject::KeyNotFound.into()) } else { Ok(()) }
+    }
+
+    fn check_lease(&self, put: &PutRequest) -> Result<(), NoAnswer> {
+        let lease = LeaseId(put.lease);
+        let is_there = lease == LeaseId(0) || lease::find(&self.apply.rows, lease)?.is_some();
+        if is_there { Ok(()) } else { Err(KvReject::LeaseNotFound(lease).into()) }
     }
 
     fn put(&mut self, put: &PutRequest) -> Result<PutResponse, NoAnswer> {
@@ -216,24 +223,23 @@ impl<'txn> Writer<'_, 'txn> {
         Ok(DeleteRangeResponse { header: header(self.revision()), deleted: signed(found.len() as u64), prev_kvs })
     }
 
-    /// Decides which branch of the transaction, and of each inner one on the way, is done, and checks what is in them. Both in
-    /// the order in which [`Self::txn`] comes by.
+    /// Decides which branch of the transaction, and of each inner one on the way, is done, and checks what is set in them. Both
+    /// in the order in which [`Self::txn`] comes by.
     fn choose<'a>(&self, txn: &'a TxnRequest, chosen: &mut Chosen<'a>) -> Result<(), NoAnswer> {
         let succeeded = self.store().succeeds(txn)?;
         chosen.branches.push(succeeded);
         for operation in branch(txn, succeeded) {
             match &operation.request {
                 Some(Request::RequestPut(put)) => {
-                    self.check_put(put)?;
+                    self.check_kept(put)?;
+                    self.check_lease(put)?;
                     // Removed before it is kept (etcd dies of this one).
                     let gone = |delete: &&DeleteRangeRequest| is_within(&put.key, &delete.key, &delete.range_end);
                     if (put.ignore_value || put.ignore_lease) && chosen.deletes.iter().any(gone) {
                         return Err(KvReject::KeyNotFound.into());
                     }
                 }
-                Some(Request::RequestRange(RangeRequest { revision, .. })) => {
-                    self.store().check_revision(*revision)?;
-                }
+                Some(Request::RequestRange(RangeRequest { revision, .. })) => chosen.reads.push(*revision),
                 Some(Request::RequestTxn(txn)) => self.choose(txn, chosen)?,
                 Some(Request::RequestDeleteRange(delete)) => chosen.deletes.push(delete),
                 None => {}
