@@ -4,16 +4,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use futures_util::stream;
 use tonic::{Code, Response, Status};
 
 use crate::client::{Client, ClientError};
 use crate::error::{KvReject, Reject};
-use crate::ids::Address;
+use crate::ids::{Address, LeaseId};
 use crate::io::{Channel, ChannelError, Io};
 use crate::proto::etcdserverpb::kv_client::KvClient;
+use crate::proto::etcdserverpb::lease_client::LeaseClient;
 use crate::proto::etcdserverpb::{CompactionRequest, RangeRequest, RangeResponse, TxnRequest, TxnResponse};
 use crate::proto::etcdserverpb::{
-    CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse,
+    LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseRevokeRequest, PutRequest, PutResponse,
 };
 use crate::sim::history::Seen;
 
@@ -43,9 +46,9 @@ impl Etcd {
         Self { io, channels, turn: AtomicUsize::new(0), timeout }
     }
 
-    async fn call<T>(&self, call: impl FnOnce(KvClient<Channel>) -> Call<T>) -> Result<T, Seen> {
+    async fn call<T>(&self, call: impl FnOnce(Channel) -> Call<T>) -> Result<T, Seen> {
         let channel = self.channels[self.turn.load(Ordering::Relaxed) % self.channels.len()].clone();
-        let seen = match self.io.clock.timeout(self.timeout, call(KvClient::new(channel))).await {
+        let seen = match self.io.clock.timeout(self.timeout, call(channel)).await {
             Ok(Ok(response)) => return Ok(response.into_inner()),
             Ok(Err(status)) => told(&status),
             Err(_) => Seen::Unknown,
@@ -82,7 +85,7 @@ impl Door {
     pub async fn range(&self, range: RangeRequest) -> Result<RangeResponse, Seen> {
         match self {
             Self::Own(client) => client.range(range).await.map_err(failed),
-            Self::Etcd(etcd) => etcd.call(|mut kv| Box::pin(async move { kv.range(range).await })).await,
+            Self::Etcd(etcd) => etcd.call(|at| Box::pin(async move { KvClient::new(at).range(range).await })).await,
         }
     }
 
@@ -90,7 +93,7 @@ impl Door {
     pub async fn put(&self, put: PutRequest) -> Result<PutResponse, Seen> {
         match self {
             Self::Own(client) => client.put_request(put).await.map_err(failed),
-            Self::Etcd(etcd) => etcd.call(|mut kv| Box::pin(async move { kv.put(put).await })).await,
+            Self::Etcd(etcd) => etcd.call(|at| Box::pin(async move { KvClient::new(at).put(put).await })).await,
         }
     }
 
@@ -98,7 +101,9 @@ impl Door {
     pub async fn delete(&self, delete: DeleteRangeRequest) -> Result<DeleteRangeResponse, Seen> {
         match self {
             Self::Own(client) => client.delete_range(delete).await.map_err(failed),
-            Self::Etcd(etcd) => etcd.call(|mut kv| Box::pin(async move { kv.delete_range(delete).await })).await,
+            Self::Etcd(etcd) => {
+                etcd.call(|at| Box::pin(async move { KvClient::new(at).delete_range(delete).await })).await
+            }
         }
     }
 
@@ -106,7 +111,7 @@ impl Door {
     pub async fn txn(&self, txn: TxnRequest) -> Result<TxnResponse, Seen> {
         match self {
             Self::Own(client) => client.txn(txn).await.map_err(failed),
-            Self::Etcd(etcd) => etcd.call(|mut kv| Box::pin(async move { kv.txn(txn).await })).await,
+            Self::Etcd(etcd) => etcd.call(|at| Box::pin(async move { KvClient::new(at).txn(txn).await })).await,
         }
     }
 
@@ -114,7 +119,54 @@ impl Door {
     pub async fn compact(&self, compact: CompactionRequest) -> Result<CompactionResponse, Seen> {
         match self {
             Self::Own(client) => client.compact(compact).await.map_err(failed),
-            Self::Etcd(etcd) => etcd.call(|mut kv| Box::pin(async move { kv.compact(compact).await })).await,
+            Self::Etcd(etcd) => etcd.call(|at| Box::pin(async move { KvClient::new(at).compact(compact).await })).await,
+        }
+    }
+
+    /// Grants a lease.
+    pub async fn grant(&self, grant: LeaseGrantRequest) -> Result<LeaseGrantResponse, Seen> {
+        match self {
+            Self::Own(client) => {
+                let ttl = Duration::from_secs(grant.ttl.cast_unsigned());
+                let (id, ttl) = client.grant_lease(None, ttl).await.map_err(failed)?;
+                let ttl = ttl.as_secs().cast_signed();
+                Ok(LeaseGrantResponse { id: id.0, ttl, ..LeaseGrantResponse::default() })
+            }
+            Self::Etcd(etcd) => {
+                etcd.call(|at| Box::pin(async move { LeaseClient::new(at).lease_grant(grant).await })).await
+            }
+        }
+    }
+
+    /// Keeps a lease alive. Says for how many seconds; 0 if there is no such lease.
+    pub async fn keep_alive(&self, keep: LeaseKeepAliveRequest) -> Result<u64, Seen> {
+        match self {
+            Self::Own(client) => match client.keep_lease_alive(LeaseId(keep.id)).await {
+                Ok(ttl) => Ok(ttl.as_secs()),
+                Err(ClientError::Rejected(Reject::Kv(KvReject::LeaseNotFound(_)))) => Ok(0),
+                Err(error) => Err(failed(error)),
+            },
+            Self::Etcd(etcd) => {
+                let one = |at| -> Call<LeaseKeepAliveResponse> {
+                    Box::pin(async move {
+                        let answers = LeaseClient::new(at).lease_keep_alive(stream::iter([keep])).await?;
+                        let answer = answers.into_inner().message().await?;
+                        answer.map(Response::new).ok_or_else(|| Status::unknown("the stream ended without an answer"))
+                    })
+                };
+                Ok(etcd.call(one).await?.ttl.cast_unsigned())
+            }
+        }
+    }
+
+    /// Ends a lease.
+    pub async fn revoke(&self, revoke: LeaseRevokeRequest) -> Result<(), Seen> {
+        match self {
+            Self::Own(client) => client.revoke_lease(LeaseId(revoke.id)).await.map(|_| ()).map_err(failed),
+            Self::Etcd(etcd) => {
+                let one = |at| -> Call<_> { Box::pin(async move { LeaseClient::new(at).lease_revoke(revoke).await }) };
+                etcd.call(one).await.map(|_| ())
+            }
         }
     }
 

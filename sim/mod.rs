@@ -18,6 +18,7 @@ pub mod draw;
 pub mod export;
 pub mod fault;
 pub mod history;
+pub mod holders;
 pub mod journal;
 pub mod launcher;
 pub mod load;

@@ -51,6 +51,9 @@ pub struct Plan {
     /// Clients that watch all keys.
     #[serde(default)]
     pub watchers: usize,
+    /// Clients that hold leases on keys of their own.
+    #[serde(default)]
+    pub holders: usize,
     /// Clients that read from one member alone, for each member.
     pub readers: usize,
     /// How long they pause between two reads, at most.
@@ -149,6 +152,7 @@ impl Plan {
             idle_permille: 0,
             foreign: 0,
             watchers: 0,
+            holders: 0,
             readers: 0,
             readers_pause: Duration::from_millis(500),
             submitters: 1,
@@ -217,6 +221,7 @@ impl Plan {
             idle_permille: if load.chance(200) { 30 } else { 0 },
             foreign: *rng.stream("plan/foreign").pick(&[0, 0, 1, 2]),
             watchers: *rng.stream("plan/watchers").pick(&[0, 0, 1, 2]),
+            holders: *rng.stream("plan/holders").pick(&[0, 0, 0, 1, 2, 4]),
             // What damages files wants files.
             model_log: rng.stream("plan/log").chance(750) && !faults.iter().any(|(_, fault)| fault.is_on_files()),
             retention: Retention {
@@ -261,13 +266,14 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's, and {} watch; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's, {} watch, and {} hold leases; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
             self.pause,
             self.foreign,
             self.watchers,
+            self.holders,
             self.one_session,
             self.one_door,
             self.idle_permille,

@@ -20,13 +20,15 @@ use crate::sim::cost::{self, Costs};
 use crate::sim::door::{Door, Etcd};
 use crate::sim::fault::{Class, Place};
 use crate::sim::history::{History, Op, Record, Seen};
+use crate::sim::holders::Holders;
 use crate::sim::load::{self, Ask, Notes};
 use crate::sim::mark::{self, Hits};
 use crate::sim::mutant;
 use crate::sim::network::{MachineId, Weather};
 use crate::sim::oracle::recovery::{RECOVERY_MAX, TASKS_MAX};
 use crate::sim::oracle::{
-    Violation, attempts, bounds, disks, exactly_once, linearizable, membership, outcomes, recovery, revisions, watches,
+    Violation, attempts, bounds, disks, exactly_once, holdings, linearizable, membership, outcomes, recovery,
+    revisions, watches,
 };
 use crate::sim::plan::{self, Plan};
 use crate::sim::tasks::{self, Submissions};
@@ -216,6 +218,7 @@ struct Run {
     history: Arc<History>,
     submissions: Arc<Submissions>,
     watchers: Arc<Watchers>,
+    holders: Arc<Holders>,
     time: TimeHandle,
 }
 
@@ -227,8 +230,10 @@ impl Run {
             cluster.members.iter().map(|member| (member.machine.id, member.machine.clone())).collect();
         let tap = cluster.watch.clone();
         cluster.world.network.set_wiretap(Some(Arc::new(move |from, _, frame| tap.on_frame(&machines[&from], frame))));
+        let holders = Arc::new(Holders::new(cluster.plan.holders));
         Self {
             cluster,
+            holders,
             history: Arc::default(),
             submissions: Arc::default(),
             watchers: Arc::default(),
@@ -350,6 +355,8 @@ impl Run {
         let readers = 0..self.cluster.plan.nodes * self.cluster.plan.readers;
         let readers: Vec<_> = readers.map(|number| self.reader(number, attacked.clone())).collect();
         let follower = self.follower(attacked.clone());
+        let holders: Vec<_> =
+            (0..self.cluster.plan.holders).map(|number| self.holder(number, attacked.clone())).collect();
         (0..self.cluster.plan.watchers).for_each(|number| self.watcher(number));
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
@@ -364,8 +371,8 @@ impl Run {
             let _ = client.await;
         }
         attacked.store(false, Ordering::Relaxed);
-        for reader in readers.into_iter().chain(follower) {
-            let _ = reader.await;
+        for other in readers.into_iter().chain(follower).chain(holders) {
+            let _ = other.await;
         }
         self.check_answers();
     }
@@ -416,6 +423,33 @@ impl Run {
             let notes = Notes { client: id, elapsed: &|| time.elapsed(), ended: &ended };
             load::read(&door, what, rng, &goes_on, notes).await;
         })
+    }
+
+    /// A client on a machine of its own that holds leases, while this is true.
+    fn holder(&self, number: usize, goes_on: Arc<AtomicBool>) -> madsim::task::JoinHandle<()> {
+        let (io, node) = self.caller();
+        let mut rng = self.cluster.world.rng.stream(&format!("holder {number}"));
+        let door = match rng.chance(500) {
+            true => Door::Etcd(Etcd::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT)),
+            false => Door::Own(Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT)),
+        };
+        let (holders, time) = (self.holders.clone(), self.time.clone());
+        node.spawn(async move {
+            let goes_on = || goes_on.load(Ordering::Relaxed);
+            holders.hold(&door, number, rng, &|| time.elapsed(), &goes_on).await;
+        })
+    }
+
+    /// Every lease that nobody keeps alive any more ends, and the keys with it.
+    async fn finish_leases(&self) -> Result<(), Verdict> {
+        if self.cluster.plan.holders == 0 {
+            return Ok(());
+        }
+        let (io, node) = self.caller();
+        let client = Client::new(io, &self.cluster.endpoints, RECOVERY_MAX);
+        let (violations, time) = (self.cluster.watch.clone(), self.time.clone());
+        let ended = node.spawn(async move { holdings::all_ended(&client, &time, &violations.violations).await });
+        ended.await.unwrap_or_else(|_| Err("the client has died".into())).map_err(Verdict::Liveness)
     }
 
     /// A client on a machine of its own that watches all keys until the end.
@@ -583,6 +617,7 @@ impl Run {
         self.finish_removals().await?;
         self.finish_moves().await?;
         self.finish_tasks().await?;
+        self.finish_leases().await?;
         let converged = || {
             let watched = self.cluster.watch.state();
             let (last, _) = watched.canonical.last();
@@ -669,9 +704,11 @@ impl Run {
     fn check(&self) -> Result<(), Verdict> {
         let mut violations = self.cluster.watch.violations.all();
         // Where clocks run as they like no lease holds anything off: then it is the tokens that do.
-        let by_lease = |violation: &Violation| attempts::BY_LEASE.contains(&violation.oracle);
-        let ran = self.cluster.world.ledger.violations.all().into_iter();
-        violations.extend(ran.filter(|violation| self.cluster.plan.clocks_hold() || !by_lease(violation)));
+        let by_lease = |violation: &Violation| {
+            attempts::BY_LEASE.contains(&violation.oracle) || violation.oracle == holdings::LASTS
+        };
+        violations.extend(self.cluster.world.ledger.violations.all());
+        violations.retain(|violation| self.cluster.plan.clocks_hold() || !by_lease(violation));
         if !violations.is_empty() {
             return Err(Verdict::Safety(violations));
         }
@@ -688,6 +725,7 @@ impl Run {
         cost::of("oracle: exactly once", || exactly_once::check(&records, violations));
         cost::of("oracle: linearizable", || linearizable::check(&records, violations));
         cost::of("oracle: revisions", || revisions::check(&records, violations));
+        cost::of("oracle: holdings", || holdings::check(&self.holders.notes(), violations));
         cost::of("oracle: watches", || watches::check(&self.watchers.logs(), &records, violations));
         self.cluster.members.iter().for_each(|member| member.machine.down(Down::Kill));
         for member in self.cluster.servers() {

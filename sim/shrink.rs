@@ -162,6 +162,7 @@ impl Shrinker<'_> {
             |plan| plan.idle_permille = 0,
             |plan| plan.foreign = 0,
             |plan| plan.watchers = 0,
+            |plan| plan.holders = 0,
             |plan| plan.readers = 0,
             |plan| plan.retention = Retention::default(),
             |plan| plan.chunk_bytes = crate::limits::SNAPSHOT_CHUNK_BYTES,

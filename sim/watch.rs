@@ -18,6 +18,7 @@ use crate::sim::oracle::canonical::Canonical;
 use crate::sim::oracle::digest::Digests;
 use crate::sim::oracle::disks;
 use crate::sim::oracle::election::Elections;
+use crate::sim::oracle::holdings::Holdings;
 use crate::sim::oracle::leases::Leases;
 use crate::sim::oracle::membership::Membership;
 use crate::sim::oracle::monotonic::Monotonic;
@@ -50,6 +51,8 @@ pub struct Watched {
     pub sessions: Sessions,
     /// Which workers have leases.
     pub leases: Leases,
+    /// Which leases on keys there are.
+    holdings: Holdings,
     /// What was promised.
     pub promises: Promises,
     /// What each member said last of itself.
@@ -99,6 +102,7 @@ impl Watch {
         state.membership.on_applied(life.0, entry, &self.violations);
         state.sessions.on_applied(entry, outcome, &self.violations);
         state.leases.on_applied(entry, outcome, &self.violations);
+        state.holdings.on_applied(entry, outcome, &self.violations);
     }
 
     fn note_status(&self, life: (NodeId, Incarnation), status: &Status) {

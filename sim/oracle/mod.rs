@@ -13,6 +13,7 @@ pub mod disks;
 pub mod election;
 pub mod exactly_once;
 pub mod fail_stops;
+pub mod holdings;
 pub mod leases;
 pub mod linearizable;
 pub mod membership;

@@ -42,12 +42,13 @@ impl Client {
         }
     }
 
-    /// Has a lease last its whole time again. Says for how long that is, counted from when this was called.
+    /// Has a lease last its whole time again. Says for how long that is, counted from when this was called. Repeating it does no
+    /// harm, so it needs no session.
     ///
     /// # Errors
     /// See [`ClientError`]; rejected if there is no such lease any more.
     pub async fn keep_lease_alive(&self, id: LeaseId) -> Result<Duration, ClientError> {
-        match self.execute(Kind::LeaseKeepAlive(LeaseKeepAliveRequest { id: id.0 })).await? {
+        match self.execute_plain(Kind::LeaseKeepAlive(LeaseKeepAliveRequest { id: id.0 })).await? {
             reply::Kind::LeaseKeepAlive(reply) => match u64::try_from(reply.ttl) {
                 Ok(ttl) if ttl > 0 => Ok(Duration::from_secs(ttl)),
                 _ => Err(ClientError::Rejected(Reject::Kv(KvReject::LeaseNotFound(id)))),

@@ -352,13 +352,7 @@ impl Client {
 
     async fn open_session(&self) -> Result<(), ClientError> {
         // A session opened twice by a retry costs a row until it expires, nothing else.
-        let reply = self
-            .attempts(|channel, _| {
-                let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession {})) };
-                Box::pin(async move { store(channel).execute(open).await })
-            })
-            .await?;
-        match answer(reply)? {
+        match self.execute_plain(Kind::OpenSession(v1::OpenSession {})).await? {
             reply::Kind::OpenSession(reply) => {
                 // Another copy may have been faster; then this session idles until it expires.
                 self.lock().session.get_or_insert(SessionId(reply.session));
@@ -366,6 +360,19 @@ impl Client {
             }
             other => Err(unexpected(&other)),
         }
+    }
+
+    /// Carries out a command that may take effect more than once.
+    async fn execute_plain(&self, kind: Kind) -> Result<reply::Kind, ClientError> {
+        let command = v1::Command { session: None, kind: Some(kind) };
+        let reply = self
+            .attempts(|channel, deadline| {
+                let mut request = Request::new(command.clone());
+                request.set_timeout(deadline.since(self.io.clock.now()));
+                Box::pin(async move { store(channel).execute(request).await })
+            })
+            .await?;
+        answer(reply)
     }
 
     async fn query(&self, kind: query_request::Kind) -> Result<query_reply::Kind, ClientError> {
