@@ -55,7 +55,8 @@ const AIMS: &[(&str, Aim)] = &[
     ("commands that are done and not answered", |rng, plan| {
         (plan.clients, plan.pause, plan.keys) = (plan.clients.max(4), Duration::from_millis(300), plan.keys.max(3));
         let (direct, after, down) = (rng.chance(250), millis(rng, 20, 120), millis(rng, 200, 3_000));
-        add(rng, plan, 3_000, Fault::Unanswered { direct, after, down });
+        let foreign = !direct && rng.chance(400);
+        add(rng, plan, 3_000, Fault::Unanswered { direct, foreign, after, down });
     }),
     ("a removal that leaves no majority", |rng, plan| {
         let down = millis(rng, 1, 2_000);

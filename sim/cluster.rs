@@ -236,6 +236,7 @@ impl Cluster {
         let (spawn, watch) = (io.spawn.clone(), self.watch.clone());
         let builder = NodeBuilder::new(io.clone(), address).origin(origin).observer(self.watch.clone());
         let builder = builder.log_kept(self.plan.retention).snapshot_chunk_bytes(self.plan.chunk_bytes);
+        let builder = builder.watch_batch_events(self.plan.events_max);
         let builder = builder
             .role(self.plan.role(place))
             .election_timeout(self.plan.election_timeout)

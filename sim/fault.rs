@@ -269,6 +269,9 @@ pub enum Fault {
     Unanswered {
         /// What clients sent, not what members passed on.
         direct: bool,
+        /// Clients speak the protocol of etcd's, and only who leads is killed: the others say what they know.
+        #[serde(default)]
+        foreign: bool,
         /// So long after.
         after: Duration,
         /// How long they stay off.

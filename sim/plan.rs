@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::io::{Io, Rng, Tokens};
 use crate::limits::{
-    CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT, ELECTION_TIMEOUT_MIN, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT,
+    CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT, ELECTION_TIMEOUT_MIN, EVENTS_MAX, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT,
     SNAPSHOT_CHUNK_BYTES, TAIL_BYTES_MAX, VOTERS_TARGET_MAX,
 };
 use crate::node::Role;
@@ -74,6 +74,9 @@ pub struct Plan {
     pub retention: Retention,
     /// Bytes of a snapshot's chunk.
     pub chunk_bytes: usize,
+    /// Changes that are read at once for those who watch.
+    #[serde(default = "events_max")]
+    pub events_max: usize,
     /// What the network is like until it heals.
     pub weather: Weather,
     /// What happens, in order of time since the cluster was formed.
@@ -84,6 +87,10 @@ pub struct Plan {
     pub beyond_budget: bool,
     /// What draws the majority that must serve while the others stay broken.
     pub core: u64,
+}
+
+fn events_max() -> usize {
+    EVENTS_MAX
 }
 
 impl Plan {
@@ -163,6 +170,7 @@ impl Plan {
             model_log: false,
             retention: Retention::default(),
             chunk_bytes: SNAPSHOT_CHUNK_BYTES,
+            events_max: EVENTS_MAX,
             weather: Weather::CALM,
             faults: Vec::new(),
             early: false,
@@ -230,6 +238,7 @@ impl Plan {
                 in_memory: *load.pick(&[0, 2_000, TAIL_BYTES_MAX, TAIL_BYTES_MAX]),
             },
             chunk_bytes: *load.pick(&[1, 100, SNAPSHOT_CHUNK_BYTES]),
+            events_max: *rng.stream("plan/events").pick(&[1, 3, EVENTS_MAX]),
             // What a wrong disk must be told by is heard on a calm network.
             weather: match faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. })) {
                 true => Weather::CALM,
@@ -287,7 +296,11 @@ impl fmt::Display for Plan {
             self.submitters, self.tasks, self.stubborn_permille
         )?;
         let log = if self.model_log { "in memory" } else { "in a database" };
-        writeln!(f, "log {log}, {:?}, snapshots in chunks of {} bytes", self.retention, self.chunk_bytes)?;
+        writeln!(
+            f,
+            "log {log}, {:?}, snapshots in chunks of {} bytes, {} changes at once",
+            self.retention, self.chunk_bytes, self.events_max
+        )?;
         writeln!(f, "{:?}", self.weather)?;
         for (at, fault) in &self.faults {
             writeln!(f, "{:>7.3} s  {fault:?}", at.as_secs_f64())?;

@@ -166,6 +166,7 @@ impl Shrinker<'_> {
             |plan| plan.readers = 0,
             |plan| plan.retention = Retention::default(),
             |plan| plan.chunk_bytes = crate::limits::SNAPSHOT_CHUNK_BYTES,
+            |plan| plan.events_max = crate::limits::EVENTS_MAX,
             |plan| plan.early = false,
             |plan| plan.model_log = true,
             |plan| plan.stock = 0,

@@ -9,12 +9,16 @@ use futures_util::future::join_all;
 use madsim::runtime::NodeHandle;
 use madsim::time::sleep;
 
-use crate::client::{Client, ClientError};
-use crate::ids::{Index, NodeId, Revision};
+use crate::client::Client;
+use crate::ids::{Address, Index, NodeId};
+use crate::io::Io;
 use crate::limits::SESSION_TTL;
+use crate::proto::etcdserverpb::{PutRequest, PutResponse};
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, wait, wait_closely};
 use crate::sim::disk::PowerCut;
+use crate::sim::door::{Door, Etcd};
 use crate::sim::fault::{Fault, Place};
+use crate::sim::history::Seen;
 use crate::sim::network::MachineId;
 use crate::sim::oracle::leases::LEASE_OVER;
 use crate::sim::world::Down;
@@ -64,7 +68,9 @@ impl Cluster {
                     machine.resume();
                 }
             }
-            Fault::Unanswered { direct, after, down } => self.leave_unanswered(direct, after, down).await,
+            Fault::Unanswered { direct, foreign, after, down } => {
+                self.leave_unanswered((direct, foreign), after, down).await;
+            }
             Fault::Diverge { cut, down } => self.diverge(cut, down).await,
             Fault::RemoveInMinority { down } => self.remove_in_minority(down).await,
             Fault::RemoveToLast { stalled, cut, down } => self.remove_to_last(stalled, cut, down).await,
@@ -99,10 +105,11 @@ impl Cluster {
 
     /// Has commands carried out and not answered, and kills all members with the first. What a client takes for not done then must not
     /// be.
-    async fn leave_unanswered(self: &Arc<Self>, direct: bool, after: Duration, down: Duration) {
+    async fn leave_unanswered(self: &Arc<Self>, (direct, foreign): (bool, bool), after: Duration, down: Duration) {
         let network = &self.world.network;
         let Some(leader) = self.leader() else { return };
-        let (client, node, _) = self.client_of(|place| (place == leader) == direct);
+        let (io, at, node, _) = self.caller_of(|place| (place == leader) == direct);
+        let client = Client::new(io.clone(), &at, CLIENT_TIMEOUT).with_attempt_timeout(ANSWER_PATIENCE);
         let opening = client.clone();
         if !node.spawn(async move { opening.put(b"open", b"", None).await.is_ok() }).await.unwrap_or(false) {
             return;
@@ -111,14 +118,19 @@ impl Cluster {
         let before = network.counts().unanswered;
         network.set_unanswered(Some(Arc::new(move |from| members.contains(&from) != direct)));
         let what = format!("unanswered {before}");
-        let client = client.with_timeout(CLIENT_TIMEOUT);
-        let asked =
-            node.spawn(put_one_by_one(client, what, ASKED, |done| matches!(done, Err(ClientError::Unavailable(_)))));
+        let door = match foreign {
+            true => Door::Etcd(Etcd::new(io, &at, CLIENT_TIMEOUT)),
+            false => Door::Own(client),
+        };
+        let asked = node.spawn(put_one_by_one(door, what, ASKED, |done| matches!(done, Err(Seen::NotDone))));
         wait_closely(PATIENCE, CLOSELY, || network.counts().unanswered > before).await;
         if network.counts().unanswered > before {
             sometimes!(!direct, "the leader was gone just after it carried out what was passed on");
             sleep(after).await;
-            self.members.iter().for_each(|member| member.machine.down(Down::Kill));
+            match foreign {
+                true => self.members[leader].machine.down(Down::Kill),
+                false => self.members.iter().for_each(|member| member.machine.down(Down::Kill)),
+            }
             sleep(CLIENT_TIMEOUT + down).await;
         }
         network.set_unanswered(None);
@@ -146,12 +158,17 @@ impl Cluster {
 
     /// A client on a machine of its own that asks some members alone.
     fn client_of(&self, places: impl Fn(Place) -> bool) -> (Client, NodeHandle, MachineId) {
+        let (io, at, node, machine) = self.caller_of(places);
+        let client = Client::new(io, &at, ANSWER_PATIENCE).with_attempt_timeout(ANSWER_PATIENCE);
+        (client, node, machine)
+    }
+
+    /// The seams of a machine of its own, and where some members are.
+    fn caller_of(&self, places: impl Fn(Place) -> bool) -> (Io, Vec<Address>, NodeHandle, MachineId) {
         let machine = self.world.machine();
         let (io, node) = machine.boot();
-        let at: Vec<_> = (0..self.plan.nodes).filter(|place| places(*place)).collect();
-        let at: Vec<_> = at.into_iter().map(|place| self.members[place].address()).collect();
-        let client = Client::new(self.plan.admit(io), &at, ANSWER_PATIENCE).with_attempt_timeout(ANSWER_PATIENCE);
-        (client, node, machine.id)
+        let at = (0..self.plan.nodes).filter(|place| places(*place)).map(|place| self.members[place].address());
+        (self.plan.admit(io), at.collect(), node, machine.id)
     }
 
     /// Has a leader append in vain, and its power go when another's entries have replaced its own. What it acknowledges all the
@@ -170,9 +187,10 @@ impl Cluster {
         }
         let rest = |place: Place| place != old && place < self.plan.nodes;
         self.set_between(|place| place == old, rest, true);
-        let in_vain = node.spawn(put_one_by_one(of_old, "in vain".into(), IN_VAIN, |done| done.is_ok()));
+        let in_vain = node.spawn(put_one_by_one(Door::Own(of_old), "in vain".into(), IN_VAIN, |done| done.is_ok()));
         wait(PATIENCE, || self.leader().is_some_and(|leader| leader != old)).await;
-        let meanwhile = others.spawn(put_one_by_one(of_others, "meanwhile".into(), MEANWHILE, |done| done.is_ok()));
+        let meanwhile =
+            others.spawn(put_one_by_one(Door::Own(of_others), "meanwhile".into(), MEANWHILE, |done| done.is_ok()));
         sleep(Duration::from_millis(MEANWHILE * 40)).await;
         let last = || self.watch.state().statuses.get(&id).map_or(Index(0), |status| status.last);
         let before = last();
@@ -351,16 +369,18 @@ impl Cluster {
 
 /// Sets one key after another, without waiting for the answers; gives those whose answer is as wanted.
 async fn put_one_by_one(
-    client: Client,
+    door: Door,
     what: String,
     count: u64,
-    wanted: impl Fn(Result<Revision, ClientError>) -> bool + Copy + Send + 'static,
+    wanted: impl Fn(Result<PutResponse, Seen>) -> bool + Copy + Send + 'static,
 ) -> Vec<String> {
+    let door = &door;
     let put = |number: u64| {
-        let (client, key) = (client.clone(), format!("{what} {number}"));
+        let key = format!("{what} {number}");
+        let put = PutRequest { key: key.clone().into(), ..PutRequest::default() };
         async move {
-            client.pause(Duration::from_millis(number * 15)).await;
-            wanted(client.put(key.as_bytes(), b"", None).await).then_some(key)
+            door.pause(Duration::from_millis(number * 15)).await;
+            wanted(door.put(put).await).then_some(key)
         }
     };
     join_all((0..count).map(put)).await.into_iter().flatten().collect()

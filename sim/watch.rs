@@ -188,6 +188,13 @@ impl Watch {
             };
             let kind = message.get_msg_type();
             inner.promises.on_message(machine.id, &machine.disk, &message, &self.violations);
+            let Watched { membership, promises, .. } = inner;
+            membership.on_message(&message, |index| {
+                let upto = |promised: &Promised| promised.commit() >= index;
+                let promised = promises.find(machine.id, &machine.disk, upto);
+                // What its disk does not have others must: a majority without it.
+                promised.is_ok_and(|promised| upto(promised) || promised.last() < index)
+            });
             inner.machines.entry(NodeId(message.from)).or_insert_with(|| Some(machine.clone()));
             if !matches!(kind, MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse) {
                 inner.monotonic.on_message(NodeId(message.from), Term(message.term));

@@ -3,8 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use prost::Message;
-use raft::eraftpb::ConfState;
+use prost::Message as _;
+use raft::eraftpb::{ConfState, Entry as RaftEntry, EntryType, Message, MessageType};
 
 use super::Violations;
 use crate::entry::{Body, Entry};
@@ -22,6 +22,10 @@ pub struct Membership {
     configurations: BTreeMap<Index, (NodeId, ConfState)>,
     rows: BTreeMap<u64, v1::Member>,
     counted: Index,
+    /// Changes of members that were sent, and that nobody has applied.
+    sent: BTreeSet<Index>,
+    /// Who said that an entry is committed when its own disk did not know it.
+    said: BTreeSet<(Index, NodeId)>,
     /// Commits whose majority was counted on the disks.
     pub checked: u64,
 }
@@ -29,11 +33,19 @@ pub struct Membership {
 impl Membership {
     /// A member applied an entry.
     pub fn on_applied(&mut self, member: NodeId, entry: &Entry, violations: &Violations) {
+        let later = self.said.split_off(&(entry.index.next(), NodeId(0)));
+        let said = std::mem::replace(&mut self.said, later);
+        self.sent.remove(&entry.index);
         let Body::Members { conf_state, change } = &entry.body else { return };
         let state = match codec::conf_state(conf_state) {
             Ok(state) => state,
             Err(error) => return violations.add("equal membership", error.to_string()),
         };
+        for (_, leader) in said.range((entry.index, NodeId(0))..) {
+            let what =
+                format!("leader {leader} said that the change at {} is, and its disk did not know it", entry.index);
+            violations.add("a change of members is durable when it is said to be committed", what);
+        }
         if let Some((first, found)) = self.configurations.get(&entry.index) {
             if *found != state {
                 let what = format!("at {} member {first} has {found:?}, member {member} {state:?}", entry.index);
@@ -51,6 +63,18 @@ impl Membership {
         match v1::MemberChange::decode(&**change) {
             Ok(change) => change.members.into_iter().for_each(|row| self.on_row(entry.index, row, violations)),
             Err(error) => violations.add("equal membership", error.to_string()),
+        }
+    }
+
+    /// A message leaves a member; `knows` tells whether its disk knows that an entry is committed, or has no such entry. What a
+    /// leader says to be committed others apply, and whom a change removes goes for good: a leader that has the change and forgot
+    /// that it is committed could not do without.
+    pub fn on_message(&mut self, message: &Message, mut knows: impl FnMut(Index) -> bool) {
+        let is_change = |entry: &&RaftEntry| entry.get_entry_type() != EntryType::EntryNormal;
+        self.sent.extend(message.entries.iter().filter(is_change).map(|entry| Index(entry.index)));
+        if matches!(message.get_msg_type(), MessageType::MsgAppend | MessageType::MsgHeartbeat) {
+            let said = self.sent.range(..=Index(message.commit)).filter(|index| !knows(**index));
+            self.said.extend(said.map(|index| (*index, NodeId(message.from))));
         }
     }
 

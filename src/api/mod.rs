@@ -52,8 +52,8 @@ impl Drop for Entered {
     }
 }
 
-/// All services of a member that keeps the state.
-pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {
+/// All services of a member that keeps the state, which tells those who watch keys of so many changes at once.
+pub fn routes(node: &Arc<SharedNodeState>, health: &Health, events_max: usize) -> Routes {
     let peer = PeerServer::new(peer::PeerService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let store = StoreServer::new(store::StoreService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let kv = KvServer::new(kv::KvService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
@@ -61,7 +61,7 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health) -> Routes {
         .add_service(peer)
         .add_service(store)
         .add_service(kv)
-        .add_service(WatchServer::new(watch::WatchService::new(node.clone())))
+        .add_service(WatchServer::new(watch::WatchService::new(node.clone(), events_max)))
         .add_service(LeaseServer::new(lease::LeaseService::new(node.clone())))
         .add_service(ClusterServer::new(ClusterService(node.clone())))
         .add_service(TasksServer::new(tasks::TasksService(node.clone())))

@@ -22,7 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Entered, etcd};
 use crate::ids::Index;
 use crate::limits::{
-    EVENTS_BYTES_MAX, EVENTS_MAX, FRAGMENT_BYTES_MAX, KEY_STREAMS_MAX, KEY_WATCHES_MAX, PROGRESS_PERIOD, WATCH_PATIENCE,
+    EVENTS_BYTES_MAX, FRAGMENT_BYTES_MAX, KEY_STREAMS_MAX, KEY_WATCHES_MAX, PROGRESS_PERIOD, WATCH_PATIENCE,
 };
 use crate::proto::etcdserverpb::watch_create_request::FilterType;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
@@ -42,12 +42,13 @@ const NO_WATCH: i64 = -1;
 pub struct WatchService {
     shared: Arc<SharedNodeState>,
     streams: Arc<AtomicUsize>,
+    events_max: usize,
 }
 
 impl WatchService {
-    /// The service of a member.
-    pub fn new(shared: Arc<SharedNodeState>) -> Self {
-        Self { shared, streams: Arc::default() }
+    /// The service of a member that reads so many changes at once.
+    pub fn new(shared: Arc<SharedNodeState>, events_max: usize) -> Self {
+        Self { shared, streams: Arc::default(), events_max }
     }
 }
 
@@ -60,6 +61,7 @@ impl WatchRpc for WatchService {
             .ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))?;
         let watching = Watching {
             shared: self.shared.clone(),
+            events_max: self.events_max,
             asks: request.into_inner(),
             watches: BTreeMap::new(),
             next_id: 0,
@@ -98,6 +100,8 @@ struct Watch {
 /// A stream.
 struct Watching {
     shared: Arc<SharedNodeState>,
+    /// Changes that are read at once.
+    events_max: usize,
     asks: Streaming<WatchRequest>,
     watches: BTreeMap<i64, Watch>,
     next_id: i64,
@@ -240,7 +244,7 @@ impl Watching {
         let first = self.watches.values().map(|watch| watch.next).min().unwrap_or(u64::MAX);
         let mut upto = store.revision();
         if first <= upto {
-            let (changes, last) = store.changes(first, EVENTS_MAX, EVENTS_BYTES_MAX).map_err(internal)?;
+            let (changes, last) = store.changes(first, self.events_max, EVENTS_BYTES_MAX).map_err(internal)?;
             upto = last;
             self.deliver(&store, &changes, upto)?;
         }

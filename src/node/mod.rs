@@ -77,6 +77,7 @@ pub struct NodeBuilder {
     voters_max: usize,
     retention: Retention,
     chunk_bytes: usize,
+    events_max: usize,
     role: Role,
     worker: WorkerConfig,
     free_space_floor: u64,
@@ -95,6 +96,7 @@ impl NodeBuilder {
             voters_max: limits::VOTERS_TARGET_MAX,
             retention: Retention::default(),
             chunk_bytes: limits::SNAPSHOT_CHUNK_BYTES,
+            events_max: limits::EVENTS_MAX,
             role: Role::default(),
             worker: WorkerConfig::default(),
             free_space_floor: limits::FREE_SPACE_FLOOR,
@@ -135,6 +137,12 @@ impl NodeBuilder {
     /// About how large the chunks are in which it sends a snapshot.
     pub fn snapshot_chunk_bytes(mut self, bytes: usize) -> Self {
         self.chunk_bytes = bytes;
+        self
+    }
+
+    /// How many changes of keys it reads at once for those who watch.
+    pub fn watch_batch_events(mut self, events: usize) -> Self {
+        self.events_max = events;
         self
     }
 
@@ -230,7 +238,7 @@ impl NodeBuilder {
         let outputs = worker::outputs(&io).filter(|_| self.role == Role::Both);
         let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics);
         let health = Health::default();
-        let routes = api::routes(&shared, &health);
+        let routes = api::routes(&shared, &health, self.events_max);
         let (serving, server) = Serving::start(&io, listener, routes);
         let tasks = vec![
             manager,
