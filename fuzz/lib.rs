@@ -48,6 +48,10 @@ impl Disk for MemoryDisk {
         Ok(self.0.lock().unwrap().keys().cloned().collect())
     }
 
+    fn size(&self, name: &str) -> io::Result<u64> {
+        self.0.lock().unwrap().get(name).ok_or(io::ErrorKind::NotFound)?.len()
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.0.lock().unwrap().remove(name).map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
     }

@@ -503,6 +503,13 @@ impl Disk for Mounted {
         self.with(|state| Ok(state.files.keys().cloned().collect()))
     }
 
+    fn size(&self, name: &str) -> io::Result<u64> {
+        self.with(|state| match state.files.get(name) {
+            Some(file) => Ok(file.live.len),
+            None => Err(io::Error::new(io::ErrorKind::NotFound, format!("{name} does not exist"))),
+        })
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         self.with(|state| {
             state.named.remove(name);

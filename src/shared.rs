@@ -155,6 +155,11 @@ impl SharedNodeState {
         *self.short_of_space.lock().expect("no code panics while it holds the mark") = short;
     }
 
+    /// Whether there is too little space here for what grows.
+    pub fn is_short_of_space(&self) -> bool {
+        self.short_of_space.lock().expect("no code panics while it holds the mark").is_some()
+    }
+
     /// Refuses what grows while there is too little space here.
     fn check_space(&self, command: &v1::Command) -> Result<(), Status> {
         let grows = matches!(

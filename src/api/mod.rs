@@ -5,6 +5,8 @@ mod etcd;
 mod health;
 mod kv;
 mod lease;
+mod maintenance;
+mod members;
 mod metrics;
 mod peer;
 mod store;
@@ -20,8 +22,10 @@ use tonic::service::Routes;
 
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::metrics::Metrics;
+use crate::proto::etcdserverpb::cluster_server::ClusterServer as MembersServer;
 use crate::proto::etcdserverpb::kv_server::KvServer;
 use crate::proto::etcdserverpb::lease_server::LeaseServer;
+use crate::proto::etcdserverpb::maintenance_server::MaintenanceServer;
 use crate::proto::etcdserverpb::watch_server::WatchServer;
 use crate::proto::health::health_server::HealthServer;
 use crate::proto::v1::cluster_server::ClusterServer;
@@ -63,6 +67,8 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health, events_max: usize) -
         .add_service(kv)
         .add_service(WatchServer::new(watch::WatchService::new(node.clone(), events_max)))
         .add_service(LeaseServer::new(lease::LeaseService::new(node.clone())))
+        .add_service(MembersServer::new(members::MembersService(node.clone())))
+        .add_service(MaintenanceServer::new(maintenance::MaintenanceService(node.clone())))
         .add_service(ClusterServer::new(ClusterService(node.clone())))
         .add_service(TasksServer::new(tasks::TasksService(node.clone())))
         .add_service(WorkServer::new(work::WorkService::new(node.clone())))

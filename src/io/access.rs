@@ -107,6 +107,10 @@ impl Network for Guarded {
             request
         }))
     }
+
+    fn scheme(&self) -> &'static str {
+        self.network.scheme()
+    }
 }
 
 struct GuardedListener {

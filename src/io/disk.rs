@@ -25,6 +25,12 @@ pub trait Disk: Send + Sync + 'static {
     /// What the file system says, with the path.
     fn list(&self) -> io::Result<Vec<String>>;
 
+    /// The length of a file, in bytes.
+    ///
+    /// # Errors
+    /// What the file system says, with the path.
+    fn size(&self, name: &str) -> io::Result<u64>;
+
     /// Removes a file.
     ///
     /// # Errors

@@ -57,6 +57,11 @@ pub trait Network: Send + Sync + 'static {
 
     /// A channel to `address`. Fails when used, not here.
     fn connect(&self, address: &Address) -> Channel;
+
+    /// What the URL of an address begins with: whether nodes speak TLS.
+    fn scheme(&self) -> &'static str {
+        "http"
+    }
 }
 
 /// A bound address.

@@ -74,6 +74,11 @@ impl Disk for DataDir {
         Ok(names)
     }
 
+    fn size(&self, name: &str) -> io::Result<u64> {
+        let path = self.path(name);
+        fs::metadata(&path).map(|metadata| metadata.len()).map_err(at(&path))
+    }
+
     fn remove(&self, name: &str) -> io::Result<()> {
         let path = self.path(name);
         fs::remove_file(&path).map_err(at(&path))
@@ -121,6 +126,10 @@ impl Disk for NoDisk {
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
+        Self::refuse()
+    }
+
+    fn size(&self, _: &str) -> io::Result<u64> {
         Self::refuse()
     }
 

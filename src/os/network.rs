@@ -86,8 +86,12 @@ impl Network for Sockets {
         Err(last)
     }
 
+    fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
+    }
+
     fn connect(&self, address: &Address) -> Channel {
-        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let scheme = self.scheme();
         let endpoint = Endpoint::from_shared(format!("{scheme}://{address}")).and_then(|endpoint| match &self.tls {
             Some(tls) => endpoint.tls_config(tls.trusted.clone().domain_name(address.host())),
             None => Ok(endpoint),

@@ -37,6 +37,20 @@ pub fn file_name(index: Index) -> String {
     format!("{STATE_PREFIX}{index}.redb")
 }
 
+/// The bytes of the files that hold a state.
+///
+/// # Errors
+/// What the file system says.
+pub fn file_bytes(disk: &dyn Disk) -> std::io::Result<u64> {
+    let names = disk.list()?;
+    let size = |name: &String| match disk.size(name) {
+        // Another took its place meanwhile.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(0),
+        size => size,
+    };
+    names.iter().filter(|name| name.starts_with(STATE_PREFIX)).map(size).sum()
+}
+
 pub(super) fn open_database(disk: &dyn Disk, name: &str) -> Result<Database, Fault> {
     let what = || format!("open {name} in {}", disk.describe());
     // What is built by applying from the first entry on can be built again.

@@ -502,6 +502,111 @@ fn its_own_client_has_leases() {
     assert!(!revoked.status.success(), "it is gone");
 }
 
+/// A JSON document that etcd's own client printed.
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&output.stderr)))
+}
+
+/// Many who count under a lock lose nothing; who campaigns leads when those before have gone.
+#[test]
+fn its_own_client_locks_and_elects() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = three(dir.path());
+    let all = nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>().join(",");
+    let start = |args: &[&str]| {
+        let mut command = Command::new("etcdctl");
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &all]).args(args);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let count = dir.path().join("count");
+    std::fs::write(&count, "0").unwrap();
+    let add = format!("n=$(cat {0}); sleep 0.05; echo $((n + 1)) > {0}", count.display());
+    let counters: Vec<Child> = (0..8).map(|_| start(&["lock", "count", "--", "sh", "-c", &add])).collect();
+    for counter in counters {
+        let output = counter.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    assert_eq!(std::fs::read_to_string(&count).unwrap().trim(), "8");
+    let leader = || {
+        let got = etcdctl(&all, &["get", "seat/", "--prefix", "--sort-by=CREATE", "--limit=1", "--print-value-only"]);
+        text(&got.stdout).trim().to_owned()
+    };
+    let mut first = start(&["elect", "seat", "first"]);
+    until("the first leads", || leader() == "first");
+    let mut second = start(&["elect", "seat", "second"]);
+    until("the second waits", || {
+        text(&etcdctl(&all, &["get", "seat/", "--prefix", "--print-value-only"]).stdout).contains("second")
+    });
+    assert_eq!(leader(), "first");
+    // It is gone without a word: with its lease its key goes.
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let seats = json(&etcdctl(&all, &["get", "seat/", "--prefix", "--sort-by=CREATE", "-w", "json"]));
+    let lease = seats["kvs"][0]["lease"].as_i64().unwrap();
+    assert!(etcdctl(&all, &["lease", "revoke", &format!("{lease:x}")]).status.success());
+    until("the second leads", || leader() == "second");
+    // It gives its seat back when it is asked to end.
+    let asked = Command::new("kill").args(["-INT", &second.id().to_string()]).status().unwrap();
+    assert!(asked.success());
+    second.wait().unwrap();
+    until("nobody leads", || leader().is_empty());
+}
+
+/// Members are listed, compared, asked to lead, and removed; what is there is mirrored from a server of etcd's and to one.
+#[test]
+fn its_own_client_sees_members_and_mirrors() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = three(dir.path());
+    let all = nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>().join(",");
+    for i in 0..20 {
+        assert!(etcdctl(&all, &["put", &format!("from us {i}"), "x"]).status.success());
+    }
+    let members = json(&etcdctl(&all, &["member", "list", "-w", "json"]));
+    let found: Vec<&str> =
+        members["members"].as_array().unwrap().iter().map(|row| row["clientURLs"][0].as_str().unwrap()).collect();
+    let expected: Vec<String> = nodes.iter().map(|node| format!("http://{}", node.address)).collect();
+    assert_eq!(found, expected);
+    assert!(etcdctl(&all, &["endpoint", "health", "--cluster"]).status.success());
+    until("all have the same", || {
+        let hashes = json(&etcdctl(&all, &["endpoint", "hashkv", "-w", "json"]));
+        let hashes: Vec<String> =
+            hashes.as_array().unwrap().iter().map(|row| row["HashKV"]["hash"].to_string()).collect();
+        hashes.len() == 3 && hashes.iter().all(|hash| *hash == hashes[0])
+    });
+    let statuses = || json(&etcdctl(&all, &["endpoint", "status", "-w", "json"]));
+    let leader = || statuses()[0]["Status"]["leader"].as_u64().unwrap();
+    assert!(statuses().as_array().unwrap().iter().all(|row| row["Status"]["dbSize"].as_u64().unwrap() > 0));
+    let to = leader() % 3 + 1;
+    let moved = etcdctl(&all, &["move-leader", &format!("{to:x}")]);
+    assert!(moved.status.success(), "{}", text(&moved.stderr));
+    assert_eq!(leader(), to);
+    // In both directions.
+    let etcd = Etcd::start(dir.path());
+    assert!(etcdctl(&etcd.address, &["put", "from them", "y"]).status.success());
+    let mirrors = [(&nodes[0].address, &etcd.address, "from us"), (&etcd.address, &nodes[1].address, "from them")];
+    for (from, to, prefix) in mirrors {
+        let mut mirror = Command::new("etcdctl");
+        mirror.env("ETCDCTL_API", "3").args(["--endpoints", from, "make-mirror", to, "--prefix", prefix]);
+        let mut mirror = mirror.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let rows = |at: &str| text(&etcdctl(at, &["get", prefix, "--prefix"]).stdout);
+        until("what was there is mirrored", || rows(from) == rows(to));
+        assert!(etcdctl(from, &["put", &format!("{prefix}, later"), "z"]).status.success());
+        assert!(etcdctl(from, &["del", &format!("{prefix} 3")]).status.success());
+        until("what comes is mirrored", || rows(to).contains("later") && rows(from) == rows(to));
+        mirror.kill().unwrap();
+        mirror.wait().unwrap();
+    }
+    until("no change of members is under way", || nodes[0].status()["joint"] == false);
+    let gone = statuses().as_array().unwrap().iter().find_map(|row| {
+        let id = row["Status"]["header"]["member_id"].as_u64().unwrap();
+        (id != leader()).then_some(id)
+    });
+    let removed = etcdctl(&all, &["member", "remove", &format!("{:x}", gone.unwrap())]);
+    assert!(removed.status.success(), "{}", text(&removed.stderr));
+    let again = etcdctl(&all, &["member", "remove", &format!("{:x}", gone.unwrap())]);
+    assert!(text(&again.stderr).contains("etcdserver: member not found"), "{}", text(&again.stderr));
+}
+
 /// Every member serves; when the leader's machine dies, the client goes on with the others, and nothing is lost.
 #[test]
 fn its_own_client_goes_on_when_the_leader_dies() {

@@ -1,10 +1,12 @@
 //! Reading the store as of one revision.
 
 use std::cmp::Ordering;
+use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
 use std::sync::RwLock;
 
 use prost::Message;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::super::table::{Read, Table, View};
 use super::index::{KeyIndex, Position, Selection};
@@ -119,6 +121,29 @@ impl<'a, R: Read> Store<'a, R> {
             Ok(ControlFlow::Continue(()))
         })?;
         Ok((changes, last))
+    }
+
+    /// A hash of what can be read up to a revision (0: the newest): the same on all members, however much of what was compacted each
+    /// has swept away.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn hash(&self, asked: i64) -> Result<u32, NoAnswer> {
+        let revision = self.check_revision(asked)?;
+        let seen = self.select(&[0], &[0], self.compacted, usize::MAX)?.found;
+        let seen: BTreeSet<Position> = seen.into_iter().map(|(_, at)| at).collect();
+        let mut hash = Xxh3::new();
+        let end = Position { revision: revision + 1, number: 0 }.key().to_vec();
+        self.rows.scan(Table::Versions, (Bound::Unbounded, Bound::Excluded(end)), &mut |key, row| {
+            let at = Position::of(key)?;
+            if at.revision > self.compacted || seen.contains(&at) {
+                hash.update(key);
+                hash.update(&(row.len() as u64).to_le_bytes());
+                hash.update(row);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok((hash.digest() >> 32) as u32)
     }
 
     /// What a key was before the revision of a change, if that is still there.
