@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream;
 use tonic::{Code, Response, Status};
@@ -18,6 +19,8 @@ use crate::proto::etcdserverpb::{
     CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse,
     LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseRevokeRequest, PutRequest, PutResponse,
 };
+use crate::proto::v3lockpb::LockRequest;
+use crate::proto::v3lockpb::lock_client::LockClient;
 use crate::sim::history::Seen;
 
 /// How a client reaches the keys.
@@ -47,8 +50,12 @@ impl Etcd {
     }
 
     async fn call<T>(&self, call: impl FnOnce(Channel) -> Call<T>) -> Result<T, Seen> {
+        self.call_within(self.timeout, call).await
+    }
+
+    async fn call_within<T>(&self, patience: Duration, call: impl FnOnce(Channel) -> Call<T>) -> Result<T, Seen> {
         let channel = self.channels[self.turn.load(Ordering::Relaxed) % self.channels.len()].clone();
-        let seen = match self.io.clock.timeout(self.timeout, call(channel)).await {
+        let seen = match self.io.clock.timeout(patience, call(channel)).await {
             Ok(Ok(response)) => return Ok(response.into_inner()),
             Ok(Err(status)) => told(&status),
             Err(_) => Seen::Unknown,
@@ -166,6 +173,28 @@ impl Door {
             Self::Etcd(etcd) => {
                 let one = |at| -> Call<_> { Box::pin(async move { LeaseClient::new(at).lease_revoke(revoke).await }) };
                 etcd.call(one).await.map(|_| ())
+            }
+        }
+    }
+
+    /// Waits for a lock, for so long at most; gives its key, and when that came into being.
+    pub async fn lock(&self, name: &str, lease: i64, patience: Duration) -> Result<(Bytes, u64), Seen> {
+        match self {
+            Self::Own(client) => {
+                let waiting = client.wait_turn(name, LeaseId(lease), b"");
+                match client.within(patience, waiting).await {
+                    Some(turn) => turn.map(|turn| (turn.key, turn.token.0)).map_err(failed),
+                    None => Err(Seen::Unknown),
+                }
+            }
+            Self::Etcd(etcd) => {
+                let request = LockRequest { name: Bytes::copy_from_slice(name.as_bytes()), lease };
+                let one = |at| -> Call<_> { Box::pin(async move { LockClient::new(at).lock(request).await }) };
+                let key = etcd.call_within(patience, one).await?.key;
+                // Its own lease names the key, so that nobody else can have made it.
+                let range = RangeRequest { key: key.clone(), ..RangeRequest::default() };
+                let found = self.range(range).await?.kvs.into_iter().next().ok_or(Seen::Unknown)?;
+                Ok((key, found.create_revision.cast_unsigned()))
             }
         }
     }

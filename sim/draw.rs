@@ -228,14 +228,6 @@ pub(super) fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)
     // What others hear of a member tells whose disk is whose: nothing may disturb that.
     if faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. })) {
         faults.retain(|(_, fault)| nodes >= 3 && matches!(fault, Fault::WrongDisk { node, other } if node != other));
-        // Least is known of a member that has just joined.
-        if let Some((at, Fault::WrongDisk { other, .. })) = faults.first().copied()
-            && rng.chance(500)
-        {
-            let before = Duration::from_millis(rng.range(20, 1_500));
-            let join = Fault::Join { node: other, birth: None, removed: None };
-            faults.insert(0, (at.saturating_sub(before), join));
-        }
     }
     bound(&mut faults, nodes, |fault, late| match fault {
         // The founder cannot be late, nor may all others be.

@@ -14,6 +14,8 @@ use crate::sim::door::Door;
 use crate::sim::history::Seen;
 use crate::sim::load::number;
 
+/// The lock that all of them want at times.
+const LOCK: &str = "wanted";
 /// What the names of their keys begin with: none that others use do.
 pub const PREFIX: &str = "held ";
 
@@ -30,6 +32,8 @@ pub enum What {
     Put(Option<(u64, LeaseId)>),
     /// The key has this value, or is not there.
     Found(Option<u64>),
+    /// The lock is held by this lease, with a key that came into being then.
+    Locked(LeaseId, u64),
 }
 
 /// One of them, with the virtual times at which it began and ended.
@@ -85,6 +89,10 @@ impl Holders {
                 door.pause(Duration::from_millis(rng.range(50, 1_000))).await;
                 continue;
             };
+            if rng.chance(400) {
+                holder.lock(lease, ttl, rng.range(1, 4)).await;
+                continue;
+            }
             value += 1;
             holder.put(value, lease).await;
             let renewals = *rng.pick(&[0, 1, 3, 6]);
@@ -155,6 +163,18 @@ impl Holder<'_> {
             Ok(ttl) => self.note(from, What::Lasts(lease, Duration::from_secs(ttl))),
             Err(_) => {}
         }
+    }
+
+    /// Takes the lock, and keeps it for a while. Whoever waits in vain keeps the lease until it ends, or not.
+    async fn lock(&self, lease: LeaseId, ttl: u64, renewals: u64) {
+        let from = (self.elapsed)();
+        let Ok((_, token)) = self.door.lock(LOCK, lease.0, Duration::from_secs(ttl)).await else { return };
+        self.note(from, What::Locked(lease, token));
+        for _ in 0..renewals {
+            self.door.pause(Duration::from_millis(ttl * 300)).await;
+            self.keep_alive(lease).await;
+        }
+        self.revoke(lease).await;
     }
 
     async fn revoke(&self, lease: LeaseId) {

@@ -196,8 +196,14 @@ impl Plan {
         let voters_max = *cluster.pick(&[3, VOTERS_TARGET_MAX, VOTERS_TARGET_MAX, 7]);
         let timeouts = [ELECTION_TIMEOUT_MIN, ELECTION_TIMEOUT, ELECTION_TIMEOUT, 3 * ELECTION_TIMEOUT];
         let election_timeout = *cluster.pick(&timeouts);
-        let early = cluster.chance(150);
+        let mut early = cluster.chance(150);
         let mut faults = draw::faults(&mut rng.stream("plan/faults"), nodes);
+        let mut misled = rng.stream("plan/misled");
+        if faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. })) && misled.chance(400) {
+            // Least is known of a member while the cluster forms, and nobody knows it when the founder is gone.
+            let (at, other) = (Duration::from_millis(misled.range(50, 2_500)), misled.range(1, nodes as u64) as Place);
+            (early, faults) = (true, vec![(at, Fault::WrongDisk { node: 0, other })]);
+        }
         // While the cluster forms there is nobody yet to have what one member loses.
         faults.retain(|(_, fault)| !(early && fault.is_loss()));
         let (workers, idle, more) = draw::workers(&mut rng.stream("plan/workers"), nodes);

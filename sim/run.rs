@@ -705,7 +705,8 @@ impl Run {
         let mut violations = self.cluster.watch.violations.all();
         // Where clocks run as they like no lease holds anything off: then it is the tokens that do.
         let by_lease = |violation: &Violation| {
-            attempts::BY_LEASE.contains(&violation.oracle) || violation.oracle == holdings::LASTS
+            attempts::BY_LEASE.contains(&violation.oracle)
+                || [holdings::LASTS, holdings::LOCK].contains(&violation.oracle)
         };
         violations.extend(self.cluster.world.ledger.violations.all());
         violations.retain(|violation| self.cluster.plan.clocks_hold() || !by_lease(violation));

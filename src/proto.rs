@@ -21,6 +21,16 @@ pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");
 }
 
+/// What etcd's clients call: locks.
+pub mod v3lockpb {
+    tonic::include_proto!("v3lockpb");
+}
+
+/// What etcd's clients call: elections.
+pub mod v3electionpb {
+    tonic::include_proto!("v3electionpb");
+}
+
 /// The gRPC health checking protocol.
 pub mod health {
     tonic::include_proto!("grpc.health.v1");

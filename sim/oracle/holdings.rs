@@ -20,6 +20,8 @@ use crate::time::ClusterTime;
 
 /// What holds only while clocks run evenly.
 pub const LASTS: &str = "a lease on keys lasts its time";
+/// The same of locks.
+pub const LOCK: &str = "a lock has one holder";
 const KEYS: &str = "keys go with their lease";
 /// How long it may take until nothing is left of leases that last no longer than a dozen seconds, by any clock that leases allow.
 const ALL_ENDED_MAX: Duration = Duration::from_secs(30);
@@ -30,6 +32,9 @@ pub fn check(notes: &[Vec<Note>], violations: &Violations) {
         if let Err((oracle, what)) = check_holder(notes) {
             violations.add(oracle, format!("holder {number}: {what}"));
         }
+    }
+    if let Err((oracle, what)) = check_locks(notes) {
+        violations.add(oracle, what);
     }
 }
 
@@ -81,6 +86,48 @@ fn check_holder(notes: &[Note]) -> Result<(), (&'static str, String)> {
                 }
                 _ => {}
             },
+            // Between all holders, not here.
+            What::Locked(..) => {}
+        }
+    }
+    Ok(())
+}
+
+/// Two hold a lock at once only if the lease of one has ended, and whoever comes later has the greater token.
+fn check_locks(notes: &[Vec<Note>]) -> Result<(), (&'static str, String)> {
+    // From when it was held for certain, and until when: the lease lasts at least that long, or it was revoked.
+    let mut held: Vec<(Duration, Duration, LeaseId, u64)> = Vec::new();
+    for notes in notes {
+        let mut lasts: BTreeMap<LeaseId, Duration> = BTreeMap::new();
+        let mut locked: BTreeMap<LeaseId, (Duration, u64)> = BTreeMap::new();
+        for note in notes {
+            match &note.what {
+                What::Lasts(lease, ttl) => {
+                    let until = lasts.entry(*lease).or_default();
+                    *until = (*until).max(note.from + least(*ttl));
+                }
+                What::Locked(lease, token) => drop(locked.insert(*lease, (note.to, *token))),
+                What::Revoked(lease) => {
+                    let until = lasts.entry(*lease).or_default();
+                    *until = (*until).min(note.from);
+                }
+                _ => {}
+            }
+        }
+        held.extend(locked.iter().map(|(lease, (from, token))| (*from, lasts[lease], *lease, *token)));
+    }
+    held.retain(|(from, until, ..)| from < until);
+    held.sort_unstable();
+    for pair in held.windows(2) {
+        let [(from, until, lease, token), (next, _, other, later)] = pair else { unreachable!("windows of two") };
+        if next < until {
+            return Err((
+                LOCK,
+                format!("{lease} holds the lock from {from:?} until {until:?}, and {other} from {next:?}"),
+            ));
+        }
+        if token >= later {
+            return Err((LOCK, format!("{lease} had the token {token}, and then {other} the token {later}")));
         }
     }
     Ok(())
@@ -176,6 +223,27 @@ mod tests {
         let note =
             |(from, to, what): &(u64, u64, What)| Note { from: millis(*from), to: millis(*to), what: what.clone() };
         check_holder(&notes.iter().map(note).collect::<Vec<_>>()).is_ok()
+    }
+
+    #[test]
+    fn a_lock_has_one_holder() {
+        let millis = Duration::from_millis;
+        let holds = |number: i64, from: u64, token| {
+            let lease = LeaseId(number);
+            let note = |from, to, what| Note { from: millis(from), to: millis(to), what };
+            vec![
+                note(from, from + 5, What::Lasts(lease, Duration::from_secs(2))),
+                note(from + 5, from + 20, What::Locked(lease, token)),
+            ]
+        };
+        let revoked = |mut notes: Vec<Note>, at: u64, lease: i64| {
+            notes.push(Note { from: millis(at), to: millis(at), what: What::Revoked(LeaseId(lease)) });
+            notes
+        };
+        assert!(check_locks(&[holds(1, 0, 5), holds(2, 2_000, 6)]).is_ok());
+        assert!(check_locks(&[holds(1, 0, 5), holds(2, 1_000, 6)]).is_err(), "both hold it");
+        assert!(check_locks(&[holds(1, 0, 5), holds(2, 2_000, 4)]).is_err(), "a smaller token");
+        assert!(check_locks(&[revoked(holds(1, 0, 5), 900, 1), holds(2, 1_000, 6)]).is_ok(), "it was given back");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What the services that etcd's clients call have in common. Errors have etcd's codes and texts, for clients compare them.
 
-use tonic::{Code, Status};
+use tonic::{Code, Response, Status};
 
 use crate::error::{KvReject, Reject};
 use crate::proto::etcdserverpb::{
@@ -97,7 +97,7 @@ pub fn sign<T: Headed>(shared: &SharedNodeState, mut answer: T) -> T {
 ///
 /// # Errors
 /// As etcd says it.
-pub async fn execute<T: Headed>(
+pub async fn execute<T>(
     shared: &SharedNodeState,
     kind: Kind,
     deadline: Monotonic,
@@ -111,8 +111,21 @@ pub async fn execute<T: Headed>(
             None => Status::unknown("refused for a reason that only a newer version knows"),
         }),
         kind => match kind.and_then(pick) {
-            Some(answer) => Ok(sign(shared, answer)),
+            Some(answer) => Ok(answer),
             None => Err(Status::unknown("an answer from a newer version")),
         },
     }
+}
+
+/// The same, as the answer that the client gets.
+///
+/// # Errors
+/// As etcd says it.
+pub async fn answer<T: Headed>(
+    shared: &SharedNodeState,
+    kind: Kind,
+    deadline: Monotonic,
+    pick: fn(reply::Kind) -> Option<T>,
+) -> Result<Response<T>, Status> {
+    execute(shared, kind, deadline, pick).await.map(|reply| Response::new(sign(shared, reply)))
 }

@@ -7,7 +7,7 @@ use futures_util::stream::{self, BoxStream, TryStreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Entered;
-use super::etcd::{execute, sign, unread};
+use super::etcd::{answer, execute, sign, unread};
 use crate::limits::{KEEP_ALIVES_MAX, KEY_STREAMS_MAX, REQUEST_TIMEOUT};
 use crate::proto::etcdserverpb::lease_server::Lease;
 use crate::proto::etcdserverpb::{
@@ -37,7 +37,7 @@ async fn keep_alive(
 ) -> Result<LeaseKeepAliveResponse, Status> {
     let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
     let pick = |kind| if let reply::Kind::LeaseKeepAlive(reply) = kind { Some(reply) } else { None };
-    execute(shared, Kind::LeaseKeepAlive(request), deadline, pick).await
+    execute(shared, Kind::LeaseKeepAlive(request), deadline, pick).await.map(|reply| sign(shared, reply))
 }
 
 #[tonic::async_trait]
@@ -47,7 +47,7 @@ impl Lease for LeaseService {
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
         let deadline = self.shared.deadline(&request);
         let pick = |kind| if let reply::Kind::LeaseGrant(reply) = kind { Some(reply) } else { None };
-        execute(&self.shared, Kind::LeaseGrant(request.into_inner()), deadline, pick).await.map(Response::new)
+        answer(&self.shared, Kind::LeaseGrant(request.into_inner()), deadline, pick).await
     }
 
     async fn lease_revoke(
@@ -56,7 +56,7 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let deadline = self.shared.deadline(&request);
         let pick = |kind| if let reply::Kind::LeaseRevoke(reply) = kind { Some(reply) } else { None };
-        execute(&self.shared, Kind::LeaseRevoke(request.into_inner()), deadline, pick).await.map(Response::new)
+        answer(&self.shared, Kind::LeaseRevoke(request.into_inner()), deadline, pick).await
     }
 
     /// Answers in the order of the questions, and ends with the first that cannot be answered: its client asks another member.

@@ -5,6 +5,7 @@ mod etcd;
 mod health;
 mod kv;
 mod lease;
+mod line;
 mod maintenance;
 mod members;
 mod metrics;
@@ -33,6 +34,8 @@ use crate::proto::v1::peer_server::PeerServer;
 use crate::proto::v1::store_server::StoreServer;
 use crate::proto::v1::tasks_server::TasksServer;
 use crate::proto::v1::work_server::WorkServer;
+use crate::proto::v3electionpb::election_server::ElectionServer;
+use crate::proto::v3lockpb::lock_server::LockServer;
 use crate::shared::SharedNodeState;
 
 pub use cluster::ClusterService;
@@ -61,12 +64,15 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health, events_max: usize) -
     let peer = PeerServer::new(peer::PeerService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let store = StoreServer::new(store::StoreService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let kv = KvServer::new(kv::KvService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let line = line::LineService::new(node.clone());
     let services = Routes::new(HealthServer::new(health.service()))
         .add_service(peer)
         .add_service(store)
         .add_service(kv)
         .add_service(WatchServer::new(watch::WatchService::new(node.clone(), events_max)))
         .add_service(LeaseServer::new(lease::LeaseService::new(node.clone())))
+        .add_service(LockServer::new(line.clone()))
+        .add_service(ElectionServer::new(line))
         .add_service(MembersServer::new(members::MembersService(node.clone())))
         .add_service(MaintenanceServer::new(maintenance::MaintenanceService(node.clone())))
         .add_service(ClusterServer::new(ClusterService(node.clone())))

@@ -12,6 +12,7 @@ use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, WatchCreateRequest};
 use crate::proto::mvccpb::event::EventType;
 use crate::proto::mvccpb::{Event, KeyValue};
+use crate::state::kv::prefix_end;
 
 /// What can be done with keys.
 #[derive(Subcommand)]
@@ -259,11 +260,9 @@ impl Kv {
 
 /// All keys with a prefix, as a range.
 fn span(prefix: &str) -> (Vec<u8>, Vec<u8>) {
-    match crate::state::table::prefix_range(prefix.as_bytes()).1 {
-        std::ops::Bound::Excluded(end) => (prefix.as_bytes().to_vec(), end),
-        // No key is empty.
-        _ => (if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() }, vec![0]),
-    }
+    // No key is empty.
+    let from = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
+    (from, prefix_end(prefix.as_bytes()).to_vec())
 }
 
 fn number(what: &str, given: Option<u64>) -> Result<i64, Failure> {

@@ -16,6 +16,7 @@ mod bench;
 mod config;
 mod kv;
 mod lease;
+mod line;
 mod output;
 mod serve;
 mod task;
@@ -108,6 +109,23 @@ enum Command {
         connection: Connection,
         #[command(subcommand)]
         command: lease::Lease,
+    },
+    /// Run a program while a lock is held, which nobody else holds then
+    #[command(after_help = "Example:\n  node lock backup -- sh -c 'echo $CAIRN_LOCK_TOKEN; ./backup.sh'\n\n\
+        Exit status: the program's own, or 1 if the lock was lost, 130 if it was interrupted while it waited.")]
+    Lock {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        lock: line::Lock,
+    },
+    /// Lead alone, for as long as this runs, or see who does
+    #[command(after_help = "Examples:\n  node elect writers n1\n  node elect writers --listen")]
+    Elect {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(flatten)]
+        elect: line::Elect,
     },
     /// Measure a cluster, beside what its disk can do
     #[command(
@@ -285,6 +303,8 @@ pub fn main() -> i32 {
             Command::Worker { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Kv { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Lease { connection, command } => command.run(&connection).await.map(|()| 0),
+            Command::Lock { connection, lock } => lock.run(&connection).await,
+            Command::Elect { connection, elect } => elect.run(&connection).await,
             Command::Bench { connection, load } => load.run(&connection).await.map(|()| 0),
             Command::Cluster { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Shim { .. } | Command::ShimExec { .. } => unreachable!("handled before the runtime was made"),

@@ -156,6 +156,15 @@ pub fn is_at(key: Bytes, revision: i64) -> Compare {
     }
 }
 
+/// The comparison that holds while a key is the one that came into being at this revision; 0: while it does not exist.
+pub fn is_created_at(key: Bytes, revision: i64) -> Compare {
+    Compare {
+        target: CompareTarget::Create.into(),
+        target_union: Some(TargetUnion::CreateRevision(revision)),
+        ..is_at(key, 0)
+    }
+}
+
 /// The revision of an answer.
 pub fn revision(header: Option<&ResponseHeader>) -> Revision {
     Revision(header.map_or(0, |header| header.revision.cast_unsigned()))

@@ -7,6 +7,7 @@
 mod events;
 mod kv;
 mod leases;
+mod line;
 mod tasks;
 mod watch;
 
@@ -32,7 +33,9 @@ use crate::state::command;
 use crate::time::Monotonic;
 
 pub use events::{Changes, KeyWatch};
-pub use kv::{is_at, revision};
+pub use kv::{is_at, is_created_at, revision};
+pub use leases::HeldLease;
+pub use line::Turn;
 pub use watch::Remote;
 
 /// How long one attempt at one member may take before the next is asked.
@@ -164,6 +167,11 @@ impl Client {
     /// Waits.
     pub async fn pause(&self, span: Duration) {
         self.io.clock.sleep(span).await;
+    }
+
+    /// What comes of something within a time; nothing if it takes longer.
+    pub async fn within<T>(&self, span: Duration, future: impl Future<Output = T> + Send) -> Option<T> {
+        self.io.clock.timeout(span, future).await.ok()
     }
 
     /// The member that answered last, or whose turn it is.

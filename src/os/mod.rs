@@ -3,6 +3,7 @@
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types)]
 
+pub mod child;
 mod clock;
 mod disk;
 mod launcher;

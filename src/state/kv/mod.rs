@@ -23,6 +23,10 @@ pub(super) use write::{compact, delete_range, drop_leased, put, sweep, txn};
 
 use std::ops::{Bound, RangeBounds};
 
+use bytes::Bytes;
+
+use super::table::prefix_range;
+
 type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// The keys that a request means, as etcd says it: without an end the key alone; an end of one zero byte means that there
@@ -33,6 +37,14 @@ fn bounds<'a>(key: &'a [u8], range_end: &'a [u8]) -> Option<Bounds<'a>> {
         [0] => Some((Bound::Included(key), Bound::Unbounded)),
         end if end > key => Some((Bound::Included(key), Bound::Excluded(end))),
         _ => None,
+    }
+}
+
+/// The end of the range of all keys that begin with a prefix.
+pub fn prefix_end(prefix: &[u8]) -> Bytes {
+    match prefix_range(prefix).1 {
+        Bound::Excluded(end) => end.into(),
+        _ => Bytes::from_static(&[0]),
     }
 }
 

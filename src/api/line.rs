@@ -1,0 +1,336 @@
+//! What etcd's clients call: locks and elections. Both are lines: whoever enters puts a key under a common prefix and a lease of
+//! its own, and it is its turn when no key that came into being before is left (etcd's documentation, "concurrency").
+//!
+//! ```text
+//!   enter: name/lease, if it does not exist ──► waits for the key before it to go ──► its turn, while its own key exists
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use tonic::{Request, Response, Status};
+
+use super::Entered;
+use super::etcd::{execute, header, unread};
+use crate::client::is_created_at;
+use crate::ids::Index;
+use crate::limits::{KEY_STREAMS_MAX, REQUEST_TIMEOUT};
+use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
+use crate::proto::etcdserverpb::request_op::Request as Operation;
+use crate::proto::etcdserverpb::response_op::Response as Answer;
+use crate::proto::etcdserverpb::{
+    DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
+    TxnResponse,
+};
+use crate::proto::mvccpb::KeyValue;
+use crate::proto::v1::{command::Kind, reply};
+use crate::proto::v3electionpb::election_server::Election;
+use crate::proto::v3electionpb::{
+    CampaignRequest, CampaignResponse, LeaderKey, LeaderRequest, LeaderResponse, ProclaimRequest, ProclaimResponse,
+    ResignRequest, ResignResponse,
+};
+use crate::proto::v3lockpb::lock_server::Lock;
+use crate::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
+use crate::shared::{SharedNodeState, internal};
+use crate::state::kv::prefix_end;
+
+/// How long a lease lasts that is granted to who has none (etcd's default, too).
+const LEASE_SECS: i64 = 60;
+/// How often it is kept alive while its holder waits.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// The services.
+#[derive(Clone)]
+pub struct LineService {
+    shared: Arc<SharedNodeState>,
+    waiting: Arc<AtomicUsize>,
+}
+
+/// A place in a line. Who loses patience leaves it: the key of a place that is dropped is removed.
+struct Place {
+    shared: Arc<SharedNodeState>,
+    prefix: Bytes,
+    key: Bytes,
+    /// When the key came into being.
+    created: i64,
+    lease: i64,
+    /// The lease was granted for this.
+    is_own: bool,
+    /// The key stays.
+    kept: bool,
+    _entered: Entered,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        let (shared, key, created) = (self.shared.clone(), self.key.clone(), self.created);
+        let leave = async move {
+            let delete = Operation::RequestDeleteRange(DeleteRangeRequest { key: key.clone(), ..Default::default() });
+            let _ = while_created_at(&shared, &key, created, delete).await;
+        };
+        self.shared.io.spawn.spawn("a place in a line", Box::pin(leave)).detach();
+    }
+}
+
+fn prefix(name: &[u8]) -> Bytes {
+    [name, b"/"].concat().into()
+}
+
+/// Carries out a transaction.
+async fn txn(shared: &SharedNodeState, txn: TxnRequest) -> Result<TxnResponse, Status> {
+    let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
+    let pick = |kind| if let reply::Kind::Txn(reply) = kind { Some(reply) } else { None };
+    execute(shared, Kind::Txn(txn), deadline, pick).await
+}
+
+/// Does something if a key is still the one that came into being at a revision. Gives the revision at which that was done.
+async fn while_created_at(
+    shared: &SharedNodeState,
+    key: &Bytes,
+    created: i64,
+    then: Operation,
+) -> Result<Option<i64>, Status> {
+    let reply = txn(
+        shared,
+        TxnRequest {
+            compare: vec![is_created_at(key.clone(), created)],
+            success: vec![RequestOp { request: Some(then) }],
+            failure: Vec::new(),
+        },
+    )
+    .await?;
+    Ok(reply.succeeded.then(|| reply.header.map_or(0, |header| header.revision)))
+}
+
+impl LineService {
+    /// The services of a member.
+    pub fn new(shared: Arc<SharedNodeState>) -> Self {
+        Self { shared, waiting: Arc::default() }
+    }
+
+    /// Enters a line, unless the lease is in it already.
+    async fn enter(&self, name: &[u8], lease: i64, value: Bytes) -> Result<Place, Status> {
+        let shared = &self.shared;
+        let entered = Entered::among(&self.waiting, KEY_STREAMS_MAX)
+            .ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))?;
+        let is_own = lease == 0;
+        let lease = if is_own { grant(shared).await? } else { lease };
+        let prefix = prefix(name);
+        let key = Bytes::from([&prefix[..], format!("{lease:x}").as_bytes()].concat());
+        let put = PutRequest { key: key.clone(), value: value.clone(), lease, ..PutRequest::default() };
+        let get = RangeRequest { key: key.clone(), ..RangeRequest::default() };
+        let reply = txn(
+            shared,
+            TxnRequest {
+                compare: vec![is_created_at(key.clone(), 0)],
+                success: vec![RequestOp { request: Some(Operation::RequestPut(put.clone())) }],
+                failure: vec![RequestOp { request: Some(Operation::RequestRange(get)) }],
+            },
+        )
+        .await?;
+        let found = match reply.responses.into_iter().next().and_then(|response| response.response) {
+            Some(Answer::ResponseRange(range)) => range.kvs.into_iter().next(),
+            _ => None,
+        };
+        let created = found.as_ref().map(|row| row.create_revision);
+        let created = created.or(reply.header.map(|header| header.revision)).unwrap_or_default();
+        let place = Place {
+            shared: shared.clone(),
+            prefix,
+            key: key.clone(),
+            created,
+            lease,
+            is_own,
+            kept: false,
+            _entered: entered,
+        };
+        if found.is_some_and(|row| row.value != value) {
+            while_created_at(shared, &key, created, Operation::RequestPut(put)).await?;
+        }
+        Ok(place)
+    }
+}
+
+async fn grant(shared: &SharedNodeState) -> Result<i64, Status> {
+    let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
+    let pick = |kind| if let reply::Kind::LeaseGrant(reply) = kind { Some(reply.id) } else { None };
+    let grant = Kind::LeaseGrant(LeaseGrantRequest { ttl: LEASE_SECS, id: 0 });
+    execute(shared, grant, deadline, pick).await
+}
+
+/// The rows of a range, and the revision of the store, as this member has them.
+fn look(shared: &SharedNodeState, range: &RangeRequest) -> Result<(Vec<KeyValue>, i64), Status> {
+    let view = shared.reader.view().map_err(internal)?;
+    let answer = shared.read_keys(view, |store| store.range(range))?;
+    let reply = answer.map_err(|reject| Status::internal(reject.to_string()))?;
+    Ok((reply.kvs, reply.header.map_or(0, |header| header.revision)))
+}
+
+impl Place {
+    /// Waits until no key that came into being before is left. Gives the revision of the store then.
+    async fn turn(&self) -> Result<i64, Status> {
+        let shared = &self.shared;
+        let mut before: Option<KeyValue> = None;
+        let mut kept_alive = shared.io.clock.now();
+        loop {
+            let seen = shared.raft.status().applied;
+            // What was there when this place was taken can only have become less since, on whichever member.
+            let is_there = match &before {
+                Some(row) => {
+                    let alone = RangeRequest { key: row.key.clone(), keys_only: true, ..RangeRequest::default() };
+                    let (rows, _) = look(shared, &alone)?;
+                    rows.first().is_some_and(|found| found.create_revision == row.create_revision)
+                }
+                None => false,
+            };
+            if !is_there {
+                let (row, newest) = self.before()?;
+                before = row;
+                if before.is_none() && newest >= self.created {
+                    return self.confirm().await;
+                }
+            }
+            let changed = shared.raft.wait(move |status| (status.applied > seen).then_some(()));
+            let _ = shared.io.clock.timeout(KEEP_ALIVE, changed).await;
+            let now = shared.io.clock.now();
+            if self.is_own && now.since(kept_alive) >= KEEP_ALIVE {
+                kept_alive = now;
+                let keep = Kind::LeaseKeepAlive(LeaseKeepAliveRequest { id: self.lease });
+                execute(shared, keep, now + REQUEST_TIMEOUT, |kind| Some(kind)).await?;
+            }
+        }
+    }
+
+    /// The key just before this one, and the revision of the store.
+    fn before(&self) -> Result<(Option<KeyValue>, i64), Status> {
+        let mut range = RangeRequest {
+            key: self.prefix.clone(),
+            range_end: prefix_end(&self.prefix),
+            // An empty store is at revision 1.
+            max_create_revision: self.created - 1,
+            keys_only: true,
+            limit: 1,
+            ..RangeRequest::default()
+        };
+        range.set_sort_target(SortTarget::Create);
+        range.set_sort_order(SortOrder::Descend);
+        let (rows, newest) = look(&self.shared, &range)?;
+        Ok((rows.into_iter().next(), newest))
+    }
+
+    /// The own key must still be there: its lease may have ended meanwhile.
+    async fn confirm(&self) -> Result<i64, Status> {
+        let deadline = self.shared.io.clock.now() + REQUEST_TIMEOUT;
+        self.shared.read_barrier(deadline).await.map_err(unread)?;
+        let own = RangeRequest { key: self.key.clone(), keys_only: true, ..RangeRequest::default() };
+        let (rows, newest) = look(&self.shared, &own)?;
+        match rows.first().is_some_and(|row| row.create_revision == self.created) {
+            true => Ok(newest),
+            false => Err(Status::unknown("mutex: session is expired")),
+        }
+    }
+}
+
+/// Who is first in a line.
+fn first(shared: &SharedNodeState, name: &[u8]) -> Result<(Option<KeyValue>, i64), Status> {
+    let prefix = prefix(name);
+    let range_end = prefix_end(&prefix);
+    let mut range = RangeRequest { key: prefix, range_end, limit: 1, ..RangeRequest::default() };
+    range.set_sort_target(SortTarget::Create);
+    range.set_sort_order(SortOrder::Ascend);
+    let (rows, newest) = look(shared, &range)?;
+    Ok((rows.into_iter().next(), newest))
+}
+
+#[tonic::async_trait]
+impl Lock for LineService {
+    async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
+        let LockRequest { name, lease } = request.into_inner();
+        let mut place = self.enter(&name, lease, Bytes::new()).await?;
+        let revision = place.turn().await?;
+        place.kept = true;
+        Ok(Response::new(LockResponse { header: header(&self.shared, revision), key: place.key.clone() }))
+    }
+
+    async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
+        let deadline = self.shared.deadline(&request);
+        let delete = DeleteRangeRequest { key: request.into_inner().key, ..DeleteRangeRequest::default() };
+        let pick = |kind| if let reply::Kind::DeleteRange(reply) = kind { Some(reply) } else { None };
+        let reply = execute(&self.shared, Kind::DeleteRange(delete), deadline, pick).await?;
+        let revision = reply.header.map_or(0, |header| header.revision);
+        Ok(Response::new(UnlockResponse { header: header(&self.shared, revision) }))
+    }
+}
+
+fn leader_of(request: Option<LeaderKey>) -> Result<LeaderKey, Status> {
+    request.ok_or_else(|| Status::invalid_argument("\"leader\" field must be provided"))
+}
+
+#[tonic::async_trait]
+impl Election for LineService {
+    type ObserveStream = BoxStream<'static, Result<LeaderResponse, Status>>;
+
+    async fn campaign(&self, request: Request<CampaignRequest>) -> Result<Response<CampaignResponse>, Status> {
+        let CampaignRequest { name, lease, value } = request.into_inner();
+        let mut place = self.enter(&name, lease, value).await?;
+        let revision = place.turn().await?;
+        place.kept = true;
+        let leader = LeaderKey { name, key: place.key.clone(), rev: place.created, lease: place.lease };
+        Ok(Response::new(CampaignResponse { header: header(&self.shared, revision), leader: Some(leader) }))
+    }
+
+    async fn proclaim(&self, request: Request<ProclaimRequest>) -> Result<Response<ProclaimResponse>, Status> {
+        let ProclaimRequest { leader, value } = request.into_inner();
+        let LeaderKey { key, rev, lease, .. } = leader_of(leader)?;
+        let put = PutRequest { key: key.clone(), value, lease, ..PutRequest::default() };
+        match while_created_at(&self.shared, &key, rev, Operation::RequestPut(put)).await? {
+            Some(revision) => Ok(Response::new(ProclaimResponse { header: header(&self.shared, revision) })),
+            None => Err(Status::unknown("election: not leader")),
+        }
+    }
+
+    async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
+        let deadline = self.shared.deadline(&request);
+        self.shared.read_barrier(deadline).await.map_err(unread)?;
+        match first(&self.shared, &request.into_inner().name)? {
+            (Some(row), revision) => {
+                Ok(Response::new(LeaderResponse { header: header(&self.shared, revision), kv: Some(row) }))
+            }
+            (None, _) => Err(Status::unknown("election: no leader")),
+        }
+    }
+
+    async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
+        let entered = Entered::among(&self.waiting, KEY_STREAMS_MAX)
+            .ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))?;
+        let (shared, name) = (self.shared.clone(), request.into_inner().name);
+        let told = stream::try_unfold((shared, name, entered, Index(0), 0), |state| async move {
+            let (shared, name, entered, mut seen, last) = state;
+            loop {
+                let applied = shared.raft.wait(move |status| (status.applied > seen).then_some(status.applied));
+                seen = applied.await;
+                let (row, revision) = first(&shared, &name)?;
+                if let Some(row) = row.filter(|row| row.mod_revision != last) {
+                    let last = row.mod_revision;
+                    let told = LeaderResponse { header: header(&shared, revision), kv: Some(row) };
+                    return Ok(Some((told, (shared, name, entered, seen, last))));
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(told)))
+    }
+
+    async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
+        let LeaderKey { key, rev, .. } = leader_of(request.into_inner().leader)?;
+        let delete = DeleteRangeRequest { key: key.clone(), ..DeleteRangeRequest::default() };
+        // Whoever does not lead any more has gone already.
+        let revision = while_created_at(&self.shared, &key, rev, Operation::RequestDeleteRange(delete)).await?;
+        Ok(Response::new(ResignResponse { header: header(&self.shared, revision.unwrap_or_default()) }))
+    }
+}

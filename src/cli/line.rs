@@ -1,0 +1,167 @@
+//! `node lock` and `node elect`.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::json;
+
+use super::output::printable;
+use super::{Connection, Failure, Output};
+use crate::client::{Client, HeldLease, Turn};
+use crate::error::Context;
+use crate::os;
+use crate::os::child::Child;
+use crate::proto::etcdserverpb::WatchCreateRequest;
+use crate::state::kv::prefix_end;
+
+/// Exit status when it was interrupted.
+const INTERRUPTED: i32 = 130;
+
+/// `node lock`.
+#[derive(Args)]
+pub struct Lock {
+    /// The lock
+    name: String,
+    /// How long it is held at most after this machine has died, in seconds
+    #[arg(long, default_value = "10", value_parser = clap::value_parser!(u32).range(2..))]
+    ttl: u32,
+    /// The program that runs while it is held, and its arguments
+    #[arg(last = true, required = true)]
+    command: Vec<String>,
+}
+
+/// `node elect`.
+#[derive(Args)]
+pub struct Elect {
+    /// The election
+    name: String,
+    /// What is said of oneself while one leads
+    #[arg(required_unless_present = "listen")]
+    value: Option<String>,
+    /// Only print who leads, now and whenever it changes
+    #[arg(long, conflicts_with = "value")]
+    listen: bool,
+    /// How long one leads at most after this machine has died, in seconds
+    #[arg(long, default_value = "10", value_parser = clap::value_parser!(u32).range(2..))]
+    ttl: u32,
+}
+
+async fn interrupted() -> Result<(), Failure> {
+    Ok(os::stop_signal().await.context(|| "wait for signals".into())?)
+}
+
+/// Waits for its turn under a lease that is kept alive; nothing if it was interrupted.
+async fn wait_turn(client: &Client, lease: &mut HeldLease, name: &str, says: &str) -> Result<Option<Turn>, Failure> {
+    let id = lease.id();
+    tokio::select! {
+        biased;
+        result = interrupted() => result.map(|()| None),
+        lost = lease.keep() => Err(lost.into()),
+        turn = client.wait_turn(name, id, says.as_bytes()) => Ok(Some(turn?)),
+    }
+}
+
+impl Lock {
+    pub(super) async fn run(&self, connection: &Connection) -> Result<i32, Failure> {
+        let client = connection.client()?;
+        let mut lease = client.hold_lease(Duration::from_secs(self.ttl.into())).await?;
+        let status = match wait_turn(&client, &mut lease, &self.name, "").await {
+            Ok(Some(turn)) => self.run_under(&mut lease, &turn).await,
+            Ok(None) => Ok(INTERRUPTED),
+            Err(failure) => Err(failure),
+        };
+        // With it the key goes; if that fails, when its time is over.
+        let _ = lease.revoke().await;
+        status
+    }
+
+    async fn run_under(&self, lease: &mut HeldLease, turn: &Turn) -> Result<i32, Failure> {
+        let environment = [("CAIRN_LOCK_KEY", printable(&turn.key)), ("CAIRN_LOCK_TOKEN", turn.token.to_string())];
+        let mut child = Child::start(&self.command, &environment).context(|| "run under the lock".into())?;
+        let ended = |status: std::io::Result<i32>| status.context(|| "wait for the program".into());
+        let lost = tokio::select! {
+            biased;
+            status = child.wait() => return Ok(ended(status)?),
+            result = interrupted() => {
+                result?;
+                // It has the terminal, so what interrupts from there has reached it, too.
+                child.terminate();
+                None
+            }
+            lost = lease.keep() => Some(lost),
+        };
+        let Some(lost) = lost else {
+            let mut lease_lost = pin!(lease.keep());
+            tokio::select! {
+                biased;
+                status = child.wait() => return Ok(ended(status)?),
+                _ = &mut lease_lost => {}
+            }
+            child.kill();
+            return Ok(ended(child.wait().await)?);
+        };
+        eprintln!("error: the lock is about to be lost, so what runs under it is ended: {lost}");
+        child.terminate();
+        tokio::select! {
+            biased;
+            status = child.wait() => drop(ended(status)?),
+            () = lease.end() => {
+                child.kill();
+                ended(child.wait().await)?;
+            }
+        }
+        Ok(1)
+    }
+}
+
+impl Elect {
+    pub(super) async fn run(&self, connection: &Connection) -> Result<i32, Failure> {
+        let client = connection.client()?;
+        let as_json = connection.output == Output::Json;
+        let Some(value) = &self.value else { return self.listen(&client, as_json).await };
+        let mut lease = client.hold_lease(Duration::from_secs(self.ttl.into())).await?;
+        let result = match wait_turn(&client, &mut lease, &self.name, value).await {
+            Ok(Some(turn)) => {
+                print_leader(&turn.key, value.as_bytes(), turn.token.0, as_json);
+                tokio::select! {
+                    biased;
+                    result = interrupted() => result.map(|()| 0),
+                    lost = lease.keep() => Err(lost.into()),
+                }
+            }
+            Ok(None) => Ok(INTERRUPTED),
+            Err(failure) => Err(failure),
+        };
+        let _ = lease.revoke().await;
+        result
+    }
+
+    async fn listen(&self, client: &Client, as_json: bool) -> Result<i32, Failure> {
+        let (mut leader, revision) = client.whose_turn(&self.name).await?;
+        let prefix = format!("{}/", self.name).into_bytes();
+        let mut watch = client.watch(WatchCreateRequest {
+            range_end: prefix_end(&prefix),
+            key: prefix.into(),
+            start_revision: revision.0.cast_signed() + 1,
+            ..WatchCreateRequest::default()
+        });
+        let mut told = None;
+        loop {
+            if let Some(row) = leader.filter(|row| Some(row.mod_revision) != told) {
+                told = Some(row.mod_revision);
+                print_leader(&row.key, &row.value, row.create_revision.cast_unsigned(), as_json);
+            }
+            watch.next().await?;
+            leader = client.whose_turn(&self.name).await?.0;
+        }
+    }
+}
+
+fn print_leader(key: &[u8], value: &[u8], token: u64, as_json: bool) {
+    let (key, value) = (printable(key), printable(value));
+    match as_json {
+        true => say!("{}", json!({ "key": key, "leader": value, "token": token })),
+        false => say!("{value} leads, token {token}"),
+    }
+}
