@@ -102,6 +102,8 @@ pub const PROGRESS_PERIOD: Duration = Duration::from_secs(600);
 pub const SWEEP_ROWS_MAX: usize = 1_000;
 /// Keys that it looks at for that.
 pub const SWEEP_KEYS_MAX: usize = 20_000;
+/// Backups that a member gives at once; one more is refused.
+pub const BACKUPS_MAX: usize = 4;
 /// Shortest time that a lease on keys lasts: one that is to be shorter is lengthened (as etcd does).
 pub const LEASE_TTL_MIN: Duration = Duration::from_secs(2);
 /// Longest time that one can last (etcd's bound, too).

@@ -38,10 +38,11 @@ impl Promised {
     }
 
     /// Whether this takes nothing back of what was promised before. In a later term its leader may have replaced entries, and
-    /// in the same one those that are older than it.
+    /// in the same one those that are older than it, by some that may be older, too; but what remains of the entries of a term
+    /// when their end is gone are no others.
     pub fn keeps(&self, before: &Self) -> bool {
         let (now, then) = (&self.hard_state, &before.hard_state);
-        let replaced = self.last.1.0 == now.term && before.last.1.0 < now.term;
+        let replaced = self.last.1 != before.last.1 && before.last.1.0 < now.term;
         let same_log = self.last.0 >= before.last.0 || replaced;
         let same_term = now.term == then.term && (then.vote == 0 || now.vote == then.vote) && same_log;
         now.term > then.term || same_term
@@ -162,6 +163,7 @@ mod tests {
         let before = promised(8, 2, 222, 7);
         assert!(promised(8, 2, 222, 7).keeps(&before));
         assert!(promised(8, 2, 211, 8).keeps(&before), "the leader of the term replaced what was older");
+        assert!(promised(8, 2, 211, 6).keeps(&before), "as yet by what it has of a term before");
         assert!(promised(9, 0, 100, 8).keeps(&before), "a later one may have replaced more");
         assert!(!promised(8, 2, 211, 7).keeps(&before), "entries are gone, and none is in their place");
         assert!(!promised(8, 3, 222, 7).keeps(&before), "another vote");

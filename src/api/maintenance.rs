@@ -1,43 +1,99 @@
 //! What etcd's clients call: how a member is, and what operators do with it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
+use bytes::Bytes;
+use futures_util::stream::{self, BoxStream};
+use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
-use super::ClusterService;
 use super::etcd::{header, rejected, unread};
-use crate::error::Context;
+use super::{ClusterService, Entered};
+use crate::error::{Context, Fault};
+use crate::limits::BACKUPS_MAX;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::proto::etcdserverpb::{
-    HashKvRequest, HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, StatusRequest, StatusResponse,
+    HashKvRequest, HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse,
+    StatusRequest, StatusResponse,
 };
-use crate::proto::v1::{self, cluster_server::Cluster as _};
+use crate::proto::v1::{self, BackupHead, cluster_server::Cluster as _};
 use crate::raft::core::Role;
+use crate::raft::snapshot::Copied;
 use crate::shared::{SharedNodeState, internal};
-use crate::state::machine;
+use crate::state::{backup, machine};
 
 /// The version of etcd whose interface this is, for clients that ask what they may use.
 const ETCD_VERSION: &str = "3.4.31";
 
 /// The service.
-pub struct MaintenanceService(pub Arc<SharedNodeState>);
+pub struct MaintenanceService {
+    shared: Arc<SharedNodeState>,
+    backups: Arc<AtomicUsize>,
+}
+
+impl MaintenanceService {
+    /// The service of a member.
+    pub fn new(shared: Arc<SharedNodeState>) -> Self {
+        Self { shared, backups: Arc::default() }
+    }
+}
 
 fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
+/// A backup under way.
+struct Backup {
+    shared: Arc<SharedNodeState>,
+    copied: Copied,
+    head: BackupHead,
+    /// The payload that is next: 0 is the head.
+    next: usize,
+    /// What puts the frames together; none after the last.
+    writer: Option<backup::Writer>,
+    remaining: u64,
+    _entered: Entered,
+}
+
+impl Backup {
+    /// The next message.
+    fn frame(&mut self) -> Result<Option<SnapshotResponse>, Fault> {
+        let Some(mut writer) = self.writer.take() else { return Ok(None) };
+        let payload = match self.next {
+            0 => Some(self.head.encode_to_vec().into()),
+            number => self.copied.chunk(number - 1)?,
+        };
+        self.next += 1;
+        let blob: Bytes = match payload {
+            Some(payload) => {
+                let frame = writer.frame(&payload);
+                self.writer = Some(writer);
+                frame.into()
+            }
+            None => writer.end().into(),
+        };
+        self.remaining = self.remaining.saturating_sub(blob.len() as u64);
+        let header = header(&self.shared, signed(self.head.revision));
+        Ok(Some(SnapshotResponse { header, remaining_bytes: self.remaining, blob }))
+    }
+}
+
 #[tonic::async_trait]
 impl Maintenance for MaintenanceService {
+    type SnapshotStream = BoxStream<'static, Result<SnapshotResponse, Status>>;
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
-        let status = self.0.raft.status();
-        let (head, _) = self.0.reader.view().map_err(internal)?;
-        let size = machine::file_bytes(&*self.0.io.disk).context(|| "size of the state".into()).map_err(internal)?;
+        let status = self.shared.raft.status();
+        let (head, _) = self.shared.reader.view().map_err(internal)?;
+        let size =
+            machine::file_bytes(&*self.shared.io.disk).context(|| "size of the state".into()).map_err(internal)?;
         let leader = status.leader.map_or(0, |id| id.0);
         // As etcd says them.
         let no_leader = (leader == 0).then(|| "etcdserver: no leader".to_owned());
-        let no_space = self.0.is_short_of_space().then(|| "etcdserver: mvcc: database space exceeded".to_owned());
+        let no_space = self.shared.is_short_of_space().then(|| "etcdserver: mvcc: database space exceeded".to_owned());
         Ok(Response::new(StatusResponse {
-            header: header(&self.0, signed(head.revision)),
+            header: header(&self.shared, signed(head.revision)),
             version: ETCD_VERSION.into(),
             db_size: signed(size),
             leader,
@@ -52,22 +108,50 @@ impl Maintenance for MaintenanceService {
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         let revision = request.into_inner().revision;
-        let view = self.0.reader.view().map_err(internal)?;
+        let view = self.shared.reader.view().map_err(internal)?;
         let answer =
-            self.0.read_keys(view, |store| Ok((store.hash(revision)?, store.compacted(), store.revision())))?;
+            self.shared.read_keys(view, |store| Ok((store.hash(revision)?, store.compacted(), store.revision())))?;
         let (hash, compacted, newest) = answer.map_err(|reject| rejected(&reject.into()))?;
-        let header = header(&self.0, signed(newest));
+        let header = header(&self.shared, signed(newest));
         Ok(Response::new(HashKvResponse { header, hash, compact_revision: signed(compacted) }))
     }
 
+    /// What it gives has everything that was committed before it was asked.
+    async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
+        let busy = || Status::resource_exhausted("etcdserver: too many requests");
+        let entered = Entered::among(&self.backups, BACKUPS_MAX).ok_or_else(busy)?;
+        let shared = self.shared.clone();
+        shared.read_barrier(shared.deadline(&request)).await.map_err(unread)?;
+        let copied = shared.raft.copy_state().await.ok_or_else(busy)?;
+        let chunk = copied.chunk(0).map_err(internal)?.unwrap_or_default();
+        let first = v1::SnapshotPart::decode(chunk).context(|| "read a copy of the state".into()).map_err(internal)?;
+        let body = copied.of.body.unwrap_or_default();
+        let head = backup::head(BackupHead {
+            cluster_id: shared.identity.cluster.0,
+            applied_index: copied.of.index,
+            applied_term: copied.of.term,
+            revision: first.head.unwrap_or_default().revision,
+            digest: body.digest,
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..BackupHead::default()
+        });
+        let remaining = backup::length(head.encoded_len() as u64 + copied.bytes(), body.chunks);
+        let writer = Some(backup::Writer::new());
+        let state = Backup { shared, copied, head, next: 0, writer, remaining, _entered: entered };
+        let frames = stream::try_unfold(state, |mut state| async move {
+            Ok(state.frame().map_err(internal)?.map(|frame| (frame, state)))
+        });
+        Ok(Response::new(Box::pin(frames)))
+    }
+
     async fn move_leader(&self, request: Request<MoveLeaderRequest>) -> Result<Response<MoveLeaderResponse>, Status> {
-        if !self.0.leads() {
+        if !self.shared.leads() {
             return Err(Status::failed_precondition("etcdserver: not leader"));
         }
         let to = request.get_ref().target_id;
         let request = request.map(|_| v1::TransferLeaderRequest { to });
-        match ClusterService(self.0.clone()).transfer_leader(request).await {
-            Ok(_) => Ok(Response::new(MoveLeaderResponse { header: header(&self.0, 0) })),
+        match ClusterService(self.shared.clone()).transfer_leader(request).await {
+            Ok(_) => Ok(Response::new(MoveLeaderResponse { header: header(&self.shared, 0) })),
             Err(status) if status.code() == Code::FailedPrecondition => {
                 Err(Status::failed_precondition("etcdserver: bad leader transferee"))
             }

@@ -74,7 +74,7 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health, events_max: usize) -
         .add_service(LockServer::new(line.clone()))
         .add_service(ElectionServer::new(line))
         .add_service(MembersServer::new(members::MembersService(node.clone())))
-        .add_service(MaintenanceServer::new(maintenance::MaintenanceService(node.clone())))
+        .add_service(MaintenanceServer::new(maintenance::MaintenanceService::new(node.clone())))
         .add_service(ClusterServer::new(ClusterService(node.clone())))
         .add_service(TasksServer::new(tasks::TasksService(node.clone())))
         .add_service(WorkServer::new(work::WorkService::new(node.clone())))

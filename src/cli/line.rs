@@ -20,7 +20,7 @@ const INTERRUPTED: i32 = 130;
 
 /// `node lock`.
 #[derive(Args)]
-pub struct Lock {
+pub struct LockCommand {
     /// The lock
     name: String,
     /// How long it is held at most after this machine has died, in seconds
@@ -33,7 +33,7 @@ pub struct Lock {
 
 /// `node elect`.
 #[derive(Args)]
-pub struct Elect {
+pub struct ElectCommand {
     /// The election
     name: String,
     /// What is said of oneself while one leads
@@ -62,7 +62,7 @@ async fn wait_turn(client: &Client, lease: &mut HeldLease, name: &str, says: &st
     }
 }
 
-impl Lock {
+impl LockCommand {
     pub(super) async fn run(&self, connection: &Connection) -> Result<i32, Failure> {
         let client = connection.client()?;
         let mut lease = client.hold_lease(Duration::from_secs(self.ttl.into())).await?;
@@ -115,7 +115,7 @@ impl Lock {
     }
 }
 
-impl Elect {
+impl ElectCommand {
     pub(super) async fn run(&self, connection: &Connection) -> Result<i32, Failure> {
         let client = connection.client()?;
         let as_json = connection.output == Output::Json;

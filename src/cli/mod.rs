@@ -19,6 +19,7 @@ mod lease;
 mod line;
 mod output;
 mod serve;
+mod snapshot;
 mod task;
 mod units;
 mod worker;
@@ -117,7 +118,7 @@ enum Command {
         #[command(flatten)]
         connection: Connection,
         #[command(flatten)]
-        lock: line::Lock,
+        lock: line::LockCommand,
     },
     /// Lead alone, for as long as this runs, or see who does
     #[command(after_help = "Examples:\n  node elect writers n1\n  node elect writers --listen")]
@@ -125,7 +126,16 @@ enum Command {
         #[command(flatten)]
         connection: Connection,
         #[command(flatten)]
-        elect: line::Elect,
+        elect: line::ElectCommand,
+    },
+    /// Write the state of a cluster to a file, and begin a new cluster with one
+    #[command(after_help = "Examples:\n  node snapshot save monday.backup\n  node snapshot status monday.backup\n  \
+        node snapshot restore monday.backup --data-dir n1")]
+    Snapshot {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        command: snapshot::Snapshot,
     },
     /// Measure a cluster, beside what its disk can do
     #[command(
@@ -305,6 +315,7 @@ pub fn main() -> i32 {
             Command::Lease { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Lock { connection, lock } => lock.run(&connection).await,
             Command::Elect { connection, elect } => elect.run(&connection).await,
+            Command::Snapshot { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Bench { connection, load } => load.run(&connection).await.map(|()| 0),
             Command::Cluster { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Shim { .. } | Command::ShimExec { .. } => unreachable!("handled before the runtime was made"),

@@ -13,7 +13,10 @@
 mod join;
 pub mod machine;
 mod pure;
+mod restore;
 mod space;
+
+pub use restore::restore;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

@@ -6,6 +6,7 @@
 pub mod child;
 mod clock;
 mod disk;
+pub mod file;
 mod launcher;
 mod network;
 pub mod shim;

@@ -173,6 +173,24 @@ impl Log {
         Ok(())
     }
 
+    /// Makes durable who this member is, of a cluster that begins with a state at a position.
+    ///
+    /// # Errors
+    /// The member has another identity already, or the journal failed.
+    pub fn establish_at(&mut self, joined: &v1::JoinReply, (index, term): (Index, Term)) -> Result<(), Fault> {
+        if let Some(found) = self.identity()? {
+            return Err(Fault::new(format!("{} belongs to member {} already", self.place, found.id)));
+        }
+        let mut batch = Batch::default();
+        put(&mut batch, IDENTITY, &joined.encode_to_vec());
+        put(&mut batch, COMPACTED, &bytes_of([index.0, term.0]));
+        put(&mut batch, INSTALLED, &bytes_of([index.0]));
+        put(&mut batch, HARD_STATE, &bytes_of([term.0, 0, index.0]));
+        self.journal.commit(&batch).context(|| format!("write the identity to {}", self.place))?;
+        self.last = index;
+        Ok(())
+    }
+
     /// Makes durable where the others are now: a worker that keeps no state knows it from nowhere else.
     ///
     /// # Errors

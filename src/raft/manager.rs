@@ -83,7 +83,7 @@ enum Request {
 pub struct RaftHandle {
     requests: mpsc::Sender<Request>,
     frames: mpsc::Sender<Vec<Message>>,
-    snapshots: mpsc::Sender<SnapshotJob>,
+    pub(super) snapshots: mpsc::Sender<SnapshotJob>,
     clock: Arc<dyn Clock>,
     shared: Arc<Shared>,
 }

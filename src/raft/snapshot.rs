@@ -20,6 +20,7 @@ use tonic::{Code, Request};
 
 use super::codec;
 use super::core::Announced;
+use super::manager::RaftHandle;
 use super::owner::{Done, report};
 use super::transport::Hello;
 use crate::error::{Context, Fault, ImportError};
@@ -77,6 +78,7 @@ pub enum Chunk {
 
 pub(super) enum SnapshotJob {
     Take,
+    Copy { reply: oneshot::Sender<Copied> },
     Read { position: (Index, Term), number: u64, reply: oneshot::Sender<Chunk> },
     Forget,
     Begin { index: Index, reply: oneshot::Sender<()> },
@@ -85,13 +87,87 @@ pub(super) enum SnapshotJob {
     Discard(Index),
 }
 
-/// A snapshot that was taken: its chunks lie one after the other in a file.
-struct Taken {
-    position: (Index, Term),
+/// Chunks, one after the other in a file.
+struct Chunks {
     name: String,
     file: Backend,
-    /// Where each chunk ends.
+    /// Where each ends.
     ends: Vec<u64>,
+}
+
+impl Chunks {
+    /// Writes the state as it is now to a file.
+    fn write(snapshots: &impl Snapshots, disk: &dyn Disk, name: String) -> Result<(Self, RaftSnapshot), Fault> {
+        let what = || format!("write {name} in {}", disk.describe());
+        let file = disk.open(&name).context(what)?;
+        let (mut ends, mut end) = (Vec::new(), 0);
+        let mut snapshot = snapshots.export(&mut |chunk| {
+            redb::StorageBackend::write(&file, end, chunk).context(what)?;
+            end += chunk.len() as u64;
+            ends.push(end);
+            Ok(())
+        })?;
+        snapshot.body.get_or_insert_default().chunks = ends.len() as u64;
+        Ok((Self { name, file, ends }, snapshot))
+    }
+
+    /// The chunk of a number; nothing after the last.
+    fn read(&self, number: usize) -> Result<Option<Bytes>, Fault> {
+        let Some(end) = self.ends.get(number) else { return Ok(None) };
+        let start = if number == 0 { 0 } else { self.ends[number - 1] };
+        let mut data = vec![0; (end - start) as usize];
+        redb::StorageBackend::read(&self.file, start, &mut data).context(|| format!("read {}", self.name))?;
+        Ok(Some(data.into()))
+    }
+}
+
+/// A snapshot that was taken for members that are behind.
+struct Taken {
+    position: (Index, Term),
+    chunks: Chunks,
+}
+
+/// A copy of the state for whoever asked for it. Its file is removed when this is dropped.
+pub struct Copied {
+    /// What it is of.
+    pub of: RaftSnapshot,
+    chunks: Option<Chunks>,
+    disk: Arc<dyn Disk>,
+}
+
+impl Copied {
+    /// The bytes of all its chunks.
+    pub fn bytes(&self) -> u64 {
+        self.chunks.as_ref().and_then(|chunks| chunks.ends.last().copied()).unwrap_or_default()
+    }
+
+    /// The chunk of a number, counted from 0; nothing after the last.
+    ///
+    /// # Errors
+    /// The disk failed.
+    pub fn chunk(&self, number: usize) -> Result<Option<Bytes>, Fault> {
+        self.chunks.as_ref().map_or(Ok(None), |chunks| chunks.read(number))
+    }
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        let Some(Chunks { name, file, .. }) = self.chunks.take() else { return };
+        drop(file);
+        // What stays behind the next start removes.
+        if let Err(error) = self.disk.remove(&name) {
+            tracing::warn!(%error, "a copy of the state is not removed");
+        }
+    }
+}
+
+impl RaftHandle {
+    /// Has the state copied as it is now. Nothing if too much waits, or this member is stopping.
+    pub async fn copy_state(&self) -> Option<Copied> {
+        let (reply, copied) = oneshot::channel();
+        self.snapshots.try_send(SnapshotJob::Copy { reply }).ok()?;
+        copied.await.ok()
+    }
 }
 
 /// Owns what is taken and what is built.
@@ -100,6 +176,8 @@ pub(super) struct SnapshotOwner<S> {
     snapshots: Option<S>,
     disk: Arc<dyn Disk>,
     taken: Option<Taken>,
+    /// Copies made so far.
+    copies: u64,
     done: mpsc::Sender<Done>,
     spawn: Arc<dyn Spawn>,
 }
@@ -111,31 +189,28 @@ impl<S: Snapshots> SnapshotOwner<S> {
         for name in io.disk.list().context(what)?.iter().filter(|name| name.starts_with(FILE_PREFIX)) {
             io.disk.remove(name).context(what)?;
         }
-        Ok(Self { snapshots: Some(snapshots), disk: io.disk.clone(), taken: None, done, spawn: io.spawn.clone() })
+        Ok(Self {
+            snapshots: Some(snapshots),
+            disk: io.disk.clone(),
+            taken: None,
+            copies: 0,
+            done,
+            spawn: io.spawn.clone(),
+        })
     }
 
     fn take(&mut self, snapshots: &S) -> Result<RaftSnapshot, Fault> {
         self.forget()?;
         // The index is known only when it is done, and there is one at a time.
         let name = format!("{FILE_PREFIX}taken");
-        let what = || format!("write {name} in {}", self.disk.describe());
-        let file = self.disk.open(&name).context(what)?;
-        let (mut ends, mut end) = (Vec::new(), 0);
-        let mut snapshot = snapshots.export(&mut |chunk| {
-            redb::StorageBackend::write(&file, end, chunk).context(what)?;
-            end += chunk.len() as u64;
-            ends.push(end);
-            Ok(())
-        })?;
-        let body = snapshot.body.get_or_insert_default();
-        body.chunks = ends.len() as u64;
+        let (chunks, snapshot) = Chunks::write(snapshots, &*self.disk, name)?;
         let position = (Index(snapshot.index), Term(snapshot.term));
-        self.taken = Some(Taken { position, name, file, ends });
+        self.taken = Some(Taken { position, chunks });
         Ok(snapshot)
     }
 
     fn forget(&mut self) -> Result<(), Fault> {
-        let Some(Taken { name, file, .. }) = self.taken.take() else { return Ok(()) };
+        let Some(Taken { chunks: Chunks { name, file, .. }, .. }) = self.taken.take() else { return Ok(()) };
         drop(file);
         self.disk.remove(&name).context(|| format!("remove {name} in {}", self.disk.describe()))
     }
@@ -144,13 +219,10 @@ impl<S: Snapshots> SnapshotOwner<S> {
         let Some(taken) = self.taken.as_ref().filter(|taken| taken.position == position) else {
             return Ok(Chunk::Gone);
         };
-        let number = number as usize;
-        let Some(end) = taken.ends.get(number) else { return Ok(Chunk::End) };
-        let start = if number == 0 { 0 } else { taken.ends[number - 1] };
-        let mut data = vec![0; (end - start) as usize];
-        redb::StorageBackend::read(&taken.file, start, &mut data)
-            .context(|| format!("read {} in {}", taken.name, self.disk.describe()))?;
-        Ok(Chunk::Data(codec::chunk_to_wire(number as u64, data.into())))
+        Ok(match taken.chunks.read(number as usize)? {
+            Some(data) => Chunk::Data(codec::chunk_to_wire(number, data)),
+            None => Chunk::End,
+        })
     }
 
     fn run_one(&mut self, snapshots: &mut S, job: SnapshotJob) -> Result<(), Fault> {
@@ -158,6 +230,13 @@ impl<S: Snapshots> SnapshotOwner<S> {
             SnapshotJob::Take => {
                 let taken = self.take(snapshots)?;
                 report(&self.done, Done::Taken(taken));
+            }
+            SnapshotJob::Copy { reply } => {
+                self.copies += 1;
+                let name = format!("{FILE_PREFIX}copy-{}", self.copies);
+                let (chunks, of) = Chunks::write(snapshots, &*self.disk, name)?;
+                // Whoever does not want it any more drops it.
+                let _ = reply.send(Copied { of, chunks: Some(chunks), disk: self.disk.clone() });
             }
             SnapshotJob::Read { position, number, reply } => {
                 let _ = reply.send(self.read(position, number)?);

@@ -104,7 +104,7 @@ fn load_index(db: &Database, head: &v1::Head) -> Result<KeyIndex, Fault> {
 
 type Current = Arc<Mutex<Store>>;
 
-fn read_head(table: &impl ReadableTable<(), &'static [u8]>) -> Result<v1::Head, Fault> {
+pub(super) fn read_head(table: &impl ReadableTable<(), &'static [u8]>) -> Result<v1::Head, Fault> {
     let what = || "read the head of the state".to_string();
     match table.get(()).context(what)? {
         Some(row) => v1::Head::decode(row.value()).context(what),

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use prost::Message;
 use redb::{Database, Durability, ReadableDatabase};
 
-use super::machine::{FORMAT, HEAD, StateReader, file_name, head_digest, open_database};
-use super::table::{Read, Rows, TABLES, View, full_digest};
+use super::machine::{FORMAT, HEAD, StateReader, file_name, head_digest, open_database, read_head};
+use super::member;
+use super::table::{ALL, Read, Rows, TABLES, Table, View, full_digest, number_key};
 use crate::error::{Context, Fault, ImportError};
 use crate::ids::Index;
 use crate::io::Disk;
@@ -137,6 +138,50 @@ impl Import {
         drop(self.db);
         Ok(self.disk.sync_dir().context(what)?)
     }
+}
+
+/// Makes a state at `index` that is not in use that of a new cluster: `founder` and `conf_state` say who its only member is, and what
+/// Raft's configuration is, by the id that this one gets. Gives that member.
+///
+/// # Errors
+/// The disk or the database failed.
+pub fn refound(
+    disk: &dyn Disk,
+    index: Index,
+    founder: impl FnOnce(u64) -> v1::Member,
+    conf_state: impl FnOnce(u64) -> bytes::Bytes,
+) -> Result<v1::Member, Fault> {
+    let name = file_name(index);
+    let what = || format!("found a new cluster with {name} in {}", disk.describe());
+    let db = open_database(disk, &name)?;
+    let txn = db.begin_write().context(what)?;
+    let founder = {
+        let mut table = txn.open_table(HEAD).context(what)?;
+        let mut head = read_head(&table)?;
+        let mut rows = Rows::new(&txn, head.rows_digest);
+        for mut before in member::all(&rows)? {
+            before.set_role(v1::MemberRole::Removed);
+            rows.put(Table::Members, &number_key(before.id), &before.encode_to_vec())?;
+        }
+        head.members_added += 1;
+        let founder = founder(head.members_added);
+        rows.put(Table::Members, &number_key(founder.id), &founder.encode_to_vec())?;
+        for table in [Table::Sessions, Table::Replies] {
+            let mut keys = Vec::new();
+            rows.scan(table, ALL, &mut |key, _| {
+                keys.push(key.to_vec());
+                Ok(ControlFlow::Continue(()))
+            })?;
+            keys.iter().try_for_each(|key| rows.remove(table, key).map(|_| ()))?;
+        }
+        head.sessions_live = 0;
+        head.conf_state = conf_state(founder.id);
+        head.rows_digest = rows.digest();
+        table.insert((), &*head.encode_to_vec()).context(what)?;
+        founder
+    };
+    txn.commit().context(what)?;
+    Ok(founder)
 }
 
 /// Removes a state that is not, or no more, in use; nothing happens if there is none.
