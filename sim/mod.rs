@@ -27,6 +27,7 @@ pub mod mutant;
 pub mod network;
 pub mod oracle;
 pub mod plan;
+pub mod restore;
 pub mod run;
 pub mod shrink;
 pub mod spawn;

@@ -31,6 +31,7 @@ use crate::sim::oracle::{
     revisions, watches,
 };
 use crate::sim::plan::{self, Plan};
+use crate::sim::restore;
 use crate::sim::tasks::{self, Submissions};
 use crate::sim::trace::{Note, Stop, Trace};
 use crate::sim::watch::Watch;
@@ -629,6 +630,7 @@ impl Run {
             self.cluster.staying().all(|member| status(member).is_some_and(at_end))
         };
         self.within("a healed cluster converges", converged).await?;
+        self.restore_backup().await?;
         let watched = self.cluster.watch.state().statuses.clone();
         membership::check_workers(&self.cluster.workers(), &watched, &self.cluster.watch.violations);
         self.check()
@@ -653,6 +655,19 @@ impl Run {
         });
         let ended = checks.await.unwrap_or_else(|_| Err("the client has died".into()));
         ended.map_err(|live| Verdict::Liveness(format!("a task did not end within {TASKS_MAX:?}: {live}")))
+    }
+
+    /// In some runs, what is backed up can be restored.
+    async fn restore_backup(&self) -> Result<(), Verdict> {
+        let mut rng = self.cluster.world.rng.stream("backup");
+        if !rng.chance(200) {
+            return Ok(());
+        }
+        let (io, node) = self.caller();
+        let client = Client::new(io.clone(), &self.cluster.endpoints, RECOVERY_MAX);
+        let (world, watch, spoil) = (self.cluster.world.clone(), self.cluster.watch.clone(), rng.range(0, u64::MAX));
+        let restored = node.spawn(async move { restore::check(&world, (io, client), spoil, &watch.violations).await });
+        restored.await.unwrap_or_else(|_| Err("the client has died".into())).map_err(Verdict::Liveness)
     }
 
     /// What an operator began is carried through, and who is removed says so.

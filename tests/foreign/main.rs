@@ -596,6 +596,16 @@ fn its_own_client_sees_members_and_mirrors() {
         mirror.kill().unwrap();
         mirror.wait().unwrap();
     }
+    // What it saves is a backup like any other.
+    let (file, new) = (dir.path().join("backup"), dir.path().join("new"));
+    let (file, new) = (file.to_str().unwrap(), new.to_str().unwrap());
+    let saved = etcdctl(&nodes[0].address, &["snapshot", "save", file]);
+    assert!(saved.status.success(), "{}", text(&saved.stderr));
+    let restored = running::run(&["snapshot", "restore", file, "--data-dir", new]);
+    assert!(restored.status.success(), "{}", text(&restored.stderr));
+    let rows = |at: &str| text(&etcdctl(at, &["get", "", "--prefix"]).stdout);
+    let restored = Running::member(dir.path(), "new", "127.0.0.1:0", &[]);
+    assert_eq!(rows(&restored.address), rows(&all));
     until("no change of members is under way", || nodes[0].status()["joint"] == false);
     let gone = statuses().as_array().unwrap().iter().find_map(|row| {
         let id = row["Status"]["header"]["member_id"].as_u64().unwrap();
