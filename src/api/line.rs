@@ -202,7 +202,7 @@ impl Place {
             if self.is_own && now.since(kept_alive) >= KEEP_ALIVE {
                 kept_alive = now;
                 let keep = Kind::LeaseKeepAlive(LeaseKeepAliveRequest { id: self.lease });
-                execute(shared, keep, now + REQUEST_TIMEOUT, |kind| Some(kind)).await?;
+                execute(shared, keep, now + REQUEST_TIMEOUT, Some).await?;
             }
         }
     }

@@ -61,7 +61,7 @@ fn check(file: &Path, from: impl Read) -> Result<Checked, Failure> {
         ImportError::Fault(fault) => fault,
     };
     let mut reader = Reader::open(from).map_err(unusable)?;
-    while reader.next().map_err(unusable)?.is_some() {}
+    while reader.chunk().map_err(unusable)?.is_some() {}
     let (rows, bytes) = reader.read();
     let head = reader.head();
     Ok(Checked {

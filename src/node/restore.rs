@@ -35,7 +35,7 @@ pub fn restore<R: Read>(io: &Io, backup: R, address: &Address) -> Result<(Identi
     }
     let index = Index(head.applied_index);
     let mut import = Import::begin(Arc::clone(&io.disk), index)?;
-    while let Some(chunk) = backup.next().map_err(unusable)? {
+    while let Some(chunk) = backup.chunk().map_err(unusable)? {
         import.add(&chunk).map_err(unusable)?;
     }
     import.finish(head.digest).map_err(unusable)?;

@@ -160,7 +160,7 @@ impl<R: Read> Reader<R> {
     ///
     /// # Errors
     /// It is damaged, or cut short, or cannot be read.
-    pub fn next(&mut self) -> Result<Option<Vec<u8>>, ImportError> {
+    pub fn chunk(&mut self) -> Result<Option<Vec<u8>>, ImportError> {
         let payload = self.frame()?;
         if payload.is_empty() {
             self.check_sum()?;

@@ -76,7 +76,7 @@ fn a_lock_has_one_holder_and_an_election_one_leader() {
         listed[0]["value"].as_str().unwrap_or_default().to_owned()
     };
     until("the first leads", || leader() == "first");
-    let mut second = start(&["elect", "seat", "second"]).spawn().unwrap();
+    let second = start(&["elect", "seat", "second"]).spawn().unwrap();
     until("the second waits", || json(at, &["kv", "list", "--prefix", "seat/"]).as_array().unwrap().len() == 2);
     let interrupt = |child: &std::process::Child| {
         assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
