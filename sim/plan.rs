@@ -201,8 +201,9 @@ impl Plan {
         let mut misled = rng.stream("plan/misled");
         if faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. })) && misled.chance(400) {
             // Least is known of a member while the cluster forms, and nobody knows it when the founder is gone.
-            let (at, other) = (Duration::from_millis(misled.range(50, 2_500)), misled.range(1, nodes as u64) as Place);
-            (early, faults) = (true, vec![(at, Fault::WrongDisk { node: 0, other })]);
+            let (at, other) = (Duration::from_millis(misled.range(50, 4_000)), misled.range(1, nodes as u64) as Place);
+            let far = Fault::Far { delay: Duration::from_millis(misled.range(1, 150)), span: Duration::from_secs(8) };
+            (early, faults) = (true, vec![(Duration::ZERO, far), (at, Fault::WrongDisk { node: 0, other })]);
         }
         // While the cluster forms there is nobody yet to have what one member loses.
         faults.retain(|(_, fault)| !(early && fault.is_loss()));

@@ -430,9 +430,12 @@ impl Run {
     fn holder(&self, number: usize, goes_on: Arc<AtomicBool>) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.caller();
         let mut rng = self.cluster.world.rng.stream(&format!("holder {number}"));
+        // Each asks another member first.
+        let mut endpoints = self.cluster.endpoints.clone();
+        endpoints.rotate_left((number + 1) % self.cluster.endpoints.len());
         let door = match rng.chance(500) {
-            true => Door::Etcd(Etcd::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT)),
-            false => Door::Own(Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT)),
+            true => Door::Etcd(Etcd::new(io, &endpoints, CLIENT_TIMEOUT)),
+            false => Door::Own(Client::new(io, &endpoints, CLIENT_TIMEOUT)),
         };
         let (holders, time) = (self.holders.clone(), self.time.clone());
         node.spawn(async move {
@@ -569,6 +572,10 @@ impl Run {
         }
         core.iter().for_each(|place| cluster.bring(*place));
         let served = self.serve(1).await;
+        if served {
+            // Who watches where nobody is told anything any more goes on elsewhere.
+            self.finish_watches().await?;
+        }
         for member in &cluster.members {
             member.machine.resume();
         }

@@ -183,8 +183,7 @@ impl Log {
         }
         let mut batch = Batch::default();
         put(&mut batch, IDENTITY, &joined.encode_to_vec());
-        put(&mut batch, COMPACTED, &bytes_of([index.0, term.0]));
-        put(&mut batch, INSTALLED, &bytes_of([index.0]));
+        begin_after(&mut batch, (index, term));
         put(&mut batch, HARD_STATE, &bytes_of([term.0, 0, index.0]));
         self.journal.commit(&batch).context(|| format!("write the identity to {}", self.place))?;
         self.last = index;
@@ -268,8 +267,7 @@ impl Log {
                 Change::Write(Write { snapshot, entries, hard_state, .. }) => {
                     if let Some((index, term)) = snapshot {
                         batch.remove(0..u64::MAX);
-                        put(&mut batch, COMPACTED, &bytes_of([index.0, term.0]));
-                        put(&mut batch, INSTALLED, &bytes_of([index.0]));
+                        begin_after(&mut batch, (*index, *term));
                         end = *index;
                     }
                     end = append(&mut batch, entries, end);
@@ -299,6 +297,12 @@ impl Log {
         })?;
         Ok(entries)
     }
+}
+
+/// The log begins after a position, and the state was installed there.
+fn begin_after(batch: &mut Batch, (index, term): (Index, Term)) {
+    put(batch, COMPACTED, &bytes_of([index.0, term.0]));
+    put(batch, INSTALLED, &bytes_of([index.0]));
 }
 
 /// What the log in a journal has promised: its hard state, and index and term of its last entry. For whoever must know that
