@@ -169,6 +169,15 @@ enum Command {
         /// The attempt's directory
         dir: PathBuf,
     },
+    /// Become a program that dies with the process that runs it; `lock` starts it
+    #[command(hide = true)]
+    Beside {
+        /// That process
+        parent: i32,
+        /// The program and its arguments
+        #[arg(last = true, required = true)]
+        command: Vec<String>,
+    },
     /// Become the program of an attempt; shims start it
     #[command(hide = true)]
     ShimExec {
@@ -294,6 +303,7 @@ pub fn main() -> i32 {
     match &cli.command {
         Command::Shim { dir } => return os::shim::run(dir),
         Command::ShimExec { dir, shim, command } => return os::shim::become_program(dir, *shim, command),
+        Command::Beside { parent, command } => return os::child::become_program(*parent, command),
         _ => {}
     }
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -318,7 +328,9 @@ pub fn main() -> i32 {
             Command::Snapshot { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Bench { connection, load } => load.run(&connection).await.map(|()| 0),
             Command::Cluster { connection, command } => command.run(&connection).await.map(|()| 0),
-            Command::Shim { .. } | Command::ShimExec { .. } => unreachable!("handled before the runtime was made"),
+            Command::Shim { .. } | Command::ShimExec { .. } | Command::Beside { .. } => {
+                unreachable!("handled before the runtime was made")
+            }
         }
     });
     match result {

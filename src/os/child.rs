@@ -1,12 +1,25 @@
-//! A program that runs beside this one and shares its terminal.
+//! A program that runs beside this one, shares its terminal, and dies with it.
 
 use std::io;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 
+use nix::sys::prctl;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, getppid};
 use tokio::task::JoinHandle;
+
+/// Becomes a program that dies with the process `parent`, which has started this one. Only returns if that fails.
+pub fn become_program(parent: i32, command: &[String]) -> i32 {
+    let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+    // It may have died before that.
+    if getppid().as_raw() != parent {
+        return 1;
+    }
+    let error = Command::new(&command[0]).args(&command[1..]).exec();
+    eprintln!("error: start {}: {error}", command[0]);
+    127
+}
 
 /// A running program.
 pub struct Child {
@@ -15,18 +28,20 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts a program with its arguments and some more environment.
+    /// Starts a program with its arguments and some more environment. One that cannot be started says so, and ends with 127.
     ///
     /// # Errors
-    /// What the operating system says, with the program.
+    /// What the operating system says.
     ///
     /// # Panics
     /// Without a program.
     pub fn start(command: &[String], environment: &[(&str, String)]) -> io::Result<Self> {
-        let (program, arguments) = command.split_first().expect("the command line demands a program");
+        assert!(!command.is_empty(), "the command line demands a program");
         let environment = environment.iter().map(|(name, value)| (name, value));
-        let started = Command::new(program).args(arguments).envs(environment).spawn();
-        let mut child = started.map_err(|error| io::Error::new(error.kind(), format!("start {program}: {error}")))?;
+        // This binary becomes the program, once it is sure to die with this process.
+        let mut binary = Command::new(std::env::current_exe()?);
+        binary.arg("beside").arg(std::process::id().to_string()).arg("--").args(command);
+        let mut child = binary.envs(environment).spawn()?;
         let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
         Ok(Self { pid, ended: tokio::task::spawn_blocking(move || child.wait()) })
     }

@@ -63,11 +63,18 @@ fn a_lock_has_one_holder_and_an_election_one_leader() {
     assert_eq!(tokens.len(), 6, "each has a token of its own");
     assert_eq!(std::fs::read_to_string(&count).unwrap().trim(), "6");
     assert_eq!(lock("exit 7").wait().unwrap().code(), Some(7));
+    fails(127, &["start no-such-program"], &["lock", "count", "--endpoints", at, "--", "no-such-program"]);
     // What is killed without a word holds it until its lease is over; who waits gets it then.
-    let mut killed = start(&["lock", "count", "--ttl", "2"]).args(["--", "sleep", "100"]).spawn().unwrap();
-    until("it is held", || json(at, &["kv", "list", "--prefix", "count/"]).as_array().unwrap().len() == 1);
+    let pid = dir.path().join("pid");
+    let script = format!("echo $$ > {0}.part; mv {0}.part {0}; exec sleep 100", pid.display());
+    let mut killed = start(&["lock", "count", "--ttl", "2"]).args(["--", "sh", "-c", &script]).spawn().unwrap();
+    until("it is held", || pid.exists());
     killed.kill().unwrap();
     killed.wait().unwrap();
+    let process = format!("/proc/{}/cmdline", std::fs::read_to_string(&pid).unwrap().trim());
+    until("what ran under it has died with it", || {
+        std::fs::read(&process).is_ok_and(|line| line.is_empty()) || !std::path::Path::new(&process).exists()
+    });
     assert!(lock("exit 0").wait().unwrap().success());
     // A leader that is asked to go is followed by the next.
     let mut first = start(&["elect", "seat", "first"]).spawn().unwrap();
