@@ -168,7 +168,15 @@ impl Holder<'_> {
     /// Takes the lock, and keeps it for a while. Whoever waits in vain keeps the lease until it ends, or not.
     async fn lock(&self, lease: LeaseId, ttl: u64, renewals: u64) {
         let from = (self.elapsed)();
-        let Ok((_, token)) = self.door.lock(LOCK, lease.0, Duration::from_secs(ttl)).await else { return };
+        let mut locked = None;
+        // Who loses patience asks again, under the same lease.
+        for _ in 0..4 {
+            locked = self.door.lock(LOCK, lease.0, Duration::from_millis(ttl * 250)).await.ok();
+            if locked.is_some() {
+                break;
+            }
+        }
+        let Some((_, token)) = locked else { return };
         self.note(from, What::Locked(lease, token));
         for _ in 0..renewals {
             self.door.pause(Duration::from_millis(ttl * 300)).await;

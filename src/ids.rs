@@ -67,7 +67,8 @@ pub struct LeaseId(pub i64);
 /// Hexadecimal digits, as etcd's clients show it.
 impl fmt::Display for LeaseId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:x}", self.0)
+        let sign = if self.0 < 0 { "-" } else { "" };
+        write!(f, "{sign}{:x}", self.0.unsigned_abs())
     }
 }
 
@@ -76,7 +77,7 @@ impl FromStr for LeaseId {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match i64::from_str_radix(text, 16) {
-            Ok(id) if id != 0 => Ok(Self(id)),
+            Ok(id) if id != 0 && !text.starts_with('+') => Ok(Self(id)),
             _ => Err(format!("{text:?} is no lease: up to 16 hexadecimal digits, at most 7fffffffffffffff, and not 0")),
         }
     }
@@ -183,6 +184,16 @@ impl fmt::Display for Address {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn leases_are_read_as_they_are_shown() {
+        for (id, text) in [(1, "1"), (i64::MAX, "7fffffffffffffff"), (-1, "-1"), (0x694d, "694d")] {
+            assert_eq!((LeaseId(id).to_string(), text.parse()), (text.to_owned(), Ok(LeaseId(id))));
+        }
+        for text in ["", "0", "+1", "g", "8000000000000000"] {
+            assert!(text.parse::<LeaseId>().is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn addresses() {

@@ -46,6 +46,8 @@ pub struct SharedNodeState {
     pub outputs: Option<Outputs>,
     /// What this member counts.
     pub metrics: Arc<Metrics>,
+    /// Bytes of free space below which nothing is taken that grows.
+    pub free_space_floor: u64,
     channels: Mutex<BTreeMap<Address, Channel>>,
     /// Free bytes and the floor they are under, while they are.
     short_of_space: Mutex<Option<(u64, u64)>>,
@@ -69,6 +71,7 @@ impl SharedNodeState {
         reader: StateReader,
         outputs: Option<Outputs>,
         metrics: Arc<Metrics>,
+        free_space_floor: u64,
     ) -> Arc<Self> {
         let time = Mutex::new((Default::default(), io.clock.now()));
         let lease_ids = Mutex::new(io.rng.stream("lease ids"));
@@ -79,6 +82,7 @@ impl SharedNodeState {
             reader,
             outputs,
             metrics,
+            free_space_floor,
             channels: Mutex::default(),
             short_of_space: Mutex::default(),
             time,

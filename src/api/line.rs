@@ -15,15 +15,15 @@ use tonic::{Request, Response, Status};
 
 use super::Entered;
 use super::etcd::{execute, header, unread};
-use crate::client::is_created_at;
-use crate::ids::Index;
+use crate::client::{is_at, is_created_at};
+use crate::ids::{Index, LeaseId};
 use crate::limits::{KEY_STREAMS_MAX, REQUEST_TIMEOUT};
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::request_op::Request as Operation;
 use crate::proto::etcdserverpb::response_op::Response as Answer;
 use crate::proto::etcdserverpb::{
-    DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, RequestOp, TxnRequest,
-    TxnResponse,
+    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, RequestOp,
+    TxnRequest, TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
 use crate::proto::v1::{command::Kind, reply};
@@ -35,7 +35,8 @@ use crate::proto::v3electionpb::{
 use crate::proto::v3lockpb::lock_server::Lock;
 use crate::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 use crate::shared::{SharedNodeState, internal};
-use crate::state::kv::prefix_end;
+use crate::state::kv::{Store, prefix_end};
+use crate::state::table::View;
 
 /// How long a lease lasts that is granted to who has none (etcd's default, too).
 const LEASE_SECS: i64 = 60;
@@ -49,13 +50,15 @@ pub struct LineService {
     waiting: Arc<AtomicUsize>,
 }
 
-/// A place in a line. Who loses patience leaves it: the key of a place that is dropped is removed.
+/// A place in a line. Who loses patience leaves it: the key of a place that is dropped is removed, unless somebody has taken it over.
 struct Place {
     shared: Arc<SharedNodeState>,
     prefix: Bytes,
     key: Bytes,
     /// When the key came into being.
     created: i64,
+    /// When this call wrote it; nothing if it was there before, for then it is not this call's to remove.
+    wrote: Option<i64>,
     lease: i64,
     /// The lease was granted for this.
     is_own: bool,
@@ -66,13 +69,11 @@ struct Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        if self.kept {
-            return;
-        }
-        let (shared, key, created) = (self.shared.clone(), self.key.clone(), self.created);
+        let Some(wrote) = self.wrote.filter(|_| !self.kept) else { return };
+        let (shared, key) = (self.shared.clone(), self.key.clone());
         let leave = async move {
             let delete = Operation::RequestDeleteRange(DeleteRangeRequest { key: key.clone(), ..Default::default() });
-            let _ = while_created_at(&shared, &key, created, delete).await;
+            let _ = only_if(&shared, is_at(key, wrote), delete).await;
         };
         self.shared.io.spawn.spawn("a place in a line", Box::pin(leave)).detach();
     }
@@ -89,22 +90,11 @@ async fn txn(shared: &SharedNodeState, txn: TxnRequest) -> Result<TxnResponse, S
     execute(shared, Kind::Txn(txn), deadline, pick).await
 }
 
-/// Does something if a key is still the one that came into being at a revision. Gives the revision at which that was done.
-async fn while_created_at(
-    shared: &SharedNodeState,
-    key: &Bytes,
-    created: i64,
-    then: Operation,
-) -> Result<Option<i64>, Status> {
-    let reply = txn(
-        shared,
-        TxnRequest {
-            compare: vec![is_created_at(key.clone(), created)],
-            success: vec![RequestOp { request: Some(then) }],
-            failure: Vec::new(),
-        },
-    )
-    .await?;
+/// Does something if a comparison holds. Gives the revision at which that was done.
+async fn only_if(shared: &SharedNodeState, holds: Compare, then: Operation) -> Result<Option<i64>, Status> {
+    let request =
+        TxnRequest { compare: vec![holds], success: vec![RequestOp { request: Some(then) }], failure: Vec::new() };
+    let reply = txn(shared, request).await?;
     Ok(reply.succeeded.then(|| reply.header.map_or(0, |header| header.revision)))
 }
 
@@ -122,38 +112,37 @@ impl LineService {
         let is_own = lease == 0;
         let lease = if is_own { grant(shared).await? } else { lease };
         let prefix = prefix(name);
-        let key = Bytes::from([&prefix[..], format!("{lease:x}").as_bytes()].concat());
-        let put = PutRequest { key: key.clone(), value: value.clone(), lease, ..PutRequest::default() };
+        let key = Bytes::from([&prefix[..], LeaseId(lease).to_string().as_bytes()].concat());
+        let put = PutRequest { key: key.clone(), value, lease, ..PutRequest::default() };
         let get = RangeRequest { key: key.clone(), ..RangeRequest::default() };
+        let put = || RequestOp { request: Some(Operation::RequestPut(put.clone())) };
+        // A place that was taken before is taken over at its revision of creation, which is where it stands in the line: what an
+        // earlier call that was given up still does to it then comes too late.
         let reply = txn(
             shared,
             TxnRequest {
                 compare: vec![is_created_at(key.clone(), 0)],
-                success: vec![RequestOp { request: Some(Operation::RequestPut(put.clone())) }],
-                failure: vec![RequestOp { request: Some(Operation::RequestRange(get)) }],
+                success: vec![put()],
+                failure: vec![RequestOp { request: Some(Operation::RequestRange(get)) }, put()],
             },
         )
         .await?;
+        let now = reply.header.map_or(0, |header| header.revision);
         let found = match reply.responses.into_iter().next().and_then(|response| response.response) {
-            Some(Answer::ResponseRange(range)) => range.kvs.into_iter().next(),
+            Some(Answer::ResponseRange(range)) => range.kvs.first().map(|row| row.create_revision),
             _ => None,
         };
-        let created = found.as_ref().map(|row| row.create_revision);
-        let created = created.or(reply.header.map(|header| header.revision)).unwrap_or_default();
-        let place = Place {
+        Ok(Place {
             shared: shared.clone(),
             prefix,
-            key: key.clone(),
-            created,
+            key,
+            created: found.unwrap_or(now),
+            wrote: found.is_none().then_some(now),
             lease,
             is_own,
             kept: false,
             _entered: entered,
-        };
-        if found.is_some_and(|row| row.value != value) {
-            while_created_at(shared, &key, created, Operation::RequestPut(put)).await?;
-        }
-        Ok(place)
+        })
     }
 }
 
@@ -183,9 +172,8 @@ impl Place {
             // What was there when this place was taken can only have become less since, on whichever member.
             let is_there = match &before {
                 Some(row) => {
-                    let alone = RangeRequest { key: row.key.clone(), keys_only: true, ..RangeRequest::default() };
-                    let (rows, _) = look(shared, &alone)?;
-                    rows.first().is_some_and(|found| found.create_revision == row.create_revision)
+                    let view = shared.reader.view().map_err(internal)?;
+                    Store::of(&view.0, &view.1).created(&row.key) == Some(row.create_revision.cast_unsigned())
                 }
                 None => false,
             };
@@ -237,15 +225,15 @@ impl Place {
     }
 }
 
-/// Who is first in a line.
-fn first(shared: &SharedNodeState, name: &[u8]) -> Result<(Option<KeyValue>, i64), Status> {
+/// Who is first in a line, unless that is what was last changed at the revision `known`; and the revision of the store.
+fn first(shared: &SharedNodeState, name: &[u8], known: i64) -> Result<(Option<KeyValue>, i64), Status> {
     let prefix = prefix(name);
-    let range_end = prefix_end(&prefix);
-    let mut range = RangeRequest { key: prefix, range_end, limit: 1, ..RangeRequest::default() };
-    range.set_sort_target(SortTarget::Create);
-    range.set_sort_order(SortOrder::Ascend);
-    let (rows, newest) = look(shared, &range)?;
-    Ok((rows.into_iter().next(), newest))
+    let (view, range_end) = (shared.reader.view().map_err(internal)?, prefix_end(&prefix));
+    let oldest = |store: &Store<'_, View>| {
+        let row = store.oldest(&prefix, &range_end, known.cast_unsigned())?;
+        Ok((row, store.revision().cast_signed()))
+    };
+    shared.read_keys(view, oldest)?.map_err(|reject| Status::internal(reject.to_string()))
 }
 
 #[tonic::async_trait]
@@ -289,7 +277,7 @@ impl Election for LineService {
         let ProclaimRequest { leader, value } = request.into_inner();
         let LeaderKey { key, rev, lease, .. } = leader_of(leader)?;
         let put = PutRequest { key: key.clone(), value, lease, ..PutRequest::default() };
-        match while_created_at(&self.shared, &key, rev, Operation::RequestPut(put)).await? {
+        match only_if(&self.shared, is_created_at(key, rev), Operation::RequestPut(put)).await? {
             Some(revision) => Ok(Response::new(ProclaimResponse { header: header(&self.shared, revision) })),
             None => Err(Status::unknown("election: not leader")),
         }
@@ -298,7 +286,7 @@ impl Election for LineService {
     async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
         let deadline = self.shared.deadline(&request);
         self.shared.read_barrier(deadline).await.map_err(unread)?;
-        match first(&self.shared, &request.into_inner().name)? {
+        match first(&self.shared, &request.into_inner().name, 0)? {
             (Some(row), revision) => {
                 Ok(Response::new(LeaderResponse { header: header(&self.shared, revision), kv: Some(row) }))
             }
@@ -306,17 +294,19 @@ impl Election for LineService {
         }
     }
 
+    /// Of changes that follow each other closely only the last may be told.
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
         let entered = Entered::among(&self.waiting, KEY_STREAMS_MAX)
             .ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))?;
+        self.shared.read_barrier(self.shared.deadline(&request)).await.map_err(unread)?;
         let (shared, name) = (self.shared.clone(), request.into_inner().name);
         let told = stream::try_unfold((shared, name, entered, Index(0), 0), |state| async move {
             let (shared, name, entered, mut seen, last) = state;
             loop {
                 let applied = shared.raft.wait(move |status| (status.applied > seen).then_some(status.applied));
                 seen = applied.await;
-                let (row, revision) = first(&shared, &name)?;
-                if let Some(row) = row.filter(|row| row.mod_revision != last) {
+                let (row, revision) = first(&shared, &name, last)?;
+                if let Some(row) = row {
                     let last = row.mod_revision;
                     let told = LeaderResponse { header: header(&shared, revision), kv: Some(row) };
                     return Ok(Some((told, (shared, name, entered, seen, last))));
@@ -330,7 +320,7 @@ impl Election for LineService {
         let LeaderKey { key, rev, .. } = leader_of(request.into_inner().leader)?;
         let delete = DeleteRangeRequest { key: key.clone(), ..DeleteRangeRequest::default() };
         // Whoever does not lead any more has gone already.
-        let revision = while_created_at(&self.shared, &key, rev, Operation::RequestDeleteRange(delete)).await?;
+        let revision = only_if(&self.shared, is_created_at(key, rev), Operation::RequestDeleteRange(delete)).await?;
         Ok(Response::new(ResignResponse { header: header(&self.shared, revision.unwrap_or_default()) }))
     }
 }

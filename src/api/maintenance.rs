@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use futures_util::stream::{self, BoxStream};
 use prost::Message;
 use tonic::{Code, Request, Response, Status};
@@ -23,6 +25,8 @@ use crate::raft::snapshot::Copied;
 use crate::shared::{SharedNodeState, internal};
 use crate::state::{backup, machine};
 
+/// How often whoever waits for a backup is told that the state is being copied.
+const COPYING_PERIOD: Duration = Duration::from_secs(1);
 /// The version of etcd whose interface this is, for clients that ask what they may use.
 const ETCD_VERSION: &str = "3.4.31";
 
@@ -43,8 +47,14 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// A backup under way.
-struct Backup {
+/// A backup under way: first the state is copied, then the copy is read.
+enum Backup {
+    Copying { shared: Arc<SharedNodeState>, copied: BoxFuture<'static, Option<Copied>>, entered: Entered },
+    Reading(Reading),
+}
+
+/// A copy that is read.
+struct Reading {
     shared: Arc<SharedNodeState>,
     copied: Copied,
     head: BackupHead,
@@ -57,6 +67,45 @@ struct Backup {
 }
 
 impl Backup {
+    /// The next message, and what comes after it. While the state is being copied they are empty, so that whoever waits knows why.
+    async fn go_on(self) -> Result<Option<(SnapshotResponse, Self)>, Status> {
+        let mut reading = match self {
+            Self::Copying { shared, mut copied, entered } => {
+                match shared.io.clock.timeout(COPYING_PERIOD, &mut copied).await {
+                    Ok(Some(copied)) => Reading::new(shared, copied, entered).map_err(internal)?,
+                    Ok(None) => return Err(Status::internal("the state could not be copied; the node's log says why")),
+                    Err(_) => {
+                        let wait = SnapshotResponse { header: header(&shared, 0), ..SnapshotResponse::default() };
+                        return Ok(Some((wait, Self::Copying { shared, copied, entered })));
+                    }
+                }
+            }
+            Self::Reading(reading) => reading,
+        };
+        let frame = reading.frame().map_err(internal)?;
+        Ok(frame.map(|frame| (frame, Self::Reading(reading))))
+    }
+}
+
+impl Reading {
+    fn new(shared: Arc<SharedNodeState>, copied: Copied, entered: Entered) -> Result<Self, Fault> {
+        let chunk = copied.chunk(0)?.unwrap_or_default();
+        let first = v1::SnapshotPart::decode(chunk).context(|| "read a copy of the state".into())?;
+        let body = copied.of.body.unwrap_or_default();
+        let head = backup::head(BackupHead {
+            cluster_id: shared.identity.cluster.0,
+            applied_index: copied.of.index,
+            applied_term: copied.of.term,
+            revision: first.head.unwrap_or_default().revision,
+            digest: body.digest,
+            version: env!("CARGO_PKG_VERSION").into(),
+            ..BackupHead::default()
+        });
+        let remaining = backup::length(head.encoded_len() as u64 + copied.bytes(), body.chunks);
+        let writer = Some(backup::Writer::new());
+        Ok(Self { shared, copied, head, next: 0, writer, remaining, _entered: entered })
+    }
+
     /// The next message.
     fn frame(&mut self) -> Result<Option<SnapshotResponse>, Fault> {
         let Some(mut writer) = self.writer.take() else { return Ok(None) };
@@ -122,25 +171,23 @@ impl Maintenance for MaintenanceService {
         let entered = Entered::among(&self.backups, BACKUPS_MAX).ok_or_else(busy)?;
         let shared = self.shared.clone();
         shared.read_barrier(shared.deadline(&request)).await.map_err(unread)?;
-        let copied = shared.raft.copy_state().await.ok_or_else(busy)?;
-        let chunk = copied.chunk(0).map_err(internal)?.unwrap_or_default();
-        let first = v1::SnapshotPart::decode(chunk).context(|| "read a copy of the state".into()).map_err(internal)?;
-        let body = copied.of.body.unwrap_or_default();
-        let head = backup::head(BackupHead {
-            cluster_id: shared.identity.cluster.0,
-            applied_index: copied.of.index,
-            applied_term: copied.of.term,
-            revision: first.head.unwrap_or_default().revision,
-            digest: body.digest,
-            version: env!("CARGO_PKG_VERSION").into(),
-            ..BackupHead::default()
-        });
-        let remaining = backup::length(head.encoded_len() as u64 + copied.bytes(), body.chunks);
-        let writer = Some(backup::Writer::new());
-        let state = Backup { shared, copied, head, next: 0, writer, remaining, _entered: entered };
-        let frames = stream::try_unfold(state, |mut state| async move {
-            Ok(state.frame().map_err(internal)?.map(|frame| (frame, state)))
-        });
+        let disk = &*shared.io.disk;
+        let what = || "space for a copy of the state".to_string();
+        let (free, size) = (disk.free_bytes().context(what), machine::file_bytes(disk).context(what));
+        let (free, size) = (free.map_err(internal)?, size.map_err(internal)?);
+        if free < size.saturating_add(shared.free_space_floor) {
+            let (place, mib) = (disk.describe(), |bytes: u64| bytes >> 20);
+            return Err(Status::resource_exhausted(format!(
+                "{place} has {} MiB left, and a copy of the state may take {} MiB, with {} MiB to remain; make room there, or ask another \
+                 member",
+                mib(free),
+                mib(size),
+                mib(shared.free_space_floor)
+            )));
+        }
+        let raft = shared.raft.clone();
+        let copied = Box::pin(async move { raft.copy_state().await });
+        let frames = stream::try_unfold(Backup::Copying { shared, copied, entered }, Backup::go_on);
         Ok(Response::new(Box::pin(frames)))
     }
 

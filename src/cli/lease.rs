@@ -15,8 +15,8 @@ pub enum Lease {
     /// Grant a lease; keys are put under it with `node kv put --lease`
     Grant {
         /// How long it lasts, in seconds
-        #[arg(value_parser = clap::value_parser!(u32).range(1..))]
-        ttl: u32,
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        ttl: u64,
         /// The id it is to have, in hexadecimal digits; any without one
         #[arg(long)]
         id: Option<LeaseId>,
@@ -52,7 +52,7 @@ impl Lease {
         let as_json = connection.output == Output::Json;
         match self {
             Self::Grant { ttl, id } => {
-                let (id, ttl) = client.grant_lease(*id, Duration::from_secs((*ttl).into())).await?;
+                let (id, ttl) = client.grant_lease(*id, Duration::from_secs(*ttl)).await?;
                 match as_json {
                     true => output::json(&json!({ "lease": id.to_string(), "ttl": ttl.as_secs() })),
                     false => say!("lease {id} lasts {} s", ttl.as_secs()),

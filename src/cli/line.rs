@@ -1,6 +1,5 @@
 //! `node lock` and `node elect`.
 
-use std::pin::pin;
 use std::time::Duration;
 
 use clap::Args;
@@ -83,35 +82,33 @@ impl LockCommand {
         let lost = tokio::select! {
             biased;
             status = child.wait() => return Ok(ended(status)?),
-            result = interrupted() => {
-                result?;
-                // It has the terminal, so what interrupts from there has reached it, too.
-                child.terminate();
-                None
-            }
+            result = interrupted() => result.map(|()| None)?,
             lost = lease.keep() => Some(lost),
         };
-        let Some(lost) = lost else {
-            let mut lease_lost = pin!(lease.keep());
-            tokio::select! {
-                biased;
-                status = child.wait() => return Ok(ended(status)?),
-                _ = &mut lease_lost => {}
-            }
-            child.kill();
-            return Ok(ended(child.wait().await)?);
-        };
-        eprintln!("error: the lock is about to be lost, so what runs under it is ended: {lost}");
-        child.terminate();
-        tokio::select! {
-            biased;
-            status = child.wait() => drop(ended(status)?),
-            () = lease.end() => {
-                child.kill();
-                ended(child.wait().await)?;
-            }
+        if let Some(lost) = &lost {
+            eprintln!("error: the lock is about to be lost, so what runs under it is ended: {lost}");
         }
-        Ok(1)
+        child.terminate();
+        let interrupted = lost.is_none();
+        let too_late = async {
+            // The lock is kept for as long as it takes to end, if it can be.
+            if interrupted {
+                lease.keep().await;
+            }
+            lease.end().await;
+        };
+        let status = tokio::select! {
+            biased;
+            status = child.wait() => Some(ended(status)?),
+            () = too_late => None,
+        };
+        // Nothing of what it has started goes on without the lock.
+        child.kill();
+        let status = match status {
+            Some(status) => status,
+            None => ended(child.wait().await)?,
+        };
+        Ok(if interrupted { status } else { 1 })
     }
 }
 

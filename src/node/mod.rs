@@ -239,7 +239,8 @@ impl NodeBuilder {
             raft.note_removed();
         }
         let outputs = worker::outputs(&io).filter(|_| self.role == Role::Both);
-        let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics);
+        let shared =
+            SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics, self.free_space_floor);
         let health = Health::default();
         let routes = api::routes(&shared, &health, self.events_max);
         let (serving, server) = Serving::start(&io, listener, routes);
@@ -249,7 +250,7 @@ impl NodeBuilder {
             io.spawn.spawn("controllers", Box::pin(control(shared.clone(), self.voters_max))),
             io.spawn.spawn("scheduler", Box::pin(schedule(shared.clone()))),
             io.spawn.spawn("address", Box::pin(join::announce(shared.clone(), uuid, address, seeds))),
-            io.spawn.spawn("space", Box::pin(space::watch(shared.clone(), self.free_space_floor))),
+            io.spawn.spawn("space", Box::pin(space::watch(shared.clone()))),
             io.spawn.spawn("readiness", Box::pin(ready(shared.clone(), health.clone()))),
         ];
         let start = |hands| Worker::start(io.clone(), identity.id, self.worker, shared.clone(), hands);
@@ -368,6 +369,11 @@ async fn control(shared: Arc<SharedNodeState>, voters_max: usize) {
     loop {
         shared.io.clock.sleep(limits::CONTROL_PERIOD).await;
         if !shared.leads() {
+            // A stamp is counted on from when it was seen, so it is looked for here, too.
+            match shared.reader.view() {
+                Ok((head, _)) => drop(shared.cluster_time(&head)),
+                Err(fault) => return shared.io.spawn.fail_stop(fault),
+            }
             continue;
         }
         // Cluster time is carried by entries: while anything may expire, it must go on without clients, too.

@@ -1,11 +1,11 @@
-//! A program that runs beside this one, shares its terminal, and dies with it.
+//! A program that runs beside this one, writes where this one does, and dies with it.
 
 use std::io;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, ExitStatus};
 
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getppid};
 use tokio::task::JoinHandle;
 
@@ -41,7 +41,8 @@ impl Child {
         // This binary becomes the program, once it is sure to die with this process.
         let mut binary = Command::new(std::env::current_exe()?);
         binary.arg("beside").arg(std::process::id().to_string()).arg("--").args(command);
-        let mut child = binary.envs(environment).spawn()?;
+        // In a process group of its own, so that what it starts can be ended with it.
+        let mut child = binary.envs(environment).process_group(0).spawn()?;
         let pid = Pid::from_raw(i32::try_from(child.id()).map_err(io::Error::other)?);
         Ok(Self { pid, ended: tokio::task::spawn_blocking(move || child.wait()) })
     }
@@ -55,13 +56,13 @@ impl Child {
         Ok(status.code().or(status.signal().map(|signal| 128 + signal)).unwrap_or(1))
     }
 
-    /// Asks it to end. One that has ended already does not mind.
+    /// Asks it, and what it has started, to end. What has ended already does not mind.
     pub fn terminate(&self) {
-        let _ = kill(self.pid, Signal::SIGTERM);
+        let _ = killpg(self.pid, Signal::SIGTERM);
     }
 
-    /// Ends it at once.
+    /// Ends it, and what it has started and left in its process group, at once.
     pub fn kill(&self) {
-        let _ = kill(self.pid, Signal::SIGKILL);
+        let _ = killpg(self.pid, Signal::SIGKILL);
     }
 }

@@ -1,7 +1,8 @@
 //! Files outside the data directory, for the command line.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// A path in front of what went wrong.
@@ -36,7 +37,9 @@ impl NewFile {
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let part = PathBuf::from(part);
-        let file = File::create(&part).map_err(at(&part))?;
+        // Whoever can read it can read every key.
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&part).map_err(at(&part))?;
         Ok(Self { path: path.to_owned(), part, file: Some(BufWriter::new(file)) })
     }
 
@@ -64,8 +67,8 @@ impl NewFile {
     /// # Errors
     /// What the file system says, with the path.
     pub fn finish(mut self) -> io::Result<()> {
-        drop(self.file.take());
         fs::rename(&self.part, &self.path).map_err(at(&self.path))?;
+        drop(self.file.take());
         let dir = self.path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(dir).and_then(|dir| dir.sync_all()).map_err(at(dir))
     }

@@ -96,12 +96,20 @@ struct Chunks {
 }
 
 impl Chunks {
-    /// Writes the state as it is now to a file.
-    fn write(snapshots: &impl Snapshots, disk: &dyn Disk, name: String) -> Result<(Self, RaftSnapshot), Fault> {
+    /// Writes the state as it is now to a file, for as long as that is wanted.
+    fn write(
+        snapshots: &impl Snapshots,
+        disk: &dyn Disk,
+        name: String,
+        wanted: &dyn Fn() -> bool,
+    ) -> Result<(Self, RaftSnapshot), Fault> {
         let what = || format!("write {name} in {}", disk.describe());
         let file = disk.open(&name).context(what)?;
         let (mut ends, mut end) = (Vec::new(), 0);
         let mut snapshot = snapshots.export(&mut |chunk| {
+            if !wanted() {
+                return Err(Fault::new("nobody waits for it any more"));
+            }
             redb::StorageBackend::write(&file, end, chunk).context(what)?;
             end += chunk.len() as u64;
             ends.push(end);
@@ -162,7 +170,7 @@ impl Drop for Copied {
 }
 
 impl RaftHandle {
-    /// Has the state copied as it is now. Nothing if too much waits, or this member is stopping.
+    /// Has the state copied as it is now. Nothing if too much waits, the disk has no room, or this member is stopping.
     pub async fn copy_state(&self) -> Option<Copied> {
         let (reply, copied) = oneshot::channel();
         self.snapshots.try_send(SnapshotJob::Copy { reply }).ok()?;
@@ -203,7 +211,7 @@ impl<S: Snapshots> SnapshotOwner<S> {
         self.forget()?;
         // The index is known only when it is done, and there is one at a time.
         let name = format!("{FILE_PREFIX}taken");
-        let (chunks, snapshot) = Chunks::write(snapshots, &*self.disk, name)?;
+        let (chunks, snapshot) = Chunks::write(snapshots, &*self.disk, name, &|| true)?;
         let position = (Index(snapshot.index), Term(snapshot.term));
         self.taken = Some(Taken { position, chunks });
         Ok(snapshot)
@@ -225,19 +233,28 @@ impl<S: Snapshots> SnapshotOwner<S> {
         })
     }
 
+    /// Copies the state for whoever waits. What fails is theirs alone: the file goes, and they hear nothing.
+    fn copy(&mut self, snapshots: &S, reply: oneshot::Sender<Copied>) {
+        self.copies += 1;
+        let name = format!("{FILE_PREFIX}copy-{}", self.copies);
+        let wanted = || !reply.is_closed();
+        match Chunks::write(snapshots, &*self.disk, name.clone(), &wanted) {
+            // Who does not want it any more drops it.
+            Ok((chunks, of)) => drop(reply.send(Copied { of, chunks: Some(chunks), disk: self.disk.clone() })),
+            Err(fault) => {
+                tracing::warn!(%fault, "the state is not copied");
+                let _ = self.disk.remove(&name);
+            }
+        }
+    }
+
     fn run_one(&mut self, snapshots: &mut S, job: SnapshotJob) -> Result<(), Fault> {
         match job {
             SnapshotJob::Take => {
                 let taken = self.take(snapshots)?;
                 report(&self.done, Done::Taken(taken));
             }
-            SnapshotJob::Copy { reply } => {
-                self.copies += 1;
-                let name = format!("{FILE_PREFIX}copy-{}", self.copies);
-                let (chunks, of) = Chunks::write(snapshots, &*self.disk, name)?;
-                // Whoever does not want it any more drops it.
-                let _ = reply.send(Copied { of, chunks: Some(chunks), disk: self.disk.clone() });
-            }
+            SnapshotJob::Copy { reply } => self.copy(snapshots, reply),
             SnapshotJob::Read { position, number, reply } => {
                 let _ = reply.send(self.read(position, number)?);
             }

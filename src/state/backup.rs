@@ -17,7 +17,7 @@ use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 
 use super::machine::head_digest;
 use super::table::{TABLES, row_digest};
-use crate::error::ImportError;
+use crate::error::{Fault, ImportError};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::proto::v1;
 
@@ -183,8 +183,10 @@ impl<R: Read> Reader<R> {
         let expected = self.sha.clone().finish();
         let mut found = [0; SHA256_OUTPUT_LEN];
         self.fill(&mut found)?;
+        let more = self.from.read(&mut [0]).map_err(|error| self.unread(error))?;
         match found[..] == *expected.as_ref() {
-            true => Ok(()),
+            true if more == 0 => Ok(()),
+            true => Err(invalid(format!("something follows its end, byte {}", self.bytes))),
             false => Err(invalid("it is damaged: its sha256 is another than it says")),
         }
     }
@@ -230,7 +232,12 @@ impl<R: Read> Reader<R> {
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
                 Err(invalid(format!("it is cut short after byte {}", self.bytes)))
             }
-            Err(error) => Err(invalid(format!("read after byte {}: {error}", self.bytes))),
+            Err(error) => Err(self.unread(error)),
         }
+    }
+
+    /// That it cannot be read says nothing of what it is.
+    fn unread(&self, error: io::Error) -> ImportError {
+        ImportError::Fault(Fault::because(format!("read after byte {}", self.bytes), error))
     }
 }

@@ -76,6 +76,16 @@ fn a_lock_has_one_holder_and_an_election_one_leader() {
         std::fs::read(&process).is_ok_and(|line| line.is_empty()) || !std::path::Path::new(&process).exists()
     });
     assert!(lock("exit 0").wait().unwrap().success());
+    // One that is asked to end ends what it has started, too, and gives the lock back only then.
+    let script = format!("sleep 100 & echo $! > {0}.part; mv {0}.part {0}.2; wait", pid.display());
+    let mut asked = lock(&script);
+    let pid = dir.path().join("pid.2");
+    until("it is held again", || pid.exists());
+    let process = format!("/proc/{}", std::fs::read_to_string(&pid).unwrap().trim());
+    assert!(std::process::Command::new("kill").args(["-TERM", &asked.id().to_string()]).status().unwrap().success());
+    assert_eq!(asked.wait().unwrap().code(), Some(128 + 15));
+    until("what it started has ended", || !std::path::Path::new(&process).exists());
+    assert!(lock("exit 0").wait().unwrap().success());
     // A leader that is asked to go is followed by the next.
     let mut first = start(&["elect", "seat", "first"]).spawn().unwrap();
     let leader = || {

@@ -161,6 +161,13 @@ impl KeyIndex {
         live(&self.keys.get(key)?.all, revision - 1)
     }
 
+    /// The key of a range that came into being first, of those that exist at a revision.
+    pub fn oldest(&self, key: &[u8], range_end: &[u8], revision: u64) -> Option<(&Bytes, Version)> {
+        let keys = self.keys.range::<[u8], _>(bounds(key, range_end)?);
+        let there = keys.filter_map(|(key, versions)| live(&versions.all, revision).map(|version| (key, version)));
+        there.min_by_key(|(_, version)| (version.created, version.at))
+    }
+
     /// The keys of a range that exist at a revision, the first `limit` of them (all: `usize::MAX`).
     pub fn select(&self, key: &[u8], range_end: &[u8], revision: u64, limit: usize) -> Selection {
         let mut selection = Selection { found: Vec::new(), count: 0 };

@@ -99,6 +99,29 @@ impl<'a, R: Read> Store<'a, R> {
         self.compacted
     }
 
+    /// When a key that exists came into being.
+    pub fn created(&self, key: &[u8]) -> Option<u64> {
+        let index = self.index.read().expect("no code panics while it holds the index");
+        index.oldest(key, &[], self.revision).map(|(_, version)| version.created)
+    }
+
+    /// The key of a range that came into being first, unless what is known of it already is as of its last change.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn oldest(&self, key: &[u8], range_end: &[u8], known: u64) -> Result<Option<KeyValue>, NoAnswer> {
+        let found = {
+            let index = self.index.read().expect("no code panics while it holds the index");
+            index.oldest(key, range_end, self.revision).map(|(_, version)| version.at)
+        };
+        let news = found.filter(|at| at.revision != known);
+        // What an older view would show may be swept away.
+        if self.index.read().expect("no code panics while it holds the index").swept() > self.compacted {
+            return Err(NoAnswer::Overtaken);
+        }
+        Ok(news.map(|at| self.row(at)).transpose()?)
+    }
+
     /// What was changed from a revision on, in order: whole revisions, as many as come within so many changes and bytes, and one
     /// in any case. Also the last revision that was looked at.
     ///
