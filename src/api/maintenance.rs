@@ -50,7 +50,7 @@ fn signed(number: u64) -> i64 {
 /// A backup under way: first the state is copied, then the copy is read.
 enum Backup {
     Copying { shared: Arc<SharedNodeState>, copied: BoxFuture<'static, Option<Copied>>, entered: Entered },
-    Reading(Reading),
+    Reading(Box<Reading>),
 }
 
 /// A copy that is read.
@@ -72,7 +72,7 @@ impl Backup {
         let mut reading = match self {
             Self::Copying { shared, mut copied, entered } => {
                 match shared.io.clock.timeout(COPYING_PERIOD, &mut copied).await {
-                    Ok(Some(copied)) => Reading::new(shared, copied, entered).map_err(internal)?,
+                    Ok(Some(copied)) => Box::new(Reading::new(shared, copied, entered).map_err(internal)?),
                     Ok(None) => return Err(Status::internal("the state could not be copied; the node's log says why")),
                     Err(_) => {
                         let wait = SnapshotResponse { header: header(&shared, 0), ..SnapshotResponse::default() };
