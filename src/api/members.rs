@@ -76,12 +76,14 @@ impl Cluster for MembersService {
         let deadline = self.0.deadline(&request);
         let id = request.into_inner().id;
         let (_, rows) = self.0.view(false, deadline).await.map_err(unread)?;
-        if !self.servers(&rows)?.iter().any(|member| member.id == id) {
+        let mut members = self.servers(&rows)?;
+        drop(rows);
+        if !members.iter().any(|member| member.id == id) {
             return Err(Status::not_found("etcdserver: member not found"));
         }
         self.remove(id, deadline).await?;
-        let (_, rows) = self.0.view(false, deadline).await.map_err(unread)?;
-        let members = self.servers(&rows)?;
+        // Whoever removes itself can ask nobody any more.
+        members.retain(|member| member.id != id);
         Ok(Response::new(MemberRemoveResponse { header: header(&self.0, 0), members }))
     }
 }
