@@ -17,8 +17,8 @@ use crate::metrics::Metrics;
 use crate::proto::v1::store_client::StoreClient;
 use crate::proto::v1::{self, TaskPhase, command::Kind as CommandKind, reply};
 use crate::raft::core::Role;
+use crate::raft::handle::{ProposeError, RaftHandle};
 use crate::raft::log::Identity;
-use crate::raft::manager::{ProposeError, RaftHandle};
 use crate::scheduler;
 use crate::state::kv::{self, NoAnswer, Store};
 use crate::state::machine::StateReader;
@@ -51,8 +51,6 @@ pub struct SharedNodeState {
     channels: Mutex<BTreeMap<Address, Channel>>,
     /// Free bytes and the floor they are under, while they are.
     short_of_space: Mutex<Option<(u64, u64)>>,
-    /// The latest term and stamp seen, and when they first were.
-    time: Mutex<((u64, ClusterTime), Monotonic)>,
     /// Where the ids of leases come from that may be any.
     lease_ids: Mutex<RngStream>,
 }
@@ -73,7 +71,6 @@ impl SharedNodeState {
         metrics: Arc<Metrics>,
         free_space_floor: u64,
     ) -> Arc<Self> {
-        let time = Mutex::new((Default::default(), io.clock.now()));
         let lease_ids = Mutex::new(io.rng.stream("lease ids"));
         Arc::new(Self {
             io,
@@ -85,7 +82,6 @@ impl SharedNodeState {
             free_space_floor,
             channels: Mutex::default(),
             short_of_space: Mutex::default(),
-            time,
             lease_ids,
         })
     }
@@ -94,17 +90,6 @@ impl SharedNodeState {
     pub fn deadline<T>(&self, request: &Request<T>) -> Monotonic {
         let asked = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
         self.io.clock.now() + asked.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT_MAX)
-    }
-
-    /// What cluster time is by now, as far as can be told from a state: its latest stamp, and the time since this member saw it. If
-    /// this member leads, its next stamp is no earlier, for its clock is the one that counts, and has since the term began.
-    pub fn cluster_time(&self, head: &v1::Head) -> ClusterTime {
-        let (now, latest) = (self.io.clock.now(), (head.applied_term, ClusterTime(head.cluster_time_ms)));
-        let mut time = self.time.lock().expect("no code panics while it holds the time");
-        if latest > time.0 {
-            *time = (latest, now);
-        }
-        time.0.1 + now.since(time.1)
     }
 
     /// Carries out a checked command, here if this member leads, at the leader otherwise.
@@ -275,10 +260,9 @@ impl SharedNodeState {
             Kind::Txn(txn) => {
                 self.read_keys((head, rows), |store| store.read_txn(&txn))?.map_or_else(rejected, Answer::Txn)
             }
-            Kind::LeaseTimeToLive(asked) => {
-                let now = self.cluster_time(&head);
-                Answer::LeaseTimeToLive(lease::time_to_live(&head, &rows, &asked, now).map_err(internal)?)
-            }
+            Kind::LeaseTimeToLive(asked) => Answer::LeaseTimeToLive(
+                lease::time_to_live(&head, &rows, &asked, self.raft.cluster_time()).map_err(internal)?,
+            ),
             Kind::LeaseLeases(_) => Answer::LeaseLeases(lease::all(&head, &rows).map_err(internal)?),
             Kind::GetTask(get) => Answer::GetTask(get_task(&head, &rows, &get).map_err(internal)?),
             Kind::ListTasks(list) => Answer::ListTasks(task::list(&rows, &list).map_err(internal)?),

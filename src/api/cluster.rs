@@ -13,8 +13,8 @@ use crate::proto::v1::{
     self, HeardReply, HeardRequest, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, MoveReply, MoveRequest,
     RemoveReply, RemoveRequest, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
 };
+use crate::raft::handle::ProposeError;
 use crate::raft::log::Identity;
-use crate::raft::manager::ProposeError;
 use crate::shared::{FORWARDED, SharedNodeState, internal, not_done, not_leader};
 use crate::state::member;
 use crate::time::Monotonic;

@@ -369,11 +369,6 @@ async fn control(shared: Arc<SharedNodeState>, voters_max: usize) {
     loop {
         shared.io.clock.sleep(limits::CONTROL_PERIOD).await;
         if !shared.leads() {
-            // A stamp is counted on from when it was seen, so it is looked for here, too.
-            match shared.reader.view() {
-                Ok((head, _)) => drop(shared.cluster_time(&head)),
-                Err(fault) => return shared.io.spawn.fail_stop(fault),
-            }
             continue;
         }
         // Cluster time is carried by entries: while anything may expire, it must go on without clients, too.
@@ -392,7 +387,7 @@ async fn control_once(shared: &SharedNodeState, keep_time: bool, voters_max: usi
     let clock = &shared.io.clock;
     let (expire, members, based_on) = {
         let (head, rows) = shared.reader.view()?;
-        let soon = shared.cluster_time(&head);
+        let soon = shared.raft.cluster_time();
         (controller::expire(&head, &rows, soon, keep_time)?, member::all(&rows)?, Index(head.applied_index))
     };
     // What fails here is looked at again in the next period.

@@ -8,29 +8,28 @@
 //! refused, or another entry was committed at its index. **Unknown**: the caller's deadline passed first.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use raft::eraftpb::{Message, MessageType};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::codec;
 use super::core::{Announced, Compaction, Core, CoreConfig, Effects, Refused, Role, Status};
+use super::handle::{ProposeError, RaftHandle, Reply, Request, Shared};
 use super::log::{Identity, Log};
 use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine, Now};
-use super::snapshot::{self, Chunk, SnapshotJob, SnapshotOwner, Snapshots};
+use super::snapshot::{self, SnapshotJob, SnapshotOwner, Snapshots};
 use super::tail::Retention;
 use super::transport::{News, Transport};
 use crate::entry::{Body, Entry, Outcome};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
-use crate::io::{Clock, Io, TaskHandle, own};
+use crate::io::{Io, TaskHandle, own};
 use crate::limits;
 use crate::metrics::Metrics;
-use crate::proto::v1;
 use crate::time::{ClusterTime, Monotonic};
 
 /// Is told what this member does. For whoever checks it.
@@ -46,209 +45,6 @@ pub trait Observer: Send + Sync + 'static {
 }
 
 impl Observer for () {}
-
-/// Why a proposal did not end as done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ProposeError {
-    /// Not done: this member does not lead.
-    #[error("this member does not lead")]
-    NotLeader(Option<NodeId>),
-    /// Not done: there is too much to do already.
-    #[error("too many proposals are waiting; try again later")]
-    Busy,
-    /// Not done: no entry may hold it.
-    #[error("the command has {0} bytes; at most {max}", max = limits::COMMAND_BYTES_MAX)]
-    TooLarge(usize),
-    /// Not done: another leader's entry took its place in the log.
-    #[error("the proposal was superseded by another leader's entry")]
-    Superseded,
-    /// Unknown: this member is stopping, or the deadline passed.
-    #[error("the outcome of the proposal is unknown")]
-    Unknown,
-}
-
-type Reply<T> = oneshot::Sender<Result<T, ProposeError>>;
-
-enum Request {
-    Propose { command: Bytes, reply: Reply<Bytes> },
-    Change { change: v1::MemberChange, based_on: Index, reply: Reply<Index> },
-    Introduce { id: NodeId, address: Address },
-    Read { reply: oneshot::Sender<Index> },
-    HandOver { to: Option<NodeId>, reply: Reply<NodeId> },
-    Stop { reply: oneshot::Sender<()> },
-}
-
-/// How others reach a running manager. Cheap to copy.
-#[derive(Clone)]
-pub struct RaftHandle {
-    requests: mpsc::Sender<Request>,
-    frames: mpsc::Sender<Vec<Message>>,
-    pub(super) snapshots: mpsc::Sender<SnapshotJob>,
-    clock: Arc<dyn Clock>,
-    shared: Arc<Shared>,
-}
-
-struct Shared {
-    status: Mutex<Status>,
-    changed: Notify,
-    removed: AtomicBool,
-    /// How many frames have come from each member, and where the last came from.
-    heard: Mutex<BTreeMap<NodeId, (u64, Address)>>,
-    /// When a chunk of a snapshot was last given to anyone, and whether there are more after it.
-    served: Mutex<Option<(Monotonic, bool)>>,
-}
-
-impl Shared {
-    fn note_removed(&self) {
-        if !self.removed.swap(true, Ordering::Relaxed) {
-            tracing::error!("this member was removed from the cluster");
-            self.changed.notify_waiters();
-        }
-    }
-}
-
-impl RaftHandle {
-    /// Proposes an encoded command and waits for its reply. Give it a deadline: without a majority it waits.
-    ///
-    /// # Errors
-    /// See [`ProposeError`].
-    pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
-        // What is appended must be acceptable to every member, for ever.
-        if command.len() > limits::COMMAND_BYTES_MAX {
-            return Err(ProposeError::TooLarge(command.len()));
-        }
-        let (reply, answer) = oneshot::channel();
-        self.request(Request::Propose { command, reply })?;
-        answer.await.unwrap_or(Err(ProposeError::Unknown))
-    }
-
-    /// Proposes a change of membership that was decided on the state at `based_on`, and waits until it is applied.
-    ///
-    /// # Errors
-    /// See [`ProposeError`]; busy or superseded also if members have changed since, or are about to.
-    pub async fn change_members(&self, change: v1::MemberChange, based_on: Index) -> Result<Index, ProposeError> {
-        let (reply, answer) = oneshot::channel();
-        self.request(Request::Change { change, based_on, reply })?;
-        answer.await.unwrap_or(Err(ProposeError::Unknown))
-    }
-
-    /// Says where a member is that speaks to this one, in case its own log has not told it yet: without an answer that
-    /// member could neither lead it nor catch it up.
-    pub fn introduce(&self, id: NodeId, address: Address) {
-        // Lost when too much waits; the next stream says it again.
-        let _ = self.request(Request::Introduce { id, address });
-    }
-
-    /// As leader, asks another voter to take over: the one given, or the one whose log is furthest. Says whom; whether
-    /// it then leads is for [`Self::wait`] to see.
-    ///
-    /// # Errors
-    /// This member does not lead, or there is no such voter.
-    pub async fn hand_over(&self, to: Option<NodeId>) -> Result<NodeId, ProposeError> {
-        let (reply, answer) = oneshot::channel();
-        self.request(Request::HandOver { to, reply })?;
-        answer.await.unwrap_or(Err(ProposeError::Unknown))
-    }
-
-    /// Notes that this member was removed, as its own state says.
-    pub fn note_removed(&self) {
-        self.shared.note_removed();
-    }
-
-    /// Waits until this member is told that it was removed from the cluster.
-    pub async fn removed(&self) {
-        loop {
-            let changed = self.shared.changed.notified();
-            if self.shared.removed.load(Ordering::Relaxed) {
-                return;
-            }
-            changed.await;
-        }
-    }
-
-    /// Notes that a frame came from a member.
-    pub fn note_heard(&self, from: NodeId, address: &Address) {
-        let mut heard = self.shared.heard.lock().expect("no code panics while it holds the counts");
-        if heard.len() < limits::MEMBERS_MAX || heard.contains_key(&from) {
-            let (frames, at) = heard.entry(from).or_insert_with(|| (0, address.clone()));
-            *frames += 1;
-            if at != address {
-                at.clone_from(address);
-            }
-        }
-    }
-
-    /// How many frames have come from a member since this one started, and where the last came from.
-    pub fn heard(&self, from: NodeId) -> Option<(u64, Address)> {
-        self.shared.heard.lock().expect("no code panics while it holds the counts").get(&from).cloned()
-    }
-
-    /// Whether a member is in the configuration that this one knows.
-    pub fn knows(&self, id: NodeId) -> bool {
-        let status = self.lock();
-        status.voters.contains(&id) || status.learners.contains(&id)
-    }
-
-    /// Waits until this member's state has everything that was committed when this was called. What is read from the
-    /// state after that is linearizable. Give it a deadline: without a majority it waits.
-    ///
-    /// # Errors
-    /// Too many reads wait, or this member is stopping.
-    pub async fn read_barrier(&self) -> Result<Index, ProposeError> {
-        let (reply, answer) = oneshot::channel();
-        self.request(Request::Read { reply })?;
-        answer.await.map_err(|_| ProposeError::Busy)
-    }
-
-    fn request(&self, request: Request) -> Result<(), ProposeError> {
-        self.requests.try_send(request).map_err(|_| ProposeError::Busy)
-    }
-
-    /// Takes messages of a peer; false if they were dropped because too many wait.
-    pub fn deliver(&self, messages: Vec<Message>) -> bool {
-        self.frames.try_send(messages).is_ok()
-    }
-
-    /// A chunk of the snapshot at an index and term, for a member that is behind.
-    pub async fn snapshot_chunk(&self, position: (Index, Term), number: u64) -> Chunk {
-        let chunk = snapshot::read(&self.snapshots, position, number).await;
-        let more = match &chunk {
-            Chunk::Data(_) => true,
-            Chunk::End => false,
-            Chunk::Gone => return chunk,
-        };
-        *self.shared.served.lock().expect("no code panics while it holds the time") = Some((self.clock.now(), more));
-        chunk
-    }
-
-    /// What the member last knew of itself and the group.
-    pub fn status(&self) -> Status {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Status> {
-        self.shared.status.lock().expect("no code panics while it holds the status")
-    }
-
-    /// Waits until `check` gives something for the status. Give it a deadline.
-    pub async fn wait<T>(&self, check: impl Fn(&Status) -> Option<T>) -> T {
-        loop {
-            let changed = self.shared.changed.notified();
-            if let Some(found) = check(&self.lock()) {
-                return found;
-            }
-            changed.await;
-        }
-    }
-
-    /// Hands over leadership if this member has it, makes the state durable and ends the manager.
-    pub async fn stop(&self) {
-        let (reply, answer) = oneshot::channel();
-        if self.requests.send(Request::Stop { reply }).await.is_ok() {
-            let _ = answer.await;
-        }
-    }
-}
 
 /// What a manager is started with.
 pub struct Setup<M, S> {
@@ -317,13 +113,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     let apply_owner = ApplyOwner::new(machine, done_sender, io.spawn.clone());
     let snapshots = own(&*io.spawn, "snapshot", snapshot_owner, limits::SNAPSHOT_JOBS_MAX);
     let status = core.status();
-    let shared = Arc::new(Shared {
-        status: Mutex::new(status.clone()),
-        changed: Notify::new(),
-        removed: AtomicBool::default(),
-        heard: Mutex::default(),
-        served: Mutex::default(),
-    });
+    let shared = Arc::new(Shared::new(status.clone(), cluster_time, io.clock.now()));
     let manager = Manager {
         life: (identity.id, incarnation),
         next_tick: io.clock.now() + limits::TICK,
@@ -362,9 +152,9 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         io: io.clone(),
     };
     let inputs = Inputs { done, requests, frames, news, staged };
-    let clock = io.clock.clone();
+    let handle = RaftHandle::new(requests_sender, frames_sender, snapshots, io.clock.clone(), shared);
     let task = io.spawn.spawn("raft manager", Box::pin(manager.run(inputs)));
-    Ok((RaftHandle { requests: requests_sender, frames: frames_sender, snapshots, clock, shared }, incarnation, task))
+    Ok((handle, incarnation, task))
 }
 
 struct Inputs {
@@ -588,6 +378,9 @@ impl Manager {
 
     /// What the state is like now.
     fn note(&mut self, now: Now) {
+        if now.time > self.cluster_time {
+            self.shared.note_time(now.time, self.io.clock.now());
+        }
         self.cluster_time = now.time;
         self.core.on_durable(now.durable);
         if let Some(peers) = now.peers {
@@ -661,7 +454,7 @@ impl Manager {
             }
         }
         if self.taken.is_some_and(|taken| {
-            now.since(self.last_served().map_or(taken, |(at, _)| at.max(taken))) > limits::SNAPSHOT_KEPT
+            now.since(self.shared.served().map_or(taken, |(at, _)| at.max(taken))) > limits::SNAPSHOT_KEPT
         }) && self.snapshots.try_send(SnapshotJob::Forget).is_ok()
         {
             sometimes!("a snapshot that nobody asked for was forgotten");
@@ -675,7 +468,9 @@ impl Manager {
     fn note_leadership(&mut self, applied: Term) {
         let term = self.core.status().term;
         if self.core.leads() && applied == term && self.anchor.is_none_or(|(anchored, ..)| anchored != term) {
-            self.anchor = Some((term, self.cluster_time, self.io.clock.now()));
+            let now = self.io.clock.now();
+            self.anchor = Some((term, self.cluster_time, now));
+            self.shared.note_time(self.cluster_time, now);
         }
     }
 
@@ -924,14 +719,10 @@ impl Manager {
         self.maybe_take();
     }
 
-    fn last_served(&self) -> Option<(Monotonic, bool)> {
-        *self.shared.served.lock().expect("no code panics while it holds the time")
-    }
-
     /// Has a snapshot made that is wanted, once nobody fetches the one before: it is about to be removed.
     fn maybe_take(&mut self) {
         let now = self.io.clock.now();
-        let in_use = self.last_served().is_some_and(|(at, more)| more && now.since(at) <= limits::SNAPSHOT_PATIENCE);
+        let in_use = self.shared.served().is_some_and(|(at, more)| more && now.since(at) <= limits::SNAPSHOT_PATIENCE);
         sometimes!(self.take && in_use, "a snapshot waited until the one before was fetched");
         if self.take && !in_use && self.snapshots.try_send(SnapshotJob::Take).is_ok() {
             (self.take, self.taken) = (false, None);
@@ -978,8 +769,7 @@ impl Manager {
             level.set(value as i64);
         }
         self.status = status.clone();
-        *self.shared.status.lock().expect("no code panics while it holds the status") = status;
-        self.shared.changed.notify_waiters();
+        self.shared.note_status(status);
     }
 
     /// Goes on with stopping: hand over, then checkpoint, then answer.

@@ -1,6 +1,6 @@
 //! Consensus: one log, the same on a majority's disks before anyone hears of it.
 //!
-//! [`core`] is Raft without I/O, [`manager`] drives it, [`snapshot`] is for members that are behind the log. Data goes down
+//! [`core`] is Raft without I/O, [`manager`] drives it, a [`handle`] is the way to that, [`snapshot`] is for members that are behind the log. Data goes down
 //! once and comes back once:
 //!
 //! ```text
@@ -20,6 +20,7 @@
 
 pub mod codec;
 pub mod core;
+pub mod handle;
 mod journal;
 pub mod log;
 pub mod manager;

@@ -20,7 +20,6 @@ use tonic::{Code, Request};
 
 use super::codec;
 use super::core::Announced;
-use super::manager::RaftHandle;
 use super::owner::{Done, report};
 use super::transport::Hello;
 use crate::error::{Context, Fault, ImportError};
@@ -169,13 +168,11 @@ impl Drop for Copied {
     }
 }
 
-impl RaftHandle {
-    /// Has the state copied as it is now. Nothing if too much waits, the disk has no room, or this member is stopping.
-    pub async fn copy_state(&self) -> Option<Copied> {
-        let (reply, copied) = oneshot::channel();
-        self.snapshots.try_send(SnapshotJob::Copy { reply }).ok()?;
-        copied.await.ok()
-    }
+/// Has the owner copy the state as it is now. Nothing if too much waits, or that fails.
+pub(super) async fn copy(jobs: &mpsc::Sender<SnapshotJob>) -> Option<Copied> {
+    let (reply, copied) = oneshot::channel();
+    jobs.try_send(SnapshotJob::Copy { reply }).ok()?;
+    copied.await.ok()
 }
 
 /// Owns what is taken and what is built.

@@ -1,0 +1,269 @@
+//! How others reach a running manager: proposals, reads, and what it knows, from any task.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use raft::eraftpb::Message;
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::core::Status;
+use super::snapshot::{self, Chunk, Copied, SnapshotJob};
+use crate::ids::{Address, Index, NodeId, Term};
+use crate::io::Clock;
+use crate::limits;
+use crate::proto::v1;
+use crate::time::{ClusterTime, Monotonic};
+
+/// Why a proposal did not end as done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Not done: this member does not lead.
+    #[error("this member does not lead")]
+    NotLeader(Option<NodeId>),
+    /// Not done: there is too much to do already.
+    #[error("too many proposals are waiting; try again later")]
+    Busy,
+    /// Not done: no entry may hold it.
+    #[error("the command has {0} bytes; at most {max}", max = limits::COMMAND_BYTES_MAX)]
+    TooLarge(usize),
+    /// Not done: another leader's entry took its place in the log.
+    #[error("the proposal was superseded by another leader's entry")]
+    Superseded,
+    /// Unknown: this member is stopping, or the deadline passed.
+    #[error("the outcome of the proposal is unknown")]
+    Unknown,
+}
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, ProposeError>>;
+
+pub(super) enum Request {
+    Propose { command: Bytes, reply: Reply<Bytes> },
+    Change { change: v1::MemberChange, based_on: Index, reply: Reply<Index> },
+    Introduce { id: NodeId, address: Address },
+    Read { reply: oneshot::Sender<Index> },
+    HandOver { to: Option<NodeId>, reply: Reply<NodeId> },
+    Stop { reply: oneshot::Sender<()> },
+}
+
+/// How others reach a running manager. Cheap to copy.
+#[derive(Clone)]
+pub struct RaftHandle {
+    requests: mpsc::Sender<Request>,
+    frames: mpsc::Sender<Vec<Message>>,
+    snapshots: mpsc::Sender<SnapshotJob>,
+    clock: Arc<dyn Clock>,
+    shared: Arc<Shared>,
+}
+
+/// What the manager tells all handles.
+pub(super) struct Shared {
+    status: Mutex<Status>,
+    changed: Notify,
+    removed: AtomicBool,
+    /// What cluster time was, and when: as of the latest stamp, or of the beginning of the term in which this member leads.
+    time: Mutex<(ClusterTime, Monotonic)>,
+    /// How many frames have come from each member, and where the last came from.
+    heard: Mutex<BTreeMap<NodeId, (u64, Address)>>,
+    /// When a chunk of a snapshot was last given to anyone, and whether there are more after it.
+    served: Mutex<Option<(Monotonic, bool)>>,
+}
+
+impl Shared {
+    pub(super) fn new(status: Status, time: ClusterTime, now: Monotonic) -> Self {
+        Self {
+            status: Mutex::new(status),
+            changed: Notify::new(),
+            removed: AtomicBool::default(),
+            time: Mutex::new((time, now)),
+            heard: Mutex::default(),
+            served: Mutex::default(),
+        }
+    }
+
+    pub(super) fn note_status(&self, status: Status) {
+        *self.status.lock().expect("no code panics while it holds the status") = status;
+        self.changed.notify_waiters();
+    }
+
+    pub(super) fn note_time(&self, time: ClusterTime, now: Monotonic) {
+        *self.time.lock().expect("no code panics while it holds the time") = (time, now);
+    }
+
+    pub(super) fn served(&self) -> Option<(Monotonic, bool)> {
+        *self.served.lock().expect("no code panics while it holds the time")
+    }
+
+    pub(super) fn note_removed(&self) {
+        if !self.removed.swap(true, Ordering::Relaxed) {
+            tracing::error!("this member was removed from the cluster");
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+impl RaftHandle {
+    pub(super) fn new(
+        requests: mpsc::Sender<Request>,
+        frames: mpsc::Sender<Vec<Message>>,
+        snapshots: mpsc::Sender<SnapshotJob>,
+        clock: Arc<dyn Clock>,
+        shared: Arc<Shared>,
+    ) -> Self {
+        Self { requests, frames, snapshots, clock, shared }
+    }
+
+    /// Proposes an encoded command and waits for its reply. Give it a deadline: without a majority it waits.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
+        // What is appended must be acceptable to every member, for ever.
+        if command.len() > limits::COMMAND_BYTES_MAX {
+            return Err(ProposeError::TooLarge(command.len()));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Propose { command, reply })?;
+        answer.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
+    /// Proposes a change of membership that was decided on the state at `based_on`, and waits until it is applied.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; busy or superseded also if members have changed since, or are about to.
+    pub async fn change_members(&self, change: v1::MemberChange, based_on: Index) -> Result<Index, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Change { change, based_on, reply })?;
+        answer.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
+    /// Says where a member is that speaks to this one, in case its own log has not told it yet: without an answer that
+    /// member could neither lead it nor catch it up.
+    pub fn introduce(&self, id: NodeId, address: Address) {
+        // Lost when too much waits; the next stream says it again.
+        let _ = self.request(Request::Introduce { id, address });
+    }
+
+    /// As leader, asks another voter to take over: the one given, or the one whose log is furthest. Says whom; whether
+    /// it then leads is for [`Self::wait`] to see.
+    ///
+    /// # Errors
+    /// This member does not lead, or there is no such voter.
+    pub async fn hand_over(&self, to: Option<NodeId>) -> Result<NodeId, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::HandOver { to, reply })?;
+        answer.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
+    /// Notes that this member was removed, as its own state says.
+    pub fn note_removed(&self) {
+        self.shared.note_removed();
+    }
+
+    /// Waits until this member is told that it was removed from the cluster.
+    pub async fn removed(&self) {
+        loop {
+            let changed = self.shared.changed.notified();
+            if self.shared.removed.load(Ordering::Relaxed) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Notes that a frame came from a member.
+    pub fn note_heard(&self, from: NodeId, address: &Address) {
+        let mut heard = self.shared.heard.lock().expect("no code panics while it holds the counts");
+        if heard.len() < limits::MEMBERS_MAX || heard.contains_key(&from) {
+            let (frames, at) = heard.entry(from).or_insert_with(|| (0, address.clone()));
+            *frames += 1;
+            if at != address {
+                at.clone_from(address);
+            }
+        }
+    }
+
+    /// How many frames have come from a member since this one started, and where the last came from.
+    pub fn heard(&self, from: NodeId) -> Option<(u64, Address)> {
+        self.shared.heard.lock().expect("no code panics while it holds the counts").get(&from).cloned()
+    }
+
+    /// Whether a member is in the configuration that this one knows.
+    pub fn knows(&self, id: NodeId) -> bool {
+        let status = self.lock();
+        status.voters.contains(&id) || status.learners.contains(&id)
+    }
+
+    /// Waits until this member's state has everything that was committed when this was called. What is read from the
+    /// state after that is linearizable. Give it a deadline: without a majority it waits.
+    ///
+    /// # Errors
+    /// Too many reads wait, or this member is stopping.
+    pub async fn read_barrier(&self) -> Result<Index, ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Read { reply })?;
+        answer.await.map_err(|_| ProposeError::Busy)
+    }
+
+    fn request(&self, request: Request) -> Result<(), ProposeError> {
+        self.requests.try_send(request).map_err(|_| ProposeError::Busy)
+    }
+
+    /// Takes messages of a peer; false if they were dropped because too many wait.
+    pub fn deliver(&self, messages: Vec<Message>) -> bool {
+        self.frames.try_send(messages).is_ok()
+    }
+
+    /// A chunk of the snapshot at an index and term, for a member that is behind.
+    pub async fn snapshot_chunk(&self, position: (Index, Term), number: u64) -> Chunk {
+        let chunk = snapshot::read(&self.snapshots, position, number).await;
+        let more = match &chunk {
+            Chunk::Data(_) => true,
+            Chunk::End => false,
+            Chunk::Gone => return chunk,
+        };
+        *self.shared.served.lock().expect("no code panics while it holds the time") = Some((self.clock.now(), more));
+        chunk
+    }
+
+    /// Has the state copied as it is now. Nothing if too much waits, the disk has no room, or this member is stopping.
+    pub async fn copy_state(&self) -> Option<Copied> {
+        snapshot::copy(&self.snapshots).await
+    }
+
+    /// What cluster time is by now, as far as this member can tell: the latest stamp and the time since. If it leads, its next stamp
+    /// is no earlier, for its clock is the one that counts.
+    pub fn cluster_time(&self) -> ClusterTime {
+        let (time, at) = *self.shared.time.lock().expect("no code panics while it holds the time");
+        time + self.clock.now().since(at)
+    }
+
+    /// What the member last knew of itself and the group.
+    pub fn status(&self) -> Status {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Status> {
+        self.shared.status.lock().expect("no code panics while it holds the status")
+    }
+
+    /// Waits until `check` gives something for the status. Give it a deadline.
+    pub async fn wait<T>(&self, check: impl Fn(&Status) -> Option<T>) -> T {
+        loop {
+            let changed = self.shared.changed.notified();
+            if let Some(found) = check(&self.lock()) {
+                return found;
+            }
+            changed.await;
+        }
+    }
+
+    /// Hands over leadership if this member has it, makes the state durable and ends the manager.
+    pub async fn stop(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(Request::Stop { reply }).await.is_ok() {
+            let _ = answer.await;
+        }
+    }
+}
