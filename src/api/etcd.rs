@@ -1,7 +1,11 @@
 //! What the services that etcd's clients call have in common. Errors have etcd's codes and texts, for clients compare them.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
 use tonic::{Code, Response, Status};
 
+use super::Entered;
 use crate::error::{KvReject, Reject};
 use crate::proto::etcdserverpb::{
     CompactionResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
@@ -90,6 +94,25 @@ pub fn sign<T: Headed>(shared: &SharedNodeState, mut answer: T) -> T {
     let revision = answer.header().as_ref().map_or(0, |header| header.revision);
     *answer.header() = header(shared, revision);
     answer
+}
+
+/// Takes an answer of one kind out of what is of it.
+macro_rules! only {
+    ($kind:ident) => {
+        |kind| match kind {
+            reply::Kind::$kind(reply) => Some(reply),
+            _ => None,
+        }
+    };
+}
+pub(super) use only;
+
+/// Room for one more of those that stay for long, unless so many have it already.
+///
+/// # Errors
+/// As etcd says it.
+pub fn enter(entered: &Arc<AtomicUsize>, max: usize) -> Result<Entered, Status> {
+    Entered::among(entered, max).ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))
 }
 
 /// Carries out a command for one of etcd's clients, which have no sessions: one attempt. `pick` takes the answer out of what is of

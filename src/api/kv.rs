@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
 
-use super::etcd::{answer, rejected, sign, unread};
+use super::etcd::{answer, only, rejected, sign, unread};
 use crate::proto::etcdserverpb::kv_server::Kv;
 use crate::proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
@@ -43,8 +43,7 @@ impl Kv for KvService {
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
         let deadline = self.0.deadline(&request);
-        let pick = |kind| if let reply::Kind::Put(reply) = kind { Some(reply) } else { None };
-        answer(&self.0, Kind::Put(request.into_inner()), deadline, pick).await
+        answer(&self.0, Kind::Put(request.into_inner()), deadline, only!(Put)).await
     }
 
     async fn delete_range(
@@ -52,8 +51,7 @@ impl Kv for KvService {
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
         let deadline = self.0.deadline(&request);
-        let pick = |kind| if let reply::Kind::DeleteRange(reply) = kind { Some(reply) } else { None };
-        answer(&self.0, Kind::DeleteRange(request.into_inner()), deadline, pick).await
+        answer(&self.0, Kind::DeleteRange(request.into_inner()), deadline, only!(DeleteRange)).await
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
@@ -66,13 +64,11 @@ impl Kv for KvService {
             let reply = answer.map_err(|reject| rejected(&reject.into()))?;
             return Ok(Response::new(sign(&self.0, reply)));
         }
-        let pick = |kind| if let reply::Kind::Txn(reply) = kind { Some(reply) } else { None };
-        answer(&self.0, Kind::Txn(txn), deadline, pick).await
+        answer(&self.0, Kind::Txn(txn), deadline, only!(Txn)).await
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
         let deadline = self.0.deadline(&request);
-        let pick = |kind| if let reply::Kind::Compact(reply) = kind { Some(reply) } else { None };
-        answer(&self.0, Kind::Compact(request.into_inner()), deadline, pick).await
+        answer(&self.0, Kind::Compact(request.into_inner()), deadline, only!(Compact)).await
     }
 }

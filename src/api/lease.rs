@@ -6,8 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use futures_util::stream::{self, BoxStream, TryStreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Entered;
-use super::etcd::{answer, execute, sign, unread};
+use super::etcd::{answer, enter, execute, only, sign, unread};
 use crate::limits::{KEEP_ALIVES_MAX, KEY_STREAMS_MAX, REQUEST_TIMEOUT};
 use crate::proto::etcdserverpb::lease_server::Lease;
 use crate::proto::etcdserverpb::{
@@ -36,8 +35,9 @@ async fn keep_alive(
     request: LeaseKeepAliveRequest,
 ) -> Result<LeaseKeepAliveResponse, Status> {
     let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
-    let pick = |kind| if let reply::Kind::LeaseKeepAlive(reply) = kind { Some(reply) } else { None };
-    execute(shared, Kind::LeaseKeepAlive(request), deadline, pick).await.map(|reply| sign(shared, reply))
+    execute(shared, Kind::LeaseKeepAlive(request), deadline, only!(LeaseKeepAlive))
+        .await
+        .map(|reply| sign(shared, reply))
 }
 
 #[tonic::async_trait]
@@ -46,8 +46,7 @@ impl Lease for LeaseService {
 
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
         let deadline = self.shared.deadline(&request);
-        let pick = |kind| if let reply::Kind::LeaseGrant(reply) = kind { Some(reply) } else { None };
-        answer(&self.shared, Kind::LeaseGrant(request.into_inner()), deadline, pick).await
+        answer(&self.shared, Kind::LeaseGrant(request.into_inner()), deadline, only!(LeaseGrant)).await
     }
 
     async fn lease_revoke(
@@ -55,8 +54,7 @@ impl Lease for LeaseService {
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
         let deadline = self.shared.deadline(&request);
-        let pick = |kind| if let reply::Kind::LeaseRevoke(reply) = kind { Some(reply) } else { None };
-        answer(&self.shared, Kind::LeaseRevoke(request.into_inner()), deadline, pick).await
+        answer(&self.shared, Kind::LeaseRevoke(request.into_inner()), deadline, only!(LeaseRevoke)).await
     }
 
     /// Answers in the order of the questions, and ends with the first that cannot be answered: its client asks another member.
@@ -64,8 +62,7 @@ impl Lease for LeaseService {
         &self,
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
-        let entered = Entered::among(&self.streams, KEY_STREAMS_MAX)
-            .ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))?;
+        let entered = enter(&self.streams, KEY_STREAMS_MAX)?;
         let shared = self.shared.clone();
         let answers = request
             .into_inner()
@@ -87,7 +84,7 @@ impl Lease for LeaseService {
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
         let deadline = self.shared.deadline(&request);
         let (head, rows) = self.shared.view(false, deadline).await.map_err(unread)?;
-        let now = self.shared.cluster_time(&head);
+        let now = self.shared.raft.cluster_time();
         let reply = lease::time_to_live(&head, &rows, &request.into_inner(), now).map_err(internal)?;
         Ok(Response::new(sign(&self.shared, reply)))
     }

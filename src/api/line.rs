@@ -14,16 +14,14 @@ use futures_util::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
 use super::Entered;
-use super::etcd::{execute, header, unread};
-use crate::client::{is_at, is_created_at};
+use super::etcd::{enter, execute, header, only, unread};
+use crate::client::{Line, is_at, is_created_at};
 use crate::ids::{Index, LeaseId};
 use crate::limits::{KEY_STREAMS_MAX, REQUEST_TIMEOUT};
-use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::request_op::Request as Operation;
-use crate::proto::etcdserverpb::response_op::Response as Answer;
 use crate::proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RangeRequest, RequestOp,
-    TxnRequest, TxnResponse,
+    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RequestOp, TxnRequest,
+    TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
 use crate::proto::v1::{command::Kind, reply};
@@ -35,7 +33,7 @@ use crate::proto::v3electionpb::{
 use crate::proto::v3lockpb::lock_server::Lock;
 use crate::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 use crate::shared::{SharedNodeState, internal};
-use crate::state::kv::{Store, prefix_end};
+use crate::state::kv::{self, NoAnswer, Store};
 use crate::state::table::View;
 
 /// How long a lease lasts that is granted to who has none (etcd's default, too).
@@ -53,24 +51,26 @@ pub struct LineService {
 /// A place in a line. Who loses patience leaves it: the key of a place that is dropped is removed, unless somebody has taken it over.
 struct Place {
     shared: Arc<SharedNodeState>,
-    prefix: Bytes,
+    line: Line,
     key: Bytes,
     /// When the key came into being.
-    created: i64,
-    /// When this call wrote it; nothing if it was there before, for then it is not this call's to remove.
-    wrote: Option<i64>,
-    lease: i64,
+    created: u64,
+    /// It did so by this call; what was there before is not this call's to remove.
+    is_new: bool,
+    lease: LeaseId,
     /// The lease was granted for this.
     is_own: bool,
     /// The key stays.
     kept: bool,
-    _entered: Entered,
+    _room: Entered,
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let Some(wrote) = self.wrote.filter(|_| !self.kept) else { return };
-        let (shared, key) = (self.shared.clone(), self.key.clone());
+        if self.kept || !self.is_new {
+            return;
+        }
+        let (shared, key, wrote) = (self.shared.clone(), self.key.clone(), kv::signed(self.created));
         let leave = async move {
             let delete = Operation::RequestDeleteRange(DeleteRangeRequest { key: key.clone(), ..Default::default() });
             let _ = only_if(&shared, is_at(key, wrote), delete).await;
@@ -79,15 +79,10 @@ impl Drop for Place {
     }
 }
 
-fn prefix(name: &[u8]) -> Bytes {
-    [name, b"/"].concat().into()
-}
-
 /// Carries out a transaction.
 async fn txn(shared: &SharedNodeState, txn: TxnRequest) -> Result<TxnResponse, Status> {
     let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
-    let pick = |kind| if let reply::Kind::Txn(reply) = kind { Some(reply) } else { None };
-    execute(shared, Kind::Txn(txn), deadline, pick).await
+    execute(shared, Kind::Txn(txn), deadline, only!(Txn)).await
 }
 
 /// Does something if a comparison holds. Gives the revision at which that was done.
@@ -104,82 +99,57 @@ impl LineService {
         Self { shared, waiting: Arc::default() }
     }
 
-    /// Enters a line, unless the lease is in it already.
-    async fn enter(&self, name: &[u8], lease: i64, value: Bytes) -> Result<Place, Status> {
+    /// Enters a line.
+    async fn enter(&self, name: &[u8], lease: i64, says: Bytes) -> Result<Place, Status> {
         let shared = &self.shared;
-        let entered = Entered::among(&self.waiting, KEY_STREAMS_MAX)
-            .ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))?;
+        let room = enter(&self.waiting, KEY_STREAMS_MAX)?;
         let is_own = lease == 0;
-        let lease = if is_own { grant(shared).await? } else { lease };
-        let prefix = prefix(name);
-        let key = Bytes::from([&prefix[..], LeaseId(lease).to_string().as_bytes()].concat());
-        let put = PutRequest { key: key.clone(), value, lease, ..PutRequest::default() };
-        let get = RangeRequest { key: key.clone(), ..RangeRequest::default() };
-        let put = || RequestOp { request: Some(Operation::RequestPut(put.clone())) };
-        // A place that was taken before is taken over at its revision of creation, which is where it stands in the line: what an
-        // earlier call that was given up still does to it then comes too late.
-        let reply = txn(
-            shared,
-            TxnRequest {
-                compare: vec![is_created_at(key.clone(), 0)],
-                success: vec![put()],
-                failure: vec![RequestOp { request: Some(Operation::RequestRange(get)) }, put()],
-            },
-        )
-        .await?;
-        let now = reply.header.map_or(0, |header| header.revision);
-        let found = match reply.responses.into_iter().next().and_then(|response| response.response) {
-            Some(Answer::ResponseRange(range)) => range.kvs.first().map(|row| row.create_revision),
-            _ => None,
-        };
+        let lease = LeaseId(if is_own { grant(shared).await? } else { lease });
+        let line = Line::new(name);
+        let reply = txn(shared, line.enter(lease, says)).await?;
+        let entered = line.entered(lease, &reply);
         Ok(Place {
             shared: shared.clone(),
-            prefix,
-            key,
-            created: found.unwrap_or(now),
-            wrote: found.is_none().then_some(now),
+            line,
+            key: entered.key,
+            created: entered.created.0,
+            is_new: entered.is_new,
             lease,
             is_own,
             kept: false,
-            _entered: entered,
+            _room: room,
         })
     }
 }
 
 async fn grant(shared: &SharedNodeState) -> Result<i64, Status> {
     let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
-    let pick = |kind| if let reply::Kind::LeaseGrant(reply) = kind { Some(reply.id) } else { None };
     let grant = Kind::LeaseGrant(LeaseGrantRequest { ttl: LEASE_SECS, id: 0 });
-    execute(shared, grant, deadline, pick).await
+    execute(shared, grant, deadline, only!(LeaseGrant)).await.map(|reply| reply.id)
 }
 
-/// The rows of a range, and the revision of the store, as this member has them.
-fn look(shared: &SharedNodeState, range: &RangeRequest) -> Result<(Vec<KeyValue>, i64), Status> {
+/// Looks at the store as this member has it.
+fn look<T>(shared: &SharedNodeState, read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>) -> Result<T, Status> {
     let view = shared.reader.view().map_err(internal)?;
-    let answer = shared.read_keys(view, |store| store.range(range))?;
-    let reply = answer.map_err(|reject| Status::internal(reject.to_string()))?;
-    Ok((reply.kvs, reply.header.map_or(0, |header| header.revision)))
+    shared.read_keys(view, read)?.map_err(|reject| Status::internal(reject.to_string()))
 }
 
 impl Place {
     /// Waits until no key that came into being before is left. Gives the revision of the store then.
     async fn turn(&self) -> Result<i64, Status> {
         let shared = &self.shared;
-        let mut before: Option<KeyValue> = None;
+        let mut before: Option<(Bytes, u64)> = None;
         let mut kept_alive = shared.io.clock.now();
         loop {
             let seen = shared.raft.status().applied;
             // What was there when this place was taken can only have become less since, on whichever member.
             let is_there = match &before {
-                Some(row) => {
-                    let view = shared.reader.view().map_err(internal)?;
-                    Store::of(&view.0, &view.1).created(&row.key) == Some(row.create_revision.cast_unsigned())
-                }
+                Some((key, created)) => look(shared, |store| Ok(store.created(key)? == Some(*created)))?,
                 None => false,
             };
             if !is_there {
-                let (row, newest) = self.before()?;
-                before = row;
+                let (found, newest) = self.before()?;
+                before = found;
                 if before.is_none() && newest >= self.created {
                     return self.confirm().await;
                 }
@@ -189,36 +159,25 @@ impl Place {
             let now = shared.io.clock.now();
             if self.is_own && now.since(kept_alive) >= KEEP_ALIVE {
                 kept_alive = now;
-                let keep = Kind::LeaseKeepAlive(LeaseKeepAliveRequest { id: self.lease });
+                let keep = Kind::LeaseKeepAlive(LeaseKeepAliveRequest { id: self.lease.0 });
                 execute(shared, keep, now + REQUEST_TIMEOUT, Some).await?;
             }
         }
     }
 
-    /// The key just before this one, and the revision of the store.
-    fn before(&self) -> Result<(Option<KeyValue>, i64), Status> {
-        let mut range = RangeRequest {
-            key: self.prefix.clone(),
-            range_end: prefix_end(&self.prefix),
-            // An empty store is at revision 1.
-            max_create_revision: self.created - 1,
-            keys_only: true,
-            limit: 1,
-            ..RangeRequest::default()
-        };
-        range.set_sort_target(SortTarget::Create);
-        range.set_sort_order(SortOrder::Descend);
-        let (rows, newest) = look(&self.shared, &range)?;
-        Ok((rows.into_iter().next(), newest))
+    /// The key just before this one, and when that came into being; and the revision of the store.
+    fn before(&self) -> Result<(Option<(Bytes, u64)>, u64), Status> {
+        let (key, range_end) = self.line.keys();
+        look(&self.shared, |store| Ok((store.created_before(&key, &range_end, self.created)?, store.revision())))
     }
 
     /// The own key must still be there: its lease may have ended meanwhile.
     async fn confirm(&self) -> Result<i64, Status> {
         let deadline = self.shared.io.clock.now() + REQUEST_TIMEOUT;
         self.shared.read_barrier(deadline).await.map_err(unread)?;
-        let own = RangeRequest { key: self.key.clone(), keys_only: true, ..RangeRequest::default() };
-        let (rows, newest) = look(&self.shared, &own)?;
-        match rows.first().is_some_and(|row| row.create_revision == self.created) {
+        let (created, newest) =
+            look(&self.shared, |store| Ok((store.created(&self.key)?, kv::signed(store.revision()))))?;
+        match created == Some(self.created) {
             true => Ok(newest),
             false => Err(Status::unknown("mutex: session is expired")),
         }
@@ -227,13 +186,11 @@ impl Place {
 
 /// Who is first in a line, unless that is what was last changed at the revision `known`; and the revision of the store.
 fn first(shared: &SharedNodeState, name: &[u8], known: i64) -> Result<(Option<KeyValue>, i64), Status> {
-    let prefix = prefix(name);
-    let (view, range_end) = (shared.reader.view().map_err(internal)?, prefix_end(&prefix));
-    let oldest = |store: &Store<'_, View>| {
-        let row = store.oldest(&prefix, &range_end, known.cast_unsigned())?;
-        Ok((row, store.revision().cast_signed()))
-    };
-    shared.read_keys(view, oldest)?.map_err(|reject| Status::internal(reject.to_string()))
+    let (key, range_end) = Line::new(name).keys();
+    look(shared, |store| {
+        let row = store.created_first(&key, &range_end, known.cast_unsigned())?;
+        Ok((row, kv::signed(store.revision())))
+    })
 }
 
 #[tonic::async_trait]
@@ -249,8 +206,7 @@ impl Lock for LineService {
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
         let deadline = self.shared.deadline(&request);
         let delete = DeleteRangeRequest { key: request.into_inner().key, ..DeleteRangeRequest::default() };
-        let pick = |kind| if let reply::Kind::DeleteRange(reply) = kind { Some(reply) } else { None };
-        let reply = execute(&self.shared, Kind::DeleteRange(delete), deadline, pick).await?;
+        let reply = execute(&self.shared, Kind::DeleteRange(delete), deadline, only!(DeleteRange)).await?;
         let revision = reply.header.map_or(0, |header| header.revision);
         Ok(Response::new(UnlockResponse { header: header(&self.shared, revision) }))
     }
@@ -269,7 +225,7 @@ impl Election for LineService {
         let mut place = self.enter(&name, lease, value).await?;
         let revision = place.turn().await?;
         place.kept = true;
-        let leader = LeaderKey { name, key: place.key.clone(), rev: place.created, lease: place.lease };
+        let leader = LeaderKey { name, key: place.key.clone(), rev: kv::signed(place.created), lease: place.lease.0 };
         Ok(Response::new(CampaignResponse { header: header(&self.shared, revision), leader: Some(leader) }))
     }
 
@@ -296,8 +252,7 @@ impl Election for LineService {
 
     /// Of changes that follow each other closely only the last may be told.
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
-        let entered = Entered::among(&self.waiting, KEY_STREAMS_MAX)
-            .ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))?;
+        let entered = enter(&self.waiting, KEY_STREAMS_MAX)?;
         self.shared.read_barrier(self.shared.deadline(&request)).await.map_err(unread)?;
         let (shared, name) = (self.shared.clone(), request.into_inner().name);
         let told = stream::try_unfold((shared, name, entered, Index(0), 0), |state| async move {

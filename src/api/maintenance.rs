@@ -10,7 +10,7 @@ use futures_util::stream::{self, BoxStream};
 use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
-use super::etcd::{header, rejected, unread};
+use super::etcd::{enter, header, rejected, unread};
 use super::{ClusterService, Entered};
 use crate::error::{Context, Fault};
 use crate::limits::BACKUPS_MAX;
@@ -23,6 +23,7 @@ use crate::proto::v1::{self, BackupHead, cluster_server::Cluster as _};
 use crate::raft::core::Role;
 use crate::raft::snapshot::Copied;
 use crate::shared::{SharedNodeState, internal};
+use crate::state::kv::signed;
 use crate::state::{backup, machine};
 
 /// How often whoever waits for a backup is told that the state is being copied.
@@ -41,10 +42,6 @@ impl MaintenanceService {
     pub fn new(shared: Arc<SharedNodeState>) -> Self {
         Self { shared, backups: Arc::default() }
     }
-}
-
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 /// A backup under way: first the state is copied, then the copy is read.
@@ -167,8 +164,7 @@ impl Maintenance for MaintenanceService {
 
     /// What it gives has everything that was committed before it was asked.
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        let busy = || Status::resource_exhausted("etcdserver: too many requests");
-        let entered = Entered::among(&self.backups, BACKUPS_MAX).ok_or_else(busy)?;
+        let entered = enter(&self.backups, BACKUPS_MAX)?;
         let shared = self.shared.clone();
         shared.read_barrier(shared.deadline(&request)).await.map_err(unread)?;
         let disk = &*shared.io.disk;

@@ -57,8 +57,7 @@ impl WatchRpc for WatchService {
     type WatchStream = BoxStream<'static, Result<WatchResponse, Status>>;
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
-        let entered = Entered::among(&self.streams, KEY_STREAMS_MAX)
-            .ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))?;
+        let entered = etcd::enter(&self.streams, KEY_STREAMS_MAX)?;
         let watching = Watching {
             shared: self.shared.clone(),
             events_max: self.events_max,
@@ -167,7 +166,7 @@ impl Watching {
     }
 
     fn header(&self, revision: u64) -> Option<ResponseHeader> {
-        etcd::header(&self.shared, i64::try_from(revision).unwrap_or(i64::MAX))
+        etcd::header(&self.shared, kv::signed(revision))
     }
 
     fn newest(&self) -> Result<u64, Status> {
@@ -263,7 +262,7 @@ impl Watching {
                 header: self.header(store.revision()),
                 watch_id: id,
                 canceled: true,
-                compact_revision: i64::try_from(store.compacted()).unwrap_or(i64::MAX),
+                compact_revision: kv::signed(store.compacted()),
                 ..WatchResponse::default()
             });
         }

@@ -7,12 +7,11 @@ use serde_json::json;
 
 use super::output::printable;
 use super::{Connection, Failure, Output};
-use crate::client::{Client, HeldLease, Turn};
+use crate::client::{Client, HeldLease, Line, Turn};
 use crate::error::Context;
 use crate::os;
 use crate::os::child::Child;
 use crate::proto::etcdserverpb::WatchCreateRequest;
-use crate::state::kv::prefix_end;
 
 /// Exit status when it was interrupted.
 const INTERRUPTED: i32 = 130;
@@ -136,10 +135,10 @@ impl ElectCommand {
 
     async fn listen(&self, client: &Client, as_json: bool) -> Result<i32, Failure> {
         let (mut leader, revision) = client.whose_turn(&self.name).await?;
-        let prefix = format!("{}/", self.name).into_bytes();
+        let (key, range_end) = Line::new(self.name.as_bytes()).keys();
         let mut watch = client.watch(WatchCreateRequest {
-            range_end: prefix_end(&prefix),
-            key: prefix.into(),
+            key,
+            range_end,
             start_revision: revision.0.cast_signed() + 1,
             ..WatchCreateRequest::default()
         });

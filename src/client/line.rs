@@ -10,7 +10,7 @@ use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
-    DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, WatchCreateRequest,
+    PutRequest, RangeRequest, RangeResponse, RequestOp, TxnRequest, TxnResponse, WatchCreateRequest,
 };
 use crate::proto::mvccpb::KeyValue;
 use crate::proto::mvccpb::event::EventType;
@@ -26,8 +26,60 @@ pub struct Turn {
     pub token: Revision,
 }
 
-fn prefix(name: &str) -> Bytes {
-    format!("{name}/").into()
+/// A line, by its name: the keys that stand in it, and the requests about them.
+pub struct Line {
+    prefix: Bytes,
+}
+
+/// A place that was taken.
+pub struct Entered {
+    /// The key that stands for it.
+    pub key: Bytes,
+    /// When the key came into being, which is where it stands in the line.
+    pub created: Revision,
+    /// Whether it did so now: it may have been there, under the same lease.
+    pub is_new: bool,
+}
+
+impl Line {
+    /// The line of a name.
+    pub fn new(name: &[u8]) -> Self {
+        Self { prefix: [name, b"/"].concat().into() }
+    }
+
+    /// All its keys.
+    pub fn keys(&self) -> (Bytes, Bytes) {
+        (self.prefix.clone(), prefix_end(&self.prefix))
+    }
+
+    fn key(&self, lease: LeaseId) -> Bytes {
+        [&self.prefix[..], lease.to_string().as_bytes()].concat().into()
+    }
+
+    /// Takes a place under a lease, with something to say. One that was taken before under the same lease is taken over where it
+    /// stands: what an earlier call that was given up still does to it then comes too late.
+    pub fn enter(&self, lease: LeaseId, says: Bytes) -> TxnRequest {
+        let key = self.key(lease);
+        let put = PutRequest { key: key.clone(), value: says, lease: lease.0, ..PutRequest::default() };
+        let put = RequestOp { request: Some(Request::RequestPut(put)) };
+        let get = RangeRequest { key: key.clone(), keys_only: true, ..RangeRequest::default() };
+        let get = RequestOp { request: Some(Request::RequestRange(get)) };
+        TxnRequest { compare: vec![is_created_at(key, 0)], success: vec![put.clone()], failure: vec![get, put] }
+    }
+
+    /// What came of that.
+    pub fn entered(&self, lease: LeaseId, reply: &TxnResponse) -> Entered {
+        let found = match reply.responses.first().and_then(|response| response.response.as_ref()) {
+            Some(Response::ResponseRange(range)) => range.kvs.first(),
+            _ => None,
+        };
+        let created = found.map(|row| Revision(row.create_revision.cast_unsigned()));
+        Entered {
+            key: self.key(lease),
+            created: created.unwrap_or_else(|| revision(reply.header.as_ref())),
+            is_new: created.is_none(),
+        }
+    }
 }
 
 impl Client {
@@ -37,29 +89,11 @@ impl Client {
     /// # Errors
     /// See [`ClientError`]; rejected if the lease has ended.
     pub async fn wait_turn(&self, name: &str, lease: LeaseId, says: &[u8]) -> Result<Turn, ClientError> {
-        let prefix = prefix(name);
-        let key = Bytes::from([&prefix[..], lease.to_string().as_bytes()].concat());
-        let put = PutRequest {
-            key: key.clone(),
-            value: Bytes::copy_from_slice(says),
-            lease: lease.0,
-            ..PutRequest::default()
-        };
-        let get = RangeRequest { key: key.clone(), ..RangeRequest::default() };
-        let reply = self
-            .txn(TxnRequest {
-                compare: vec![is_created_at(key.clone(), 0)],
-                success: vec![RequestOp { request: Some(Request::RequestPut(put)) }],
-                failure: vec![RequestOp { request: Some(Request::RequestRange(get)) }],
-            })
-            .await?;
-        let created = match reply.responses.into_iter().next().and_then(|response| response.response) {
-            Some(Response::ResponseRange(range)) => range.kvs.first().map(|row| row.create_revision),
-            _ => None,
-        };
-        let token = created.map_or(revision(reply.header.as_ref()), |created| Revision(created.cast_unsigned()));
+        let line = Line::new(name.as_bytes());
+        let reply = self.txn(line.enter(lease, Bytes::copy_from_slice(says))).await?;
+        let Entered { key, created: token, .. } = line.entered(lease, &reply);
         loop {
-            let (before, seen) = self.just_before(&prefix, token).await?;
+            let (before, seen) = self.just_before(&line, token).await?;
             let Some(before) = before else { break };
             self.gone(before.key, seen).await?;
         }
@@ -70,45 +104,24 @@ impl Client {
         }
     }
 
-    /// Gives a turn back. False if it was over already.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub async fn end_turn(&self, turn: &Turn) -> Result<bool, ClientError> {
-        let delete = DeleteRangeRequest { key: turn.key.clone(), ..DeleteRangeRequest::default() };
-        let reply = self
-            .txn(TxnRequest {
-                compare: vec![is_created_at(turn.key.clone(), turn.token.0.cast_signed())],
-                success: vec![RequestOp { request: Some(Request::RequestDeleteRange(delete)) }],
-                failure: Vec::new(),
-            })
-            .await?;
-        Ok(reply.succeeded)
-    }
-
     /// Whose turn it is in the line of a name, and the revision at which that is so; linearizably.
     ///
     /// # Errors
     /// See [`ClientError`].
     pub async fn whose_turn(&self, name: &str) -> Result<(Option<KeyValue>, Revision), ClientError> {
-        let reply = self.in_line(&prefix(name), 0, SortOrder::Ascend).await?;
+        let reply = self.in_line(&Line::new(name.as_bytes()), 0, SortOrder::Ascend).await?;
         Ok((reply.kvs.into_iter().next(), revision(reply.header.as_ref())))
     }
 
-    async fn just_before(&self, prefix: &Bytes, token: Revision) -> Result<(Option<KeyValue>, Revision), ClientError> {
-        let reply = self.in_line(prefix, token.0.cast_signed() - 1, SortOrder::Descend).await?;
+    async fn just_before(&self, line: &Line, token: Revision) -> Result<(Option<KeyValue>, Revision), ClientError> {
+        let reply = self.in_line(line, token.0.cast_signed() - 1, SortOrder::Descend).await?;
         Ok((reply.kvs.into_iter().next(), revision(reply.header.as_ref())))
     }
 
     /// The first by the time of entering, or the last that did so up to a revision.
-    async fn in_line(&self, prefix: &Bytes, upto: i64, order: SortOrder) -> Result<RangeResponse, ClientError> {
-        let mut range = RangeRequest {
-            key: prefix.clone(),
-            range_end: prefix_end(prefix),
-            max_create_revision: upto,
-            limit: 1,
-            ..RangeRequest::default()
-        };
+    async fn in_line(&self, line: &Line, upto: i64, order: SortOrder) -> Result<RangeResponse, ClientError> {
+        let (key, range_end) = line.keys();
+        let mut range = RangeRequest { key, range_end, max_create_revision: upto, limit: 1, ..RangeRequest::default() };
         range.set_sort_target(SortTarget::Create);
         range.set_sort_order(order);
         self.range(range).await

@@ -36,7 +36,7 @@ use crate::time::Monotonic;
 pub use events::{Changes, KeyWatch};
 pub use kv::{is_at, is_created_at, revision};
 pub use leases::HeldLease;
-pub use line::Turn;
+pub use line::{Entered, Line, Turn};
 pub use watch::Remote;
 
 /// How long one attempt at one member may take before the next is asked.

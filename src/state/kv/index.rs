@@ -161,19 +161,21 @@ impl KeyIndex {
         live(&self.keys.get(key)?.all, revision - 1)
     }
 
-    /// The key of a range that came into being first, of those that exist at a revision.
-    pub fn oldest(&self, key: &[u8], range_end: &[u8], revision: u64) -> Option<(&Bytes, Version)> {
-        let keys = self.keys.range::<[u8], _>(bounds(key, range_end)?);
-        let there = keys.filter_map(|(key, versions)| live(&versions.all, revision).map(|version| (key, version)));
-        there.min_by_key(|(_, version)| (version.created, version.at))
+    /// The keys of a range that exist at a revision, with what they are there, in order.
+    pub fn there<'a>(
+        &'a self,
+        key: &'a [u8],
+        range_end: &'a [u8],
+        revision: u64,
+    ) -> impl Iterator<Item = (&'a Bytes, Version)> {
+        let keys = bounds(key, range_end).map(|range| self.keys.range::<[u8], _>(range));
+        keys.into_iter().flatten().filter_map(move |(key, versions)| Some((key, live(&versions.all, revision)?)))
     }
 
     /// The keys of a range that exist at a revision, the first `limit` of them (all: `usize::MAX`).
     pub fn select(&self, key: &[u8], range_end: &[u8], revision: u64, limit: usize) -> Selection {
         let mut selection = Selection { found: Vec::new(), count: 0 };
-        let Some(range) = bounds(key, range_end) else { return selection };
-        for (key, versions) in self.keys.range::<[u8], _>(range) {
-            let Some(version) = live(&versions.all, revision) else { continue };
+        for (key, version) in self.there(key, range_end, revision) {
             selection.count += 1;
             if selection.found.len() < limit {
                 selection.found.push((key.clone(), version.at));

@@ -54,7 +54,7 @@ pub fn is_within(key: &[u8], start: &[u8], range_end: &[u8]) -> bool {
 }
 
 /// A number of ours as etcd's clients see it.
-pub(super) fn signed(number: u64) -> i64 {
+pub fn signed(number: u64) -> i64 {
     i64::try_from(number).expect("counters of the state stay far below 2^63")
 }
 

@@ -3,8 +3,9 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::ops::{Bound, ControlFlow};
-use std::sync::RwLock;
+use std::sync::{RwLock, RwLockReadGuard};
 
+use bytes::Bytes;
 use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -75,11 +76,13 @@ impl<'a, R: Read> Store<'a, R> {
     }
 
     fn select(&self, key: &[u8], range_end: &[u8], revision: u64, limit: usize) -> Result<Selection, NoAnswer> {
+        Ok(self.index()?.select(key, range_end, revision, limit))
+    }
+
+    /// The index, if it still knows all that this view shows.
+    fn index(&self) -> Result<RwLockReadGuard<'_, KeyIndex>, NoAnswer> {
         let index = self.index.read().expect("no code panics while it holds the index");
-        if index.swept() > self.compacted {
-            return Err(NoAnswer::Overtaken);
-        }
-        Ok(index.select(key, range_end, revision, limit))
+        if index.swept() > self.compacted { Err(NoAnswer::Overtaken) } else { Ok(index) }
     }
 
     pub(super) fn row(&self, at: Position) -> Result<KeyValue, Fault> {
@@ -100,26 +103,36 @@ impl<'a, R: Read> Store<'a, R> {
     }
 
     /// When a key that exists came into being.
-    pub fn created(&self, key: &[u8]) -> Option<u64> {
-        let index = self.index.read().expect("no code panics while it holds the index");
-        index.oldest(key, &[], self.revision).map(|(_, version)| version.created)
-    }
-
-    /// The key of a range that came into being first, unless what is known of it already is as of its last change.
     ///
     /// # Errors
-    /// The database failed.
-    pub fn oldest(&self, key: &[u8], range_end: &[u8], known: u64) -> Result<Option<KeyValue>, NoAnswer> {
-        let found = {
-            let index = self.index.read().expect("no code panics while it holds the index");
-            index.oldest(key, range_end, self.revision).map(|(_, version)| version.at)
+    /// See [`NoAnswer`].
+    pub fn created(&self, key: &[u8]) -> Result<Option<u64>, NoAnswer> {
+        Ok(self.index()?.there(key, &[], self.revision).next().map(|(_, version)| version.created))
+    }
+
+    /// The key of a range that came into being last, of those that did so before a revision; and that revision.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn created_before(&self, key: &[u8], range_end: &[u8], before: u64) -> Result<Option<(Bytes, u64)>, NoAnswer> {
+        let index = self.index()?;
+        let there = index.there(key, range_end, self.revision).map(|(key, version)| (key, version.created));
+        let last = there.filter(|(_, created)| *created < before).max_by_key(|(_, created)| *created);
+        Ok(last.map(|(key, created)| (key.clone(), created)))
+    }
+
+    /// The key of a range that came into being first, unless its last change was at the revision `known`.
+    ///
+    /// # Errors
+    /// See [`NoAnswer`].
+    pub fn created_first(&self, key: &[u8], range_end: &[u8], known: u64) -> Result<Option<KeyValue>, NoAnswer> {
+        let first = {
+            let index = self.index()?;
+            let there = index.there(key, range_end, self.revision).map(|(_, version)| version);
+            there.min_by_key(|version| (version.created, version.at))
         };
-        let news = found.filter(|at| at.revision != known);
-        // What an older view would show may be swept away.
-        if self.index.read().expect("no code panics while it holds the index").swept() > self.compacted {
-            return Err(NoAnswer::Overtaken);
-        }
-        Ok(news.map(|at| self.row(at)).transpose()?)
+        let news = first.filter(|version| version.at.revision != known);
+        Ok(news.map(|version| self.row(version.at)).transpose()?)
     }
 
     /// What was changed from a revision on, in order: whole revisions, as many as come within so many changes and bytes, and one
