@@ -71,6 +71,8 @@ impl Etcd {
 fn told(status: &Status) -> Seen {
     match (status.code(), status.message()) {
         (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted") => Seen::Compacted,
+        // The key that stands for a place in a line is gone.
+        (Code::Unknown, "mutex: session is expired") => Seen::Got(None),
         (Code::Unavailable, "etcdserver: no leader")
         | (Code::ResourceExhausted, "etcdserver: too many requests")
         | (Code::Unauthenticated | Code::InvalidArgument | Code::Unimplemented, _) => Seen::NotDone,
@@ -82,6 +84,7 @@ fn told(status: &Status) -> Seen {
 fn failed(error: ClientError) -> Seen {
     match error {
         ClientError::Rejected(Reject::Kv(KvReject::Compacted { .. })) => Seen::Compacted,
+        ClientError::Rejected(Reject::Kv(KvReject::LeaseNotFound(_))) => Seen::Got(None),
         ClientError::Unavailable(_) => Seen::NotDone,
         _ => Seen::Unknown,
     }
@@ -177,7 +180,7 @@ impl Door {
         }
     }
 
-    /// Waits for a lock, for so long at most; gives its key, and when that came into being.
+    /// Waits for a lock, for so long at most; gives its key, and when that came into being. It may be told that the key is gone.
     pub async fn lock(&self, name: &str, lease: i64, patience: Duration) -> Result<(Bytes, u64), Seen> {
         match self {
             Self::Own(client) => {

@@ -168,16 +168,20 @@ impl Holder<'_> {
     /// Takes the lock, and keeps it for a while. Whoever waits in vain keeps the lease until it ends, or not.
     async fn lock(&self, lease: LeaseId, ttl: u64, renewals: u64) {
         let from = (self.elapsed)();
-        let mut locked = None;
+        let mut locked = Err(Seen::Unknown);
         // Who loses patience asks again, under the same lease.
         for _ in 0..4 {
-            locked = self.door.lock(LOCK, lease.0, Duration::from_millis(ttl * 250)).await.ok();
-            if locked.is_some() {
+            locked = self.door.lock(LOCK, lease.0, Duration::from_millis(ttl * 250)).await;
+            if !matches!(locked, Err(Seen::Unknown | Seen::NotDone)) {
                 break;
             }
         }
-        let Some((_, token)) = locked else { return };
-        self.note(from, What::Locked(lease, token));
+        match locked {
+            Ok((_, token)) => self.note(from, What::Locked(lease, token)),
+            // While the lease lasts, nobody takes away a place that was not left.
+            Err(Seen::Got(None)) => return self.note(from, What::Gone(lease)),
+            Err(_) => return,
+        }
         for _ in 0..renewals {
             self.door.pause(Duration::from_millis(ttl * 300)).await;
             self.keep_alive(lease).await;

@@ -7,6 +7,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// All of them. A test compares this list with the sources.
 pub const MARKS: &[&str] = &[
+    "a call was let go of before it was answered",
     "a candidate was cut off",
     "a change of members was refused: there was one since it was decided",
     "a change of members was superseded",

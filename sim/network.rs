@@ -553,7 +553,7 @@ async fn call(
     let pump = source.spawn(Guarded::new(pump(sender, body, carriage))).abort_handle();
     let stop_pump = crate::io::TaskHandle::new(move || pump.abort());
 
-    let (answer, mut answered) = oneshot::channel();
+    let (mut answer, mut answered) = oneshot::channel();
     let server_network = network.clone();
     target.spawn(Guarded::new(async move {
         let network = server_network;
@@ -564,7 +564,22 @@ async fn call(
             network.state.lock().unwrap().note_held(from);
             network.wait_while(held).await;
         }
-        let Ok(response) = routes.call(request).await;
+        // Whoever calls may let go of it: then the server drops what it was about to answer, as soon as it hears that.
+        let response = {
+            let called = std::pin::pin!(routes.call(request));
+            let left = std::pin::pin!(async {
+                answer.closed().await;
+                network.time.sleep(network.delay(from, to)).await;
+                network.wait_mended(from, to).await;
+            });
+            match select(called, left).await {
+                Either::Left((Ok(response), _)) => response,
+                Either::Right(_) => {
+                    sometimes!("a call was let go of before it was answered");
+                    return;
+                }
+            }
+        };
         if network.is_unanswered(from, &path) {
             return;
         }
