@@ -113,7 +113,7 @@ const AIMS: &[(&str, Aim)] = &[
         let at = millis(rng, 300, 3_000);
         for node in plan.nodes.div_ceil(2)..plan.nodes {
             if !plan.is_late(node) {
-                plan.faults.push((at, Fault::Join { node, birth: None, removed: None }));
+                plan.faults.push((at, Fault::Join { node, birth: None, removed: None, expected: None }));
             }
         }
         plan.faults.push((at, Fault::Crowded { these: !0, span: Duration::from_secs(8) }));
@@ -127,7 +127,7 @@ const AIMS: &[(&str, Aim)] = &[
         let node = plan.nodes - 1;
         let birth = Some((rng.range(0, 16), PowerCut { drop_permille: *rng.pick(&[0, 0, 300]), tear_permille: 0 }));
         if !plan.is_late(node) {
-            add(rng, plan, 3_000, Fault::Join { node, birth, removed: None });
+            add(rng, plan, 3_000, Fault::Join { node, birth, removed: None, expected: None });
         }
     }),
 ];

@@ -11,10 +11,10 @@ use tokio::sync::oneshot;
 
 use crate::client::Client;
 use crate::ids::{Address, Index, NodeId, Term};
-use crate::limits::WORKER_RENEWAL;
+use crate::limits::{KEYS_QUOTA, WORKER_RENEWAL};
 use crate::node::machine::open_state;
 use crate::node::{NodeBuilder, Origin};
-use crate::raft::core::{Role, Status};
+use crate::raft::core::Role;
 use crate::raft::log::{self, LOG_FILE, Log};
 use crate::sim::disk::PowerCut;
 use crate::sim::draw::{CRASH_PATIENCE, MOVES_MAX};
@@ -204,6 +204,31 @@ impl Cluster {
         condemned.push(member);
     }
 
+    /// Has an operator announce a machine that is yet to join: the id that is ready for it, and where.
+    async fn expect(&self, place: Place, expected: Option<bool>) -> Option<(NodeId, Address)> {
+        let (address, standby) = (self.members[place].address(), expected?);
+        let id = self.operator.expect_member(&address, standby).await.ok()?;
+        Some((id, address))
+    }
+
+    /// Who was announced comes to be who it was to be; who stands by is promoted.
+    async fn arrive(&self, place: Place, (awaited, at): (NodeId, Address), was_cut: bool) {
+        let member = &self.members[place];
+        wait(JOINT_PATIENCE, || member.id().is_some()).await;
+        let Some(id) = member.id() else { return };
+        // Where its power was cut, it may have been taken in twice.
+        if id != awaited && member.address() == at && !was_cut {
+            let what = format!("machine {} was awaited as member {awaited}, and is {id}", member.machine.id);
+            self.watch.violations.add("who is awaited is known", what);
+        }
+        for _ in 0..10 {
+            sleep(Duration::from_millis(500)).await;
+            if self.operator.promote_member(id).await.is_ok() {
+                return;
+            }
+        }
+    }
+
     /// Boots every machine whose place is not empty any more; all of them are there from now on.
     pub fn boot_all(self: &Arc<Self>) {
         (0..self.members.len()).for_each(|place| self.bring(place));
@@ -236,7 +261,8 @@ impl Cluster {
         let (spawn, watch) = (io.spawn.clone(), self.watch.clone());
         let builder = NodeBuilder::new(io.clone(), address).origin(origin).observer(self.watch.clone());
         let builder = builder.log_kept(self.plan.retention).snapshot_chunk_bytes(self.plan.chunk_bytes);
-        let builder = builder.watch_batch_events(self.plan.events_max);
+        let builder = builder.watch_batch_events(self.plan.events_max).history(self.plan.history);
+        let builder = builder.keys_quota(self.plan.keys_quota.unwrap_or(KEYS_QUOTA));
         let builder = builder
             .role(self.plan.role(place))
             .election_timeout(self.plan.election_timeout)
@@ -750,7 +776,8 @@ impl Cluster {
                     self.remove(leader).await;
                 }
             }
-            Fault::Join { node, birth, removed } => {
+            Fault::Join { node, birth, removed, expected } => {
+                let awaited = self.expect(node, expected).await;
                 self.bring(node);
                 // It tries again as long as it is nobody yet.
                 for turn in 0..if birth.is_some() { BIRTHS_MAX } else { 0 } {
@@ -761,13 +788,14 @@ impl Cluster {
                 if let Some(after) = removed {
                     let is_member = || {
                         let watched = self.watch.state();
-                        let learns =
-                            |status: &Status| self.members[node].id().is_some_and(|id| status.learners.contains(&id));
-                        watched.statuses.values().any(learns)
+                        let id = self.members[node].id();
+                        id.is_some_and(|id| watched.statuses.values().any(|status| status.learners.contains(&id)))
                     };
                     wait(JOINT_PATIENCE, is_member).await;
                     sleep(after).await;
                     join(self.remove(node), self.remove(node)).await;
+                } else if let Some(awaited) = awaited {
+                    self.arrive(node, awaited, birth.is_some()).await;
                 }
             }
             Fault::Far { .. }

@@ -71,6 +71,7 @@ impl Etcd {
 fn told(status: &Status) -> Seen {
     match (status.code(), status.message()) {
         (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted") => Seen::Compacted,
+        (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded") => Seen::Full,
         // The key that stands for a place in a line is gone.
         (Code::Unknown, "mutex: session is expired") => Seen::Got(None),
         (Code::Unavailable, "etcdserver: no leader")
@@ -85,6 +86,7 @@ fn failed(error: ClientError) -> Seen {
     match error {
         ClientError::Rejected(Reject::Kv(KvReject::Compacted { .. })) => Seen::Compacted,
         ClientError::Rejected(Reject::Kv(KvReject::LeaseNotFound(_))) => Seen::Got(None),
+        ClientError::Rejected(Reject::Kv(KvReject::NoSpace)) => Seen::Full,
         ClientError::Unavailable(_) => Seen::NotDone,
         _ => Seen::Unknown,
     }

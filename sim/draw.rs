@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use crate::controller::History;
 use crate::io::RngStream;
 use crate::limits::{CLOCK_DRIFT_PPM_MAX, FREE_SPACE_FLOOR};
 use crate::sim::clock::FROZEN_PPM;
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::fault::{Fault, Links, Place, Places};
 use crate::sim::network::Weather;
+use crate::sim::plan::Plan;
 
 /// How often each of the members moves at most.
 pub const MOVES_MAX: u16 = 3;
@@ -119,7 +121,8 @@ const KINDS: &[Kind] = &[
         let removed = if d.rng.chance(400) { Some(Duration::from_millis(d.rng.range(0, 1_500))) } else { None };
         // The founder was there before all others.
         let node = d.rng.range(1, d.nodes.max(2)) as usize % d.nodes as usize;
-        Fault::Join { node, birth, removed }
+        let expected = d.rng.chance(700).then(|| d.rng.chance(600));
+        Fault::Join { node, birth, removed, expected }
     },
     |d| Fault::TransferInJoint { to: d.place() },
 ];
@@ -159,7 +162,12 @@ const WORKER_KINDS: &[Kind] = &[
     |d| Fault::Move { node: d.place(), down: d.span() },
     |d| Fault::Remove { node: d.place(), returns: d.rng.chance(500), cut: None },
     |d| Fault::Replace { node: d.place(), down: d.span() },
-    |d| Fault::Join { node: d.place(), birth: d.rng.chance(500).then(|| (d.rng.range(0, 8), d.cut())), removed: None },
+    |d| Fault::Join {
+        node: d.place(),
+        birth: d.rng.chance(500).then(|| (d.rng.range(0, 8), d.cut())),
+        removed: None,
+        expected: None,
+    },
 ];
 
 struct Draw<'a> {
@@ -284,6 +292,19 @@ fn bound(faults: &mut Vec<(Duration, Fault)>, places: usize, admits: impl Fn(&Fa
                 _ => true,
             }
     });
+}
+
+/// What keys may take, and what is kept of their past.
+pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
+    // A row of the stock has some two thousand bytes; of the others a few hundred fit.
+    let stock = plan.stock * 2_400;
+    match rng.range(0, 100) {
+        0..12 => plan.keys_quota = Some(stock + rng.range(2_500, 9_000)),
+        12..20 => plan.history = History::Revisions(*rng.pick(&[0, 5, 30, 100])),
+        // The end of a lease is a change, and nobody is told of its revision.
+        20..32 if plan.holders == 0 => plan.history = History::Age(Duration::from_millis(rng.range(1_000, 15_000))),
+        _ => {}
+    }
 }
 
 /// One fault of each kind, for a cluster of so many.

@@ -240,6 +240,9 @@ pub enum Fault {
         birth: Option<(u64, PowerCut)>,
         /// Two operators remove it so long after it is a member: perhaps just when it is to get a vote.
         removed: Option<Duration>,
+        /// An operator has an id ready for it, perhaps one that stands by until it is promoted.
+        #[serde(default)]
+        expected: Option<bool>,
     },
     /// An operator asks it to lead as soon as two configurations are in force at once, and its disk is held up.
     TransferInJoint {

@@ -44,6 +44,8 @@ pub enum Seen {
     Done,
     /// The revision is, or was already, compacted.
     Compacted,
+    /// There is no space for it, and nothing happened.
+    Full,
     /// Certainly nothing happened.
     NotDone,
     /// It may have happened, and may yet.

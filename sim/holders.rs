@@ -151,7 +151,7 @@ impl Holder<'_> {
         };
         match self.door.put(put).await {
             Ok(_) => self.note(from, What::Put(Some((value, lease)))),
-            Err(Seen::NotDone) => {}
+            Err(Seen::NotDone | Seen::Full) => {}
             Err(_) => self.note(from, What::Put(None)),
         }
     }

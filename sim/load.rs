@@ -34,6 +34,8 @@ pub struct Load {
     pub pause: Duration,
     /// Keys that all clients share.
     pub keys: u64,
+    /// Whether it compacts.
+    pub compacts: bool,
     /// How often, in thousandths, it pauses for about as long as a session lives.
     pub idle_permille: u64,
 }
@@ -86,7 +88,7 @@ pub async fn run(door: &Door, load: &Load, mut rng: RngStream, notes: Notes<'_>)
             let span = SESSION_TTL - Duration::from_millis(before) + Duration::from_millis(rng.range(0, most));
             door.pause(span).await;
         }
-        let ask = draw(&mut rng, load.keys, (notes.client << 32) | count, &known);
+        let ask = draw(&mut rng, load, (notes.client << 32) | count, &known);
         for record in notes.perform(door, ask).await {
             known.learn(&record);
         }
@@ -130,7 +132,8 @@ impl Known {
     }
 }
 
-fn draw(rng: &mut RngStream, keys: u64, value: u64, known: &Known) -> Ask {
+fn draw(rng: &mut RngStream, load: &Load, value: u64, known: &Known) -> Ask {
+    let keys = load.keys;
     let key = rng.range(0, keys);
     let expected = Some(known.keys.get(&key).copied().unwrap_or(0));
     // A revision that was, not long ago.
@@ -143,7 +146,7 @@ fn draw(rng: &mut RngStream, keys: u64, value: u64, known: &Known) -> Ask {
         15 => Ask::All(keys),
         16 if keys > 1 => Ask::Pair(key, (key + 1) % keys, Op::Put { value, expected: None }),
         17 if keys > 1 => Ask::Pair(key, (key + 1) % keys, Op::Put { value, expected }),
-        18 if known.newest > 0 => Ask::One(key, Op::Compact { revision: past(rng) }),
+        18 if known.newest > 0 && load.compacts => Ask::One(key, Op::Compact { revision: past(rng) }),
         16..19 => Ask::One(key, Op::Get),
         _ if known.newest > 0 => Ask::One(key, Op::GetAt { revision: past(rng).max(1) }),
         _ => Ask::One(key, Op::Get),

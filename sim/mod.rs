@@ -19,6 +19,7 @@ pub mod export;
 pub mod fault;
 pub mod history;
 pub mod holders;
+pub mod janitor;
 pub mod journal;
 pub mod launcher;
 pub mod load;

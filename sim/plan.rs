@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::controller::History;
 use crate::io::{Io, Rng, Tokens};
 use crate::limits::{
     CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT, ELECTION_TIMEOUT_MIN, EVENTS_MAX, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT,
@@ -77,6 +78,12 @@ pub struct Plan {
     /// Changes that are read at once for those who watch.
     #[serde(default = "events_max")]
     pub events_max: usize,
+    /// What keys and their history may take; clients see to it that they take less again.
+    #[serde(default)]
+    pub keys_quota: Option<u64>,
+    /// What is kept of their past. Where it is not all, clients compact nothing.
+    #[serde(default)]
+    pub history: History,
     /// What the network is like until it heals.
     pub weather: Weather,
     /// What happens, in order of time since the cluster was formed.
@@ -102,7 +109,8 @@ impl Plan {
     /// What each client does.
     pub fn load(&self) -> Load {
         let Self { operations, pause, keys, idle_permille, .. } = *self;
-        Load { operations, until: Duration::MAX, pause, keys, idle_permille }
+        let compacts = self.history == History::All;
+        Load { operations, until: Duration::MAX, pause, keys, compacts, idle_permille }
     }
 
     /// Whether nothing goes wrong at all.
@@ -171,6 +179,8 @@ impl Plan {
             retention: Retention::default(),
             chunk_bytes: SNAPSHOT_CHUNK_BYTES,
             events_max: EVENTS_MAX,
+            keys_quota: None,
+            history: History::All,
             weather: Weather::CALM,
             faults: Vec::new(),
             early: false,
@@ -245,6 +255,8 @@ impl Plan {
                 in_memory: *load.pick(&[0, 2_000, TAIL_BYTES_MAX, TAIL_BYTES_MAX]),
             },
             chunk_bytes: *load.pick(&[1, 100, SNAPSHOT_CHUNK_BYTES]),
+            keys_quota: None,
+            history: History::All,
             events_max: *rng.stream("plan/events").pick(&[1, 3, EVENTS_MAX]),
             // What a wrong disk must be told by is heard on a calm network.
             weather: match faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. })) {
@@ -257,6 +269,7 @@ impl Plan {
             core: rng.stream("plan/core").range(0, u64::MAX),
         };
         aim::aim(&mut rng.stream("plan/aim"), &mut plan);
+        draw::keeping(&mut rng.stream("plan/keeping"), &mut plan);
         plan
     }
 }
@@ -305,8 +318,8 @@ impl fmt::Display for Plan {
         let log = if self.model_log { "in memory" } else { "in a database" };
         writeln!(
             f,
-            "log {log}, {:?}, snapshots in chunks of {} bytes, {} changes at once",
-            self.retention, self.chunk_bytes, self.events_max
+            "log {log}, {:?}, snapshots in chunks of {} bytes, {} changes at once; keys may take {:?} bytes, and of their past is kept {:?}",
+            self.retention, self.chunk_bytes, self.events_max, self.keys_quota, self.history
         )?;
         writeln!(f, "{:?}", self.weather)?;
         for (at, fault) in &self.faults {

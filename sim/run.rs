@@ -12,6 +12,7 @@ use madsim::runtime::NodeHandle;
 use madsim::time::{Instant, TimeHandle, sleep};
 
 use crate::client::Client;
+use crate::controller;
 use crate::ids::{Address, NodeId};
 use crate::io::Io;
 use crate::raft::core::Status;
@@ -21,6 +22,7 @@ use crate::sim::door::{Door, Etcd};
 use crate::sim::fault::{Class, Place};
 use crate::sim::history::{History, Op, Record, Seen};
 use crate::sim::holders::Holders;
+use crate::sim::janitor::{JANITOR, Janitor};
 use crate::sim::load::{self, Ask, Notes};
 use crate::sim::mark::{self, Hits};
 use crate::sim::mutant;
@@ -28,7 +30,7 @@ use crate::sim::network::{MachineId, Weather};
 use crate::sim::oracle::recovery::{RECOVERY_MAX, TASKS_MAX};
 use crate::sim::oracle::{
     Violation, attempts, bounds, disks, exactly_once, holdings, linearizable, membership, outcomes, recovery,
-    revisions, watches,
+    revisions, space, watches,
 };
 use crate::sim::plan::{self, Plan};
 use crate::sim::restore;
@@ -220,12 +222,14 @@ struct Run {
     submissions: Arc<Submissions>,
     watchers: Arc<Watchers>,
     holders: Arc<Holders>,
+    janitor: Arc<Janitor>,
     time: TimeHandle,
 }
 
 impl Run {
     fn new(world: Arc<World>, plan: Plan) -> Self {
         let watch = Watch::new(world.trace.clone());
+        watch.state().past.keeps(plan.history);
         let cluster = Cluster::new(world, plan, watch);
         let machines: BTreeMap<MachineId, Arc<Machine>> =
             cluster.members.iter().map(|member| (member.machine.id, member.machine.clone())).collect();
@@ -238,6 +242,7 @@ impl Run {
             history: Arc::default(),
             submissions: Arc::default(),
             watchers: Arc::default(),
+            janitor: Arc::default(),
             time: TimeHandle::current(),
         }
     }
@@ -282,6 +287,7 @@ impl Run {
     async fn phases(&self) -> Result<(), Verdict> {
         self.cluster.world.network.set_weather(self.cluster.plan.weather);
         self.form().await?;
+        self.janitor();
         let stock = if self.cluster.plan.early { Vec::new() } else { self.stock(true).await };
         self.attack().await;
         self.check()?;
@@ -315,7 +321,7 @@ impl Run {
             let full = |status: &&Status| status.voters.len() == target && !status.joint && status.leader.is_some();
             watched.statuses.values().filter(full).count() >= target
         };
-        self.within("the cluster forms", voters).await
+        self.within("the cluster forms", RECOVERY_MAX, voters).await
     }
 
     /// Writes the values that nobody touches again, or reads them: those that were acknowledged, or are there.
@@ -465,6 +471,36 @@ impl Run {
         node.spawn(async move { watchers.watch(&client, keys, from).await });
     }
 
+    /// Where keys may take little, a client on a machine of its own that makes room.
+    fn janitor(&self) {
+        if self.cluster.plan.keys_quota.is_none() {
+            return;
+        }
+        let (io, node) = self.caller();
+        let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
+        let (janitor, rng) = (self.janitor.clone(), self.cluster.world.rng.stream("janitor"));
+        let (ended, time) = (self.noting(), self.time.clone());
+        node.spawn(async move {
+            let notes = Notes { client: JANITOR, elapsed: &|| time.elapsed(), ended: &ended };
+            janitor.watch(&client, rng, notes).await;
+        });
+    }
+
+    /// Nothing is left of the past that is not to be kept.
+    async fn finish_history(&self) -> Result<(), Verdict> {
+        let history = self.cluster.plan.history;
+        let oldest = self.cluster.watch.state().past.oldest();
+        if history == controller::History::All || oldest < 2 {
+            return Ok(());
+        }
+        let age = if let controller::History::Age(age) = history { age } else { Duration::ZERO };
+        let compacted = || {
+            let watched = self.cluster.watch.state();
+            watched.past.compactions().last().is_some_and(|(revision, _)| *revision >= oldest)
+        };
+        self.within("what is old is compacted", age * 2 + RECOVERY_MAX, compacted).await
+    }
+
     /// Every watcher is told of all that is known to have changed.
     async fn finish_watches(&self) -> Result<(), Verdict> {
         let last = watches::last_change(&self.history.records());
@@ -472,7 +508,7 @@ impl Run {
             let logs = self.watchers.logs();
             logs.len() == self.cluster.plan.watchers && logs.iter().all(|log| log.last() >= last)
         };
-        self.within("watchers are told of every change", told).await
+        self.within("watchers are told of every change", RECOVERY_MAX, told).await
     }
 
     /// Puts what a client did and saw where oracles find it.
@@ -602,8 +638,15 @@ impl Run {
             for key in 0..keys {
                 let value = (99 << 32) | (number + key);
                 for op in [Op::Get, Op::Put { value, expected: None }, Op::Get] {
-                    let records = notes.perform(&door, Ask::One(key, op)).await;
-                    all &= records.iter().all(|record| !matches!(record.seen, Seen::Unknown | Seen::NotDone));
+                    let mut records = notes.perform(&door, Ask::One(key, op)).await;
+                    // Who sees to alarms makes room.
+                    let deadline = time.elapsed() + RECOVERY_MAX;
+                    while records.iter().any(|record| record.seen == Seen::Full) && time.elapsed() < deadline {
+                        door.pause(Duration::from_millis(100)).await;
+                        records = notes.perform(&door, Ask::One(key, op)).await;
+                    }
+                    let open = |record: &Record| matches!(record.seen, Seen::Unknown | Seen::NotDone | Seen::Full);
+                    all &= !records.iter().any(open);
                 }
             }
             all
@@ -626,6 +669,7 @@ impl Run {
         self.finish_moves().await?;
         self.finish_tasks().await?;
         self.finish_leases().await?;
+        self.finish_history().await?;
         let converged = || {
             let watched = self.cluster.watch.state();
             let (last, _) = watched.canonical.last();
@@ -636,7 +680,7 @@ impl Run {
             let status = |member: &Arc<Member>| watched.statuses.get(&member.id()?);
             self.cluster.staying().all(|member| status(member).is_some_and(at_end))
         };
-        self.within("a healed cluster converges", converged).await?;
+        self.within("a healed cluster converges", RECOVERY_MAX, converged).await?;
         self.restore_backup().await?;
         let watched = self.cluster.watch.state().statuses.clone();
         membership::check_workers(&self.cluster.workers(), &watched, &self.cluster.watch.violations);
@@ -693,7 +737,10 @@ impl Run {
         for Condemned { place, lost, .. } in condemned {
             match lost {
                 true => self.cluster.admit_replacement(place),
-                false => self.within("a removed member says so", || self.cluster.members[place].is_removed()).await?,
+                false => {
+                    self.within("a removed member says so", RECOVERY_MAX, || self.cluster.members[place].is_removed())
+                        .await?
+                }
             }
         }
         Ok(())
@@ -747,7 +794,11 @@ impl Run {
         let violations = &self.cluster.watch.violations;
         cost::of("oracle: exactly once", || exactly_once::check(&records, violations));
         cost::of("oracle: linearizable", || linearizable::check(&records, violations));
-        cost::of("oracle: revisions", || revisions::check(&records, violations));
+        let by_itself = self.cluster.watch.state().past.compactions().to_vec();
+        cost::of("oracle: revisions", || revisions::check(&records, &by_itself, violations));
+        let quota = self.cluster.plan.keys_quota;
+        cost::of("oracle: space", || space::check(&records, &self.janitor.spells(), quota, violations));
+        let most = space::most(&records, self.cluster.plan.holders, quota);
         cost::of("oracle: holdings", || holdings::check(&self.holders.notes(), violations));
         cost::of("oracle: watches", || watches::check(&self.watchers.logs(), &records, violations));
         self.cluster.members.iter().for_each(|member| member.machine.down(Down::Kill));
@@ -755,20 +806,22 @@ impl Run {
             // One that waits to be let in, or was removed, may have nothing.
             if member.id().is_some() {
                 cost::of("oracle: disks at the end", || disks::check(&member.machine, violations));
-                cost::of("oracle: bounds", || bounds::check(&member.machine, self.cluster.plan.retention, violations));
+                cost::of("oracle: bounds", || {
+                    bounds::check(&member.machine, self.cluster.plan.retention, most, violations)
+                });
             }
         }
         self.check()
     }
 
-    async fn within(&self, what: &str, holds: impl Fn() -> bool) -> Result<(), Verdict> {
-        let deadline: Instant = self.time.now_instant() + RECOVERY_MAX;
+    async fn within(&self, what: &str, most: Duration, holds: impl Fn() -> bool) -> Result<(), Verdict> {
+        let deadline: Instant = self.time.now_instant() + most;
         while !holds() {
             self.check()?;
             if self.time.now_instant() > deadline {
                 let statuses = self.cluster.watch.state().statuses.clone();
                 let lines: Vec<String> = statuses.values().map(|status| format!("\n  {status:?}")).collect();
-                return Err(Verdict::Liveness(format!("{what}: not within {RECOVERY_MAX:?}{}", lines.concat())));
+                return Err(Verdict::Liveness(format!("{what}: not within {most:?}{}", lines.concat())));
             }
             sleep(Duration::from_millis(100)).await;
         }

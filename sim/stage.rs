@@ -122,7 +122,8 @@ impl Cluster {
             true => Door::Etcd(Etcd::new(io, &at, CLIENT_TIMEOUT)),
             false => Door::Own(client),
         };
-        let asked = node.spawn(put_one_by_one(door, what, ASKED, |done| matches!(done, Err(Seen::NotDone))));
+        let asked =
+            node.spawn(put_one_by_one(door, what, ASKED, |done| matches!(done, Err(Seen::NotDone | Seen::Full))));
         wait_closely(PATIENCE, CLOSELY, || network.counts().unanswered > before).await;
         if network.counts().unanswered > before {
             sometimes!(!direct, "the leader was gone just after it carried out what was passed on");

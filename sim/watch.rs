@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use madsim::time::TimeHandle;
 use prost::Message;
 use raft::eraftpb::MessageType;
 
@@ -22,6 +23,7 @@ use crate::sim::oracle::holdings::Holdings;
 use crate::sim::oracle::leases::Leases;
 use crate::sim::oracle::membership::Membership;
 use crate::sim::oracle::monotonic::Monotonic;
+use crate::sim::oracle::past::Past;
 use crate::sim::oracle::promise::{Promised, Promises};
 use crate::sim::oracle::sessions::Sessions;
 use crate::sim::trace::{Note, Trace};
@@ -53,6 +55,8 @@ pub struct Watched {
     pub leases: Leases,
     /// Which leases on keys there are.
     holdings: Holdings,
+    /// What was compacted where clients do not.
+    pub past: Past,
     /// What was promised.
     pub promises: Promises,
     /// What each member said last of itself.
@@ -103,6 +107,7 @@ impl Watch {
         state.sessions.on_applied(entry, outcome, &self.violations);
         state.leases.on_applied(entry, outcome, &self.violations);
         state.holdings.on_applied(entry, outcome, &self.violations);
+        state.past.on_applied(entry, outcome, TimeHandle::current().elapsed(), &self.violations);
     }
 
     fn note_status(&self, life: (NodeId, Incarnation), status: &Status) {

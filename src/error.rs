@@ -122,6 +122,15 @@ pub enum KvReject {
         /// The oldest revision that can be read.
         compacted: u64,
     },
+    /// An alarm says so.
+    #[error(
+        "keys and their history take more than they may; compact, delete what is not needed, and disarm the alarm: \
+             node alarm disarm"
+    )]
+    NoSpace,
+    /// An alarm says so.
+    #[error("members differ, as an alarm says; see to that, and disarm it: node alarm disarm")]
+    Corrupt,
     /// It is not there yet.
     #[error("revision {asked} is not there yet; the newest is {newest}")]
     Future {

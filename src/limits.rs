@@ -117,6 +117,8 @@ pub const LEASE_GRACE: Duration = Duration::from_secs(10);
 pub const EXPIRE_LEASES_MAX: usize = 1_000;
 /// Messages of a stream that keeps leases alive which are carried out at once; the next one waits.
 pub const KEEP_ALIVES_MAX: usize = 256;
+/// Bytes that keys and their history may take where nothing else is said (etcd's default, too).
+pub const KEYS_QUOTA: u64 = 2 * 1024 * 1024 * 1024;
 /// Sessions open at once; opening one more is refused.
 pub const SESSIONS_MAX: u64 = 100_000;
 /// Replies a session keeps above the client's acknowledged sequence; a client that runs further ahead is refused.

@@ -71,6 +71,10 @@ pub struct Metrics {
     pub workers_live: Level,
     /// Sessions of clients.
     pub sessions_live: Level,
+    /// Bytes that keys and their history take.
+    pub keys_bytes: Level,
+    /// Alarms that are raised.
+    pub alarms: Level,
     /// Bytes free where the data lies.
     pub free_bytes: Level,
 }
@@ -90,6 +94,8 @@ impl Metrics {
             tasks_pending: add(r, "tasks_pending", "Tasks of the cluster that wait for a worker"),
             workers_live: add(r, "workers_live", "Workers of the cluster whose lease lives"),
             sessions_live: add(r, "sessions_live", "Sessions of clients"),
+            keys_bytes: add(r, "keys_bytes", "Bytes that keys and their history take"),
+            alarms: add(r, "alarms", "Alarms that are raised"),
             free_bytes: add(r, "disk_free_bytes", "Bytes free where the data lies"),
             leader_changes: add(r, "raft_leader_changes", "How often the member came to know another leader"),
             log_entries: add(r, "log_entries", "Entries written to the log"),

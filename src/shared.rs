@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use prost::Message;
 use tonic::{Code, Request, Status};
 
+use crate::controller;
 use crate::error::{Fault, KvReject};
 use crate::ids::{Address, Index, NodeId, TaskId};
 use crate::io::{Channel, ChannelError, Io, RngStream};
@@ -23,7 +24,7 @@ use crate::scheduler;
 use crate::state::kv::{self, NoAnswer, Store};
 use crate::state::machine::StateReader;
 use crate::state::table::View;
-use crate::state::{command, lease, member, task, worker};
+use crate::state::{alarm, command, lease, member, task, worker};
 use crate::time::{ClusterTime, Monotonic};
 use crate::worker::{Desired, Look, Outputs, Refusal};
 
@@ -31,6 +32,15 @@ use crate::worker::{Desired, Look, Outputs, Refusal};
 pub const FORWARDED: &str = "cairn-forwarded";
 /// The metadata of a refusal that names the leader's address.
 pub const LEADER_HINT: &str = "cairn-leader";
+
+/// What a node may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Bytes of free space below which nothing is taken that grows.
+    pub free_space_floor: u64,
+    /// Bytes that keys and their history may take while this member leads.
+    pub keys_quota: u64,
+}
 
 /// A running node as its services see it.
 pub struct SharedNodeState {
@@ -46,8 +56,8 @@ pub struct SharedNodeState {
     pub outputs: Option<Outputs>,
     /// What this member counts.
     pub metrics: Arc<Metrics>,
-    /// Bytes of free space below which nothing is taken that grows.
-    pub free_space_floor: u64,
+    /// What it may take.
+    pub bounds: Bounds,
     channels: Mutex<BTreeMap<Address, Channel>>,
     /// Free bytes and the floor they are under, while they are.
     short_of_space: Mutex<Option<(u64, u64)>>,
@@ -69,7 +79,7 @@ impl SharedNodeState {
         reader: StateReader,
         outputs: Option<Outputs>,
         metrics: Arc<Metrics>,
-        free_space_floor: u64,
+        bounds: Bounds,
     ) -> Arc<Self> {
         let lease_ids = Mutex::new(io.rng.stream("lease ids"));
         Arc::new(Self {
@@ -79,7 +89,7 @@ impl SharedNodeState {
             reader,
             outputs,
             metrics,
-            free_space_floor,
+            bounds,
             channels: Mutex::default(),
             short_of_space: Mutex::default(),
             lease_ids,
@@ -116,6 +126,7 @@ impl SharedNodeState {
                 return self.forward(command, &hint.expect("checked above"), deadline).await;
             }
             self.check_space(&command)?;
+            self.check_quota(&command, bytes.len(), deadline).await?;
             let began = self.io.clock.now();
             match self.io.clock.deadline(deadline, self.raft.propose(bytes.clone())).await {
                 Ok(Ok(reply)) => {
@@ -174,6 +185,27 @@ impl SharedNodeState {
                 Err(not_done(Code::ResourceExhausted, text))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Raises an alarm before a command is proposed for which the keys would take more than they may: then the state refuses it.
+    async fn check_quota(&self, command: &v1::Command, bytes: usize, deadline: Monotonic) -> Result<(), Status> {
+        let adds = command.kind.as_ref().is_some_and(alarm::adds);
+        if !adds || self.reader.keys_bytes() + bytes as u64 <= self.bounds.keys_quota {
+            return Ok(());
+        }
+        let (head, _) = self.reader.view().map_err(internal)?;
+        if head.alarms_no_space > 0 {
+            return Ok(());
+        }
+        sometimes!("keys and their history took more than they may");
+        tracing::error!(quota = self.bounds.keys_quota, "keys take more than they may: what adds to them is refused");
+        let raise = Bytes::from(controller::raise_no_space(self.identity.id).encode_to_vec());
+        match self.io.clock.deadline(deadline, self.raft.propose(raise)).await {
+            // Who does not lead any more cannot propose the command either.
+            Ok(Ok(_) | Err(ProposeError::NotLeader(_) | ProposeError::Superseded)) => Ok(()),
+            Ok(Err(error)) => Err(not_done(Code::ResourceExhausted, error.to_string())),
+            Err(_) => Err(not_done(Code::Unavailable, "not done: an alarm could not be raised in time".into())),
         }
     }
 

@@ -711,7 +711,7 @@ fn the_power_goes_for_all_just_after_a_removal() {
 fn a_new_machine_loses_its_power_while_it_makes_its_databases() {
     let kept = PowerCut { drop_permille: 0, tear_permille: 0 };
     let made_anew = |operations: u64| {
-        let marks = marks_with(Fault::Join { node: 2, birth: Some((operations, kept)), removed: None });
+        let marks = marks_with(Fault::Join { node: 2, birth: Some((operations, kept)), removed: None, expected: None });
         marks.contains(&"a database whose making was cut short was made anew")
     };
     assert!((0..16).any(made_anew), "no cut came while a database was half made");

@@ -23,14 +23,14 @@ const RETENTIONS_MAX: u64 = 5;
 const ENTRIES_SLACK: u64 = 1_000;
 
 /// Looks at what a machine has on its disk at the end.
-pub fn check(machine: &Machine, retention: Retention, violations: &Violations) {
-    let checked = look(machine, retention).unwrap_or_else(|fault| Some(fault.to_string()));
+pub fn check(machine: &Machine, retention: Retention, keys_bytes_max: Option<u64>, violations: &Violations) {
+    let checked = look(machine, retention, keys_bytes_max).unwrap_or_else(|fault| Some(fault.to_string()));
     if let Some(what) = checked {
         violations.add("bounds hold and counters count", format!("machine {}: {what}", machine.id));
     }
 }
 
-fn look(machine: &Machine, retention: Retention) -> Result<Option<String>, Fault> {
+fn look(machine: &Machine, retention: Retention, keys_bytes_max: Option<u64>) -> Result<Option<String>, Fault> {
     let disk = machine.disk.boot();
     let mut log = Log::open(&*disk)?;
     let state = open_state(&disk, &log)?;
@@ -48,6 +48,14 @@ fn look(machine: &Machine, retention: Retention) -> Result<Option<String>, Fault
         })?;
         Ok::<_, Fault>(keys)
     };
+    let mut keys_bytes = 0;
+    rows.scan(Table::Versions, ALL, &mut |key, value| {
+        keys_bytes += (key.len() + value.len()) as u64;
+        Ok(ControlFlow::Continue(()))
+    })?;
+    if let Some(most) = keys_bytes_max.filter(|most| keys_bytes > *most) {
+        return Ok(Some(format!("keys and their history take {keys_bytes} bytes; at most {most}")));
+    }
     let mut replies: BTreeMap<Vec<u8>, u64> = BTreeMap::new();
     for key in count(Table::Replies)? {
         *replies.entry(key[..8].to_vec()).or_default() += 1;
@@ -70,6 +78,7 @@ fn look(machine: &Machine, retention: Retention) -> Result<Option<String>, Fault
         ("tasks_pending", head.tasks_pending, count(Table::Pending)?.len()),
         ("tasks_live", head.tasks_live, tasks.iter().filter(|task| !task::is_ended(task)).count()),
         ("workers_live", head.workers_live, live),
+        ("alarms", head.alarms_no_space + head.alarms_corrupt, count(Table::Alarms)?.len()),
     ];
     if let Some((name, counted, there)) = counters.into_iter().find(|(_, counted, there)| *counted != *there as u64) {
         return Ok(Some(format!("{name} is {counted}, and {there} are there")));

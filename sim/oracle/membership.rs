@@ -125,10 +125,17 @@ impl Membership {
             let mut changes = vec![before.uuid != row.uuid, before.address != row.address, before.role != row.role];
             changes.retain(|changed| *changed);
             let returns = before.role() == MemberRole::Removed && row.role() != MemberRole::Removed;
-            if before.uuid != row.uuid || returns || changes.len() > 1 {
+            // Who was expected comes with a uuid of its own, once.
+            let arrives = (before.role(), row.role()) == (MemberRole::Expected, MemberRole::Learner);
+            let one = changes.len() <= 1 && before.uuid == row.uuid;
+            let legal = one || arrives && before.address == row.address;
+            if returns || !legal {
                 let what = format!("at {at} {before:?} becomes {row:?}");
                 violations.add("a change of members takes none back", what);
             }
+        }
+        if row.role() == MemberRole::Voter && row.standby {
+            violations.add("who stands by has no vote", format!("at {at} {row:?} has one"));
         }
         self.rows.insert(row.id, row);
     }

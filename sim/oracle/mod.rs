@@ -19,10 +19,12 @@ pub mod linearizable;
 pub mod membership;
 pub mod monotonic;
 pub mod outcomes;
+pub mod past;
 pub mod promise;
 pub mod recovery;
 pub mod revisions;
 pub mod sessions;
+pub mod space;
 pub mod watches;
 
 use std::fmt;

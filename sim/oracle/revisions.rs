@@ -13,8 +13,8 @@ use crate::sim::history::{Op, Record, Seen};
 
 const ORACLE: &str = "revisions tell one story";
 
-/// Checks a whole history.
-pub fn check(records: &[Record], violations: &Violations) {
+/// Checks a whole history. What was compacted by nobody who stands in it is given with its time.
+pub fn check(records: &[Record], by_itself: &[(u64, Duration)], violations: &Violations) {
     let changes = changes(records, violations);
     for record in records {
         if let Some(what) = contradiction(record, &changes) {
@@ -22,7 +22,7 @@ pub fn check(records: &[Record], violations: &Violations) {
         }
     }
     goes_on(records, violations);
-    compacted(records, violations);
+    compacted(records, by_itself, violations);
 }
 
 /// What is known of a key: at which revisions it was set, and to what, or removed; and whether there may be removals that nobody
@@ -97,11 +97,11 @@ fn goes_on(records: &[Record], violations: &Violations) {
 }
 
 /// Who is refused as too late is so, and who is not, is not.
-fn compacted(records: &[Record], violations: &Violations) {
+fn compacted(records: &[Record], by_itself: &[(u64, Duration)], violations: &Violations) {
     let compactions: Vec<(u64, &Record)> = records
         .iter()
         .filter_map(|record| match (record.op, record.seen) {
-            (_, Seen::NotDone | Seen::Compacted) => None,
+            (_, Seen::NotDone | Seen::Full | Seen::Compacted) => None,
             (Op::Compact { revision }, _) => Some((revision, record)),
             _ => None,
         })
@@ -109,7 +109,8 @@ fn compacted(records: &[Record], violations: &Violations) {
     for record in records {
         let may_be = |least: u64| {
             let earlier = |(upto, other): &(u64, &Record)| *upto >= least && other.from <= record.to;
-            compactions.iter().any(earlier)
+            let itself = |(upto, at): &(u64, Duration)| *upto >= least && *at <= record.to;
+            compactions.iter().any(earlier) || by_itself.iter().any(itself)
         };
         let what = match (record.op, record.seen) {
             (Op::GetAt { revision }, Seen::Compacted) if !may_be(revision + 1) => {
@@ -145,7 +146,7 @@ mod tests {
 
     fn holds(records: &[Record]) -> bool {
         let violations = Violations::default();
-        check(records, &violations);
+        check(records, &[], &violations);
         violations.all().is_empty()
     }
 

@@ -172,7 +172,7 @@ impl Run {
         // What was read may come from a write that a run cut short did not see the end of.
         if self.is_whole.get() {
             linearizable::check(&records, violations);
-            revisions::check(&records, violations);
+            revisions::check(&records, &[], violations);
             watches::check(&self.work.watchers.logs(), &records, violations);
         }
         match self.work.ledger() {

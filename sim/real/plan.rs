@@ -127,6 +127,7 @@ impl Plan {
                 until: Duration::MAX, // until the attack ends, which the run knows
                 pause: Duration::from_millis(load.pick(&[10, 40, 100]) * thinner),
                 keys: load.range(3, 12),
+                compacts: true,
                 idle_permille: 0,
             },
             submitters: load.range(2, 6),

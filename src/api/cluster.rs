@@ -5,13 +5,15 @@ use std::sync::Arc;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
+use crate::controller;
 use crate::ids::{Address, Index, NodeId};
 use crate::io::Channel;
 use crate::limits::{MEMBERS_MAX, WORKERS_MAX};
 use crate::proto::v1::cluster_client::ClusterClient;
 use crate::proto::v1::{
-    self, HeardReply, HeardRequest, JoinReply, JoinRequest, Member, MemberRole, MemberStatus, MoveReply, MoveRequest,
-    RemoveReply, RemoveRequest, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
+    self, ExpectReply, ExpectRequest, HeardReply, HeardRequest, JoinReply, JoinRequest, Member, MemberRole,
+    MemberStatus, MoveReply, MoveRequest, PromoteReply, PromoteRequest, RemoveReply, RemoveRequest, StatusReply,
+    StatusRequest, TransferLeaderReply, TransferLeaderRequest,
 };
 use crate::raft::handle::ProposeError;
 use crate::raft::log::Identity;
@@ -79,23 +81,83 @@ impl ClusterService {
                 "a cluster has at most {WORKERS_MAX} workers without state"
             )));
         }
-        if !is_worker && servers.len() >= MEMBERS_MAX {
+        let is_here = |member: &&Member| member.address == request.address;
+        let expected = |member: &&Member| member.role() == MemberRole::Expected;
+        let awaited = others.iter().filter(expected).find(is_here).filter(|_| !is_worker);
+        if let Some(same) = live(&servers, &others).find(is_here).filter(|_| awaited.is_none()) {
+            return Err(taken(same));
+        }
+        if !is_worker && awaited.is_none() && servers.len() + others.iter().filter(expected).count() >= MEMBERS_MAX {
             return Err(Status::failed_precondition(format!("a cluster has at most {MEMBERS_MAX} members")));
         }
-        if let Some(same) = servers.iter().chain(workers()).find(|member| member.address == request.address) {
-            let text = format!(
-                "member {} has the address {} already; if its data is lost, remove it first: node cluster remove {}",
-                same.id, request.address, same.id
-            );
-            return Err(Status::already_exists(text));
-        }
-        let id = head.members_added + 1;
+        sometimes!(awaited.is_some(), "a node joined that was expected");
+        let id = awaited.map_or(head.members_added + 1, |member| member.id);
         let role = if is_worker { MemberRole::Worker } else { MemberRole::Learner };
         let (uuid, address) = (request.uuid.clone(), request.address.clone());
-        let member = Member { id, uuid, address, role: role.into() };
+        let standby = !is_worker && (request.standby || awaited.is_some_and(|member| member.standby));
+        let member = Member { id, uuid, address, role: role.into(), standby };
         self.change(member, Index(head.applied_index), deadline).await?;
         Ok(taken_in(id))
     }
+
+    /// Has an id ready for a node that is yet to join, or gives the one that it has ready.
+    async fn expect_here(&self, request: ExpectRequest, deadline: Monotonic) -> Result<ExpectReply, Status> {
+        self.0.read_barrier(deadline).await?;
+        let (head, rows) = self.0.reader.view().map_err(internal)?;
+        let (servers, others): (Vec<Member>, Vec<Member>) =
+            member::all(&rows).map_err(internal)?.into_iter().partition(member::is_server);
+        let expected = |member: &&Member| member.role() == MemberRole::Expected;
+        match live(&servers, &others).find(|member| member.address == request.address) {
+            Some(same) if expected(&same) && same.standby == request.standby => return Ok(ExpectReply { id: same.id }),
+            Some(same) => return Err(taken(same)),
+            None => {}
+        }
+        if servers.len() + others.iter().filter(expected).count() >= MEMBERS_MAX {
+            return Err(Status::failed_precondition(format!("a cluster has at most {MEMBERS_MAX} members")));
+        }
+        let id = head.members_added + 1;
+        let ExpectRequest { address, standby } = request;
+        let member = Member { id, address, standby, role: MemberRole::Expected.into(), ..Member::default() };
+        self.change(member, Index(head.applied_index), deadline).await?;
+        Ok(ExpectReply { id })
+    }
+
+    /// Gives a learner a vote.
+    async fn promote_here(&self, id: NodeId, deadline: Monotonic) -> Result<PromoteReply, Status> {
+        self.0.read_barrier(deadline).await?;
+        let (head, rows) = self.0.reader.view().map_err(internal)?;
+        let refused = |text: String| Err(Status::failed_precondition(text));
+        let Some(mut member) = member::find(&rows, id).map_err(internal)? else {
+            return Err(Status::not_found(format!("there is no member {id}")));
+        };
+        match member.role() {
+            MemberRole::Voter => return Ok(PromoteReply {}),
+            MemberRole::Learner if controller::has_caught_up(&self.0.raft.status(), id) => {}
+            MemberRole::Learner => {
+                return refused(format!("member {id} has not caught up, or does not answer; ask again"));
+            }
+            MemberRole::Expected => return refused(format!("member {id} has not joined yet")),
+            MemberRole::Removed => return refused(format!("member {id} was removed")),
+            MemberRole::Worker | MemberRole::Unspecified => return refused(format!("{id} is a worker without state")),
+        }
+        sometimes!(member.standby, "a member that stood by was promoted");
+        member.set_role(MemberRole::Voter);
+        member.standby = false;
+        self.change(member, Index(head.applied_index), deadline).await.map(|()| PromoteReply {})
+    }
+}
+
+/// Who is not removed.
+fn live<'a>(servers: &'a [Member], others: &'a [Member]) -> impl Iterator<Item = &'a Member> {
+    servers.iter().chain(others.iter().filter(|member| member.role() != MemberRole::Removed))
+}
+
+/// The refusal of an address that another has.
+fn taken(by: &Member) -> Status {
+    Status::already_exists(format!(
+        "member {} has the address {} already; if its data is lost, remove it first: node cluster remove {}",
+        by.id, by.address, by.id
+    ))
 }
 
 impl ClusterService {
@@ -229,12 +291,34 @@ impl v1::cluster_server::Cluster for ClusterService {
 
     async fn r#move(&self, request: Request<MoveRequest>) -> Result<Response<MoveReply>, Status> {
         let deadline = self.0.deadline(&request);
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         check_address(&request.address)?;
         if !self.0.leads() {
-            return Err(self.not_leader()?);
+            let call = async |mut leader: ClusterClient<Channel>, request| leader.r#move(request).await;
+            return self.pass_on((metadata, request), deadline, call).await;
         }
         self.move_here(&request, deadline).await.map(Response::new)
+    }
+
+    async fn expect(&self, request: Request<ExpectRequest>) -> Result<Response<ExpectReply>, Status> {
+        let deadline = self.0.deadline(&request);
+        let (metadata, _, request) = request.into_parts();
+        check_address(&request.address)?;
+        if !self.0.leads() {
+            let call = async |mut leader: ClusterClient<Channel>, request| leader.expect(request).await;
+            return self.pass_on((metadata, request), deadline, call).await;
+        }
+        self.expect_here(request, deadline).await.map(Response::new)
+    }
+
+    async fn promote(&self, request: Request<PromoteRequest>) -> Result<Response<PromoteReply>, Status> {
+        let deadline = self.0.deadline(&request);
+        let (metadata, _, request) = request.into_parts();
+        if !self.0.leads() {
+            let call = async |mut leader: ClusterClient<Channel>, request| leader.promote(request).await;
+            return self.pass_on((metadata, request), deadline, call).await;
+        }
+        self.promote_here(NodeId(request.id), deadline).await.map(Response::new)
     }
 
     async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<RemoveReply>, Status> {

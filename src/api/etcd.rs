@@ -8,8 +8,9 @@ use tonic::{Code, Response, Status};
 use super::Entered;
 use crate::error::{KvReject, Reject};
 use crate::proto::etcdserverpb::{
-    CompactionResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
-    LeaseRevokeResponse, LeaseTimeToLiveResponse, PutResponse, RangeResponse, ResponseHeader, TxnResponse,
+    AlarmResponse, CompactionResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
+    LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutResponse, RangeResponse, ResponseHeader,
+    TxnResponse,
 };
 use crate::proto::v1::{Command, command::Kind, reply};
 use crate::shared::SharedNodeState;
@@ -35,6 +36,8 @@ pub fn rejected(reject: &Reject) -> Status {
         KvReject::InvalidCompare => (Code::InvalidArgument, "etcdserver: invalid comparison"),
         KvReject::TooLarge(_) => (Code::InvalidArgument, "etcdserver: request is too large"),
         KvReject::Compacted { .. } => (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted"),
+        KvReject::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+        KvReject::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
         KvReject::Future { .. } => (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision"),
     };
     Status::new(code, text)
@@ -81,6 +84,7 @@ macro_rules! headed {
 headed! {
     RangeResponse PutResponse DeleteRangeResponse TxnResponse CompactionResponse
     LeaseGrantResponse LeaseRevokeResponse LeaseKeepAliveResponse LeaseTimeToLiveResponse LeaseLeasesResponse
+    AlarmResponse
 }
 
 /// The header of an answer that a member gives, as of a revision.

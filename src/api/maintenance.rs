@@ -10,21 +10,22 @@ use futures_util::stream::{self, BoxStream};
 use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
-use super::etcd::{enter, header, rejected, unread};
+use super::etcd::{answer, enter, header, only, rejected, unread};
 use super::{ClusterService, Entered};
 use crate::error::{Context, Fault};
 use crate::limits::BACKUPS_MAX;
+use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::proto::etcdserverpb::{
-    HashKvRequest, HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse,
-    StatusRequest, StatusResponse,
+    AlarmRequest, AlarmResponse, HashKvRequest, HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
+    SnapshotResponse, StatusRequest, StatusResponse,
 };
-use crate::proto::v1::{self, BackupHead, cluster_server::Cluster as _};
+use crate::proto::v1::{self, BackupHead, cluster_server::Cluster as _, command::Kind, reply};
 use crate::raft::core::Role;
 use crate::raft::snapshot::Copied;
 use crate::shared::{SharedNodeState, internal};
 use crate::state::kv::signed;
-use crate::state::{backup, machine};
+use crate::state::{alarm, backup, machine};
 
 /// How often whoever waits for a backup is told that the state is being copied.
 const COPYING_PERIOD: Duration = Duration::from_secs(1);
@@ -129,15 +130,29 @@ impl Reading {
 impl Maintenance for MaintenanceService {
     type SnapshotStream = BoxStream<'static, Result<SnapshotResponse, Status>>;
 
+    async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
+        let deadline = self.shared.deadline(&request);
+        let request = request.into_inner();
+        if request.action() != AlarmAction::Get {
+            return answer(&self.shared, Kind::Alarm(request), deadline, only!(Alarm)).await;
+        }
+        let (head, rows) = self.shared.view(false, deadline).await.map_err(unread)?;
+        let alarms = alarm::all(&rows, &request).map_err(internal)?;
+        Ok(Response::new(AlarmResponse { header: header(&self.shared, signed(head.revision)), alarms }))
+    }
+
     async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusResponse>, Status> {
         let status = self.shared.raft.status();
-        let (head, _) = self.shared.reader.view().map_err(internal)?;
+        let (head, rows) = self.shared.reader.view().map_err(internal)?;
         let size =
             machine::file_bytes(&*self.shared.io.disk).context(|| "size of the state".into()).map_err(internal)?;
         let leader = status.leader.map_or(0, |id| id.0);
         // As etcd says them.
         let no_leader = (leader == 0).then(|| "etcdserver: no leader".to_owned());
         let no_space = self.shared.is_short_of_space().then(|| "etcdserver: mvcc: database space exceeded".to_owned());
+        let alarms = alarm::all(&rows, &AlarmRequest::default()).map_err(internal)?;
+        let alarms =
+            alarms.iter().map(|alarm| format!("memberID:{} alarm:{} ", alarm.member_id, alarm.alarm().as_str_name()));
         Ok(Response::new(StatusResponse {
             header: header(&self.shared, signed(head.revision)),
             version: ETCD_VERSION.into(),
@@ -146,8 +161,8 @@ impl Maintenance for MaintenanceService {
             raft_index: status.last.0,
             raft_term: status.term.0,
             raft_applied_index: head.applied_index,
-            errors: no_leader.into_iter().chain(no_space).collect(),
-            db_size_in_use: signed(size),
+            errors: no_leader.into_iter().chain(no_space).chain(alarms).collect(),
+            db_size_in_use: signed(self.shared.reader.keys_bytes()),
             is_learner: status.role == Role::Learner,
         }))
     }
@@ -171,14 +186,14 @@ impl Maintenance for MaintenanceService {
         let what = || "space for a copy of the state".to_string();
         let (free, size) = (disk.free_bytes().context(what), machine::file_bytes(disk).context(what));
         let (free, size) = (free.map_err(internal)?, size.map_err(internal)?);
-        if free < size.saturating_add(shared.free_space_floor) {
+        if free < size.saturating_add(shared.bounds.free_space_floor) {
             let (place, mib) = (disk.describe(), |bytes: u64| bytes >> 20);
             return Err(Status::resource_exhausted(format!(
                 "{place} has {} MiB left, and a copy of the state may take {} MiB, with {} MiB to remain; make room there, or ask another \
                  member",
                 mib(free),
                 mib(size),
-                mib(shared.free_space_floor)
+                mib(shared.bounds.free_space_floor)
             )));
         }
         let raft = shared.raft.clone();

@@ -37,6 +37,8 @@ async fn show(State(node): State<Arc<SharedNodeState>>) -> Response {
         (&metrics.tasks_pending, head.tasks_pending),
         (&metrics.workers_live, head.workers_live),
         (&metrics.sessions_live, head.sessions_live),
+        (&metrics.alarms, head.alarms_no_space + head.alarms_corrupt),
+        (&metrics.keys_bytes, node.reader.keys_bytes()),
     ] {
         level.set(value as i64);
     }

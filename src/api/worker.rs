@@ -10,9 +10,9 @@ use crate::client::Remote;
 use crate::io::Clock;
 use crate::limits::WATCH_PATIENCE;
 use crate::proto::v1::{
-    self, Command, HeardReply, HeardRequest, JoinReply, JoinRequest, MoveReply, MoveRequest, OutputRequest, QueryReply,
-    QueryRequest, RemoveReply, RemoveRequest, Reply, StatusReply, StatusRequest, TransferLeaderReply,
-    TransferLeaderRequest,
+    self, Command, ExpectReply, ExpectRequest, HeardReply, HeardRequest, JoinReply, JoinRequest, MoveReply,
+    MoveRequest, OutputRequest, PromoteReply, PromoteRequest, QueryReply, QueryRequest, RemoveReply, RemoveRequest,
+    Reply, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
 };
 use crate::shared::not_done;
 use crate::worker::{Desired, Outputs};
@@ -85,6 +85,14 @@ impl v1::cluster_server::Cluster for WorkerService {
     }
 
     async fn join(&self, _: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
+        self.no_state()
+    }
+
+    async fn expect(&self, _: Request<ExpectRequest>) -> Result<Response<ExpectReply>, Status> {
+        self.no_state()
+    }
+
+    async fn promote(&self, _: Request<PromoteRequest>) -> Result<Response<PromoteReply>, Status> {
         self.no_state()
     }
 

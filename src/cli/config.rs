@@ -38,6 +38,10 @@ pub struct Config {
     pub log_entries: Option<u64>,
     /// Free space below which nothing that grows is taken.
     pub free_space_floor: Option<Amount>,
+    /// What keys and their history may take while it leads.
+    pub keys_quota: Option<Amount>,
+    /// How much of the keys' past it keeps while it leads.
+    pub history: Option<Amount>,
     /// What the node does: server, worker or both.
     pub role: Option<Role>,
     /// Processors that tasks may reserve here.

@@ -12,6 +12,7 @@ macro_rules! say {
 }
 
 mod access;
+mod alarm;
 mod bench;
 mod config;
 mod kv;
@@ -128,6 +129,14 @@ enum Command {
         #[command(flatten)]
         elect: line::ElectCommand,
     },
+    /// Look at alarms, and disarm them: one is raised when keys take more than they may
+    #[command(after_help = "Examples:\n  node alarm list\n  node kv compact 1000 --physical\n  node alarm disarm")]
+    Alarm {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        command: alarm::Alarm,
+    },
     /// Write the state of a cluster to a file, and begin a new cluster with one
     #[command(after_help = "Examples:\n  node snapshot save monday.backup\n  node snapshot status monday.backup\n  \
         node snapshot restore monday.backup --data-dir n1")]
@@ -196,6 +205,19 @@ enum Cluster {
     /// Members, workers that keep no state among them: roles, leader, term, and of each its health, how far it has come, and
     /// its version
     Status,
+    /// Have an id ready for a node that is yet to join from an address. Not needed: who may join needs no announcement
+    Add {
+        /// The address that it will be reached at
+        address: Address,
+        /// It is not to vote until it is promoted
+        #[arg(long)]
+        standby: bool,
+    },
+    /// Give a learner that has caught up a vote; one that does not stand by gets it without this
+    Promote {
+        /// Its id, as `status` shows it
+        id: u64,
+    },
     /// Remove a member, or a worker that keeps no state, for ever; its node says so and ends
     Remove {
         /// Its id, as `status` shows it
@@ -323,6 +345,7 @@ pub fn main() -> i32 {
             Command::Worker { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Kv { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Lease { connection, command } => command.run(&connection).await.map(|()| 0),
+            Command::Alarm { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Lock { connection, lock } => lock.run(&connection).await,
             Command::Elect { connection, elect } => elect.run(&connection).await,
             Command::Snapshot { connection, command } => command.run(&connection).await.map(|()| 0),
@@ -351,6 +374,23 @@ impl Cluster {
                 match output {
                     Output::Json => output::json(&output::status_json(&status, &each)),
                     Output::Table => output::status_table(&status, &each),
+                }
+            }
+            (Self::Add { address, standby }, output) => {
+                let id = client.expect_member(address, *standby).await?;
+                match output {
+                    Output::Json => output::json(&serde_json::json!({ "id": id.0, "address": address.as_str() })),
+                    Output::Table => say!(
+                        "member {id} is expected at {address}: node start --data-dir DIR --listen {address} --join {}",
+                        connection.endpoints[0]
+                    ),
+                }
+            }
+            (Self::Promote { id }, output) => {
+                client.promote_member(NodeId(*id)).await?;
+                match output {
+                    Output::Json => output::json(&serde_json::json!({ "promoted": id })),
+                    Output::Table => say!("member {id} votes"),
                 }
             }
             (Self::Remove { id }, output) => {

@@ -36,6 +36,7 @@ fn role_name(role: MemberRole) -> &'static str {
         MemberRole::Learner => "learner",
         MemberRole::Removed => "removed",
         MemberRole::Worker => "worker",
+        MemberRole::Expected => "expected",
         MemberRole::Unspecified => "unknown",
     }
 }
@@ -45,7 +46,7 @@ pub type Each = BTreeMap<NodeId, Option<(bool, StatusReply)>>;
 
 fn health_name(member: &Member, answer: Option<&(bool, StatusReply)>) -> &'static str {
     match answer {
-        _ if member.role() == MemberRole::Removed => "-",
+        _ if matches!(member.role(), MemberRole::Removed | MemberRole::Expected) => "-",
         Some((true, _)) => "serving",
         Some((false, _)) => "not serving",
         None => "no answer",
@@ -62,6 +63,7 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
             "id": member.id,
             "address": member.address,
             "role": role_name(member.role()),
+            "standby": member.standby,
             "leader": member.id == status.leader,
             "matched_index": row.matched_index,
             "health": health_name(member, answer),
@@ -112,7 +114,11 @@ pub fn status_table(status: &StatusReply, each: &Each) {
         Some(vec![
             member.id.to_string(),
             member.address.clone(),
-            role_name(member.role()).to_owned(),
+            if member.standby {
+                format!("{}, stands by", role_name(member.role()))
+            } else {
+                role_name(member.role()).into()
+            },
             if member.id == status.leader { "yes".into() } else { String::new() },
             health_name(member, answer).to_owned(),
             log(|own| own.last_index.to_string()),

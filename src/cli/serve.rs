@@ -10,10 +10,11 @@ use serde::Deserialize;
 use super::Failure;
 use super::access::Access;
 use super::config::Config;
-use super::units::{Amount, bytes, cpu};
+use super::units::{Amount, bytes, cpu, history};
+use crate::controller::History;
 use crate::error::{Context, Fault};
 use crate::ids::Address;
-use crate::limits::{ELECTION_TIMEOUT, FREE_SPACE_FLOOR, LOG_ENTRIES_KEPT};
+use crate::limits::{ELECTION_TIMEOUT, FREE_SPACE_FLOOR, KEYS_QUOTA, LOG_ENTRIES_KEPT};
 use crate::node::{self, Node, NodeBuilder, Origin};
 use crate::os;
 use crate::raft::tail::Retention;
@@ -79,6 +80,9 @@ pub struct Start {
     /// Enter the cluster of the member at this address; a node that is in it already looks for the others there
     #[arg(long, env = "CAIRN_JOIN", value_delimiter = ',')]
     join: Vec<Address>,
+    /// Do not vote until promoted, if the node joins now
+    #[arg(long, requires = "join")]
+    standby: bool,
     #[command(flatten)]
     access: Access,
     /// The certificate that this node shows, in PEM
@@ -99,6 +103,12 @@ pub struct Start {
     /// Free space below which nothing that grows is taken [default: 256Mi]
     #[arg(long, value_parser = bytes)]
     free_space_floor: Option<u64>,
+    /// What keys and their history may take: beyond that an alarm is raised, and what adds to them is refused [default: 2Gi]
+    #[arg(long, value_parser = bytes)]
+    keys_quota: Option<u64>,
+    /// How much of the keys' past is kept: all, so many revisions (10000), or what was so long ago (24h) [default: all]
+    #[arg(long, value_parser = history)]
+    history: Option<History>,
     /// Processors that tasks may reserve here: 2, 0.5 or 500m [default: all]
     #[arg(long, value_parser = cpu)]
     cpu: Option<u64>,
@@ -131,6 +141,9 @@ impl Dev {
             role: node::Role::Both,
             worker: WorkerConfig::default(),
             floor: FREE_SPACE_FLOOR,
+            keys_quota: KEYS_QUOTA,
+            history: History::default(),
+            standby: false,
         };
         let listen = options.listen.clone();
         serve(&data_dir, options, |node| {
@@ -199,6 +212,8 @@ impl Start {
         ];
         let floor =
             self.free_space_floor.or(Amount::read("free_space_floor", config.free_space_floor.as_ref(), bytes)?);
+        let keys_quota = self.keys_quota.or(Amount::read("keys_quota", config.keys_quota.as_ref(), bytes)?);
+        let past = self.history.or(Amount::read("history", config.history.as_ref(), history)?);
         let features = if self.features.is_empty() { config.features.unwrap_or_default() } else { self.features };
         let role = self.role.or(config.role).unwrap_or(Role::Both);
         let log_entries = self.log_entries.or(config.log_entries);
@@ -208,14 +223,23 @@ impl Start {
                             the role both";
                 return Err(Fault::new(text).into());
             }
+            Role::Worker if self.standby => {
+                return Err(Fault::new("a node with the role of a worker never votes: leave out --standby").into());
+            }
             Role::Worker if origin == Origin::Bootstrap => {
                 let text = "a node with the role of a worker keeps no state and founds no cluster: start it with --join and the \
                             address of a member";
                 return Err(Fault::new(text).into());
             }
-            Role::Worker if log_entries.is_some() || timeout.is_some() || floor.is_some() => {
-                let text = "a node with the role of a worker keeps no state: leave out log_entries, election_timeout_ms and \
-                            free_space_floor";
+            Role::Worker
+                if log_entries.is_some()
+                    || timeout.is_some()
+                    || floor.is_some()
+                    || keys_quota.is_some()
+                    || past.is_some() =>
+            {
+                let text = "a node with the role of a worker keeps no state: leave out log_entries, election_timeout_ms, \
+                            free_space_floor, keys_quota and history";
                 return Err(Fault::new(text).into());
             }
             Role::Server | Role::Worker | Role::Both => {}
@@ -244,6 +268,9 @@ impl Start {
             role: role.into(),
             worker: WorkerConfig { capacity, features },
             floor: floor.unwrap_or(FREE_SPACE_FLOOR),
+            keys_quota: keys_quota.unwrap_or(KEYS_QUOTA),
+            history: past.unwrap_or_default(),
+            standby: self.standby,
             listen,
             advertise,
             origin,
@@ -272,6 +299,9 @@ struct Options {
     role: node::Role,
     worker: WorkerConfig,
     floor: u64,
+    keys_quota: u64,
+    history: History,
+    standby: bool,
 }
 
 /// Runs a node until the first signal stops it in order; a second one ends the process at once.
@@ -291,6 +321,9 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
         .election_timeout(options.election_timeout)
         .log_kept(options.retention)
         .free_space_floor(options.floor)
+        .keys_quota(options.keys_quota)
+        .history(options.history)
+        .standby(options.standby)
         .role(options.role)
         .worker(options.worker);
     if let Some(advertise) = options.advertise {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::controller::History;
 use crate::error::{Context, Fault};
 
 /// An amount in a file: a text as on the command line, or a bare number.
@@ -64,6 +65,16 @@ pub fn span(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is no span of time above zero: write 250ms, 30s, 5m or 2h"))
 }
 
+/// How much of the past is kept: `all`, `10000` revisions, or `24h`.
+pub fn history(text: &str) -> Result<History, String> {
+    let revisions = || text.parse().ok().map(History::Revisions);
+    let age = || span(text).ok().map(History::Age);
+    let all = (text == "all").then_some(History::All);
+    all.or_else(revisions)
+        .or_else(age)
+        .ok_or_else(|| format!("{text:?} says not how much of the past is kept: write all, 10000 (revisions) or 24h"))
+}
+
 /// Bytes for people to read.
 pub fn bytes_text(bytes: u64) -> String {
     match bytes {
@@ -89,5 +100,8 @@ mod tests {
             assert!(cpu(text).is_err() && bytes(text).is_err() && span(text).is_err(), "{text:?}");
         }
         assert!(bytes("99999999Ti").is_err(), "more than there can be");
+        assert_eq!((history("all"), history("500")), (Ok(History::All), Ok(History::Revisions(500))));
+        assert_eq!(history("24h"), Ok(History::Age(Duration::from_secs(86_400))));
+        assert!(history("0s").is_err() && history("a day").is_err());
     }
 }

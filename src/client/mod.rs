@@ -4,6 +4,7 @@
 //! first answer. What cannot be known is said: an attempt that broke in the middle and could not be repeated before the
 //! deadline ends as [`ClientError::Unknown`], never as a guess.
 
+mod alarms;
 mod backup;
 mod events;
 mod kv;
@@ -136,6 +137,7 @@ fn failure(status: Status) -> Failure {
         | Code::Unimplemented
         | Code::OutOfRange
         | Code::NotFound
+        | Code::AlreadyExists
         | Code::FailedPrecondition
         | Code::Unauthenticated => Failure::Final(ClientError::Invalid(text)),
         _ if is_not_done(&status) => Failure::NotDone(text),
@@ -220,6 +222,33 @@ impl Client {
             async move { (NodeId(member.id), answer.await.ok().flatten().filter(|(_, status)| status.id == member.id)) }
         });
         join_all(answers).await.into_iter().collect()
+    }
+
+    /// Has an id ready for a node that is yet to join from an address, and is not to vote unless it is promoted if it is to stand
+    /// by. Asking again gives the same.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; invalid if a member has the address, or there are too many.
+    pub async fn expect_member(&self, address: &Address, standby: bool) -> Result<NodeId, ClientError> {
+        self.attempts(|channel, _| {
+            let request = v1::ExpectRequest { address: address.to_string(), standby };
+            Box::pin(async move { ClusterClient::new(channel).expect(request).await })
+        })
+        .await
+        .map(|reply| NodeId(reply.id))
+    }
+
+    /// Gives a learner a vote. Giving it again is no error.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; invalid if there is no such learner, or it has not caught up.
+    pub async fn promote_member(&self, id: NodeId) -> Result<(), ClientError> {
+        self.attempts(|channel, _| {
+            let request = v1::PromoteRequest { id: id.0 };
+            Box::pin(async move { ClusterClient::new(channel).promote(request).await })
+        })
+        .await
+        .map(|_| ())
     }
 
     /// Removes a member for ever. Removing it again is no error.

@@ -1,8 +1,14 @@
 //! What a leader proposes by itself: pure functions from what it sees to commands. Each is checked again when applied,
 //! so that a leader that sees old things does no harm.
 
+mod history;
+
+pub use history::{Historian, History};
+
 use crate::error::Fault;
 use crate::ids::NodeId;
+use crate::proto::etcdserverpb::alarm_request::AlarmAction;
+use crate::proto::etcdserverpb::{AlarmRequest, AlarmType, CompactionRequest};
 use crate::proto::v1::{self, Member, MemberRole, command};
 use crate::raft::core::{Role, Status};
 use crate::scheduler;
@@ -65,19 +71,35 @@ pub fn sweep(head: &v1::Head) -> Option<v1::Command> {
     kv::is_sweeping(head).then_some(v1::Command { session: None, kind: Some(kind) })
 }
 
-/// The change that makes learners voters: only those that have caught up and answer, only to an odd number of voters,
+/// The command that forgets what was superseded before a revision.
+pub fn compact(revision: u64) -> v1::Command {
+    let kind = command::Kind::Compact(CompactionRequest { revision: kv::signed(revision), physical: false });
+    v1::Command { session: None, kind: Some(kind) }
+}
+
+/// The command that raises the alarm that a member's keys take more than they may.
+pub fn raise_no_space(member: NodeId) -> v1::Command {
+    let request =
+        AlarmRequest { action: AlarmAction::Activate.into(), member_id: member.0, alarm: AlarmType::Nospace.into() };
+    v1::Command { session: None, kind: Some(command::Kind::Alarm(request)) }
+}
+
+/// Whether a learner answers its leader and lacks little of the log.
+pub fn has_caught_up(status: &Status, id: NodeId) -> bool {
+    let is_heard = status.learners.contains(&id) && status.active.contains(&id);
+    let matched = status.matched.get(&id).filter(|_| is_heard);
+    matched.is_some_and(|matched| matched.0 > 0 && matched.0 + CAUGHT_UP_WITHIN >= status.last.0)
+}
+
+/// The change that makes learners voters: only those that are not to stand by, have caught up and answer, only to an odd number of voters,
 /// and never beyond `voters_max`.
 pub fn promote(status: &Status, members: &[Member], voters_max: usize) -> Option<v1::MemberChange> {
     if status.role != Role::Leader || status.joint {
         return None;
     }
-    let caught_up = |id: NodeId| {
-        let matched = status.matched.get(&id).filter(|_| status.active.contains(&id));
-        matched.is_some_and(|matched| matched.0 > 0 && matched.0 + CAUGHT_UP_WITHIN >= status.last.0)
-    };
     let ready = members.iter().filter(|member| {
         let id = NodeId(member.id);
-        member.role() == MemberRole::Learner && status.learners.contains(&id) && caught_up(id)
+        member.role() == MemberRole::Learner && !member.standby && has_caught_up(status, id)
     });
     let voters = status.voters.len();
     let room = voters_max.saturating_sub(voters);

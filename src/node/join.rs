@@ -30,8 +30,20 @@ const OTHERS_TIMEOUT: Duration = Duration::from_millis(500);
 /// Pauses between the questions whether the others hear this member: followers answer a leader several times in each.
 const HEARD_PAUSES: [Duration; 3] = [Duration::from_millis(350), Duration::from_secs(1), Duration::from_secs(1)];
 
+/// As what a node asks to be taken in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Joins {
+    /// It keeps the state, and comes to vote unless it is to stand by.
+    Server {
+        /// It stays a learner until it is promoted.
+        standby: bool,
+    },
+    /// It runs tasks and keeps no state.
+    Worker,
+}
+
 /// Asks the members at `seeds`, and whomever they name as leader, until one answers. The same `uuid` gets the same
-/// answer, so asking again after a lost one does no harm. `role` is a worker's, or none.
+/// answer, so asking again after a lost one does no harm.
 ///
 /// # Errors
 /// The cluster refused, or nobody answered in time.
@@ -40,8 +52,12 @@ pub async fn join(
     seeds: &[Address],
     uuid: &[u8; 16],
     address: &Address,
-    role: MemberRole,
+    joins: Joins,
 ) -> Result<JoinReply, Fault> {
+    let (role, standby) = match joins {
+        Joins::Server { standby } => (MemberRole::Unspecified, standby),
+        Joins::Worker => (MemberRole::Worker, false),
+    };
     let deadline = io.clock.now() + PATIENCE;
     let mut hints: VecDeque<Address> = VecDeque::new();
     let mut turn = 0;
@@ -54,7 +70,7 @@ pub async fn join(
         });
         let mut client = ClusterClient::new(io.network.connect(&target));
         let (uuid, address) = (uuid.to_vec().into(), address.to_string());
-        let mut request = Request::new(JoinRequest { uuid, address, role: role.into() });
+        let mut request = Request::new(JoinRequest { uuid, address, role: role.into(), standby });
         request.set_timeout(REQUEST_TIMEOUT);
         match io.clock.timeout(REQUEST_TIMEOUT, client.join(request)).await {
             Ok(Ok(reply)) => return Ok(reply.into_inner()),

@@ -26,11 +26,11 @@ use prost::Message;
 use tokio::sync::oneshot;
 use tonic::service::Routes;
 
-use self::join::Whereabouts;
+use self::join::{Joins, Whereabouts};
 use self::machine::StateSnapshots;
 use crate::api::{self, Health};
 use crate::client::Remote;
-use crate::controller;
+use crate::controller::{self, Historian, History};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index};
 use crate::io::{Io, Listener, TaskHandle};
@@ -42,7 +42,7 @@ use crate::raft::log::{Identity, Log};
 use crate::raft::manager::{self, Observer, Setup};
 use crate::raft::owner::Machine;
 use crate::raft::tail::Retention;
-use crate::shared::SharedNodeState;
+use crate::shared::{Bounds, SharedNodeState};
 use crate::state::member;
 use crate::worker::{self, Worker, WorkerConfig};
 
@@ -84,6 +84,9 @@ pub struct NodeBuilder {
     role: Role,
     worker: WorkerConfig,
     free_space_floor: u64,
+    keys_quota: u64,
+    history: History,
+    standby: bool,
     observer: Arc<dyn Observer>,
 }
 
@@ -103,6 +106,9 @@ impl NodeBuilder {
             role: Role::default(),
             worker: WorkerConfig::default(),
             free_space_floor: limits::FREE_SPACE_FLOOR,
+            keys_quota: limits::KEYS_QUOTA,
+            history: History::default(),
+            standby: false,
             observer: Arc::new(()),
         }
     }
@@ -167,6 +173,24 @@ impl NodeBuilder {
         self
     }
 
+    /// Bytes that keys and their history may take while it leads: beyond them it raises an alarm.
+    pub fn keys_quota(mut self, bytes: u64) -> Self {
+        self.keys_quota = bytes;
+        self
+    }
+
+    /// How much of the keys' past it keeps while it leads.
+    pub fn history(mut self, history: History) -> Self {
+        self.history = history;
+        self
+    }
+
+    /// Whether it stays a learner until it is promoted, if it joins now.
+    pub fn standby(mut self, standby: bool) -> Self {
+        self.standby = standby;
+        self
+    }
+
     /// Has an observer told what the member does.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = observer;
@@ -200,7 +224,7 @@ impl NodeBuilder {
         let was_member = found.is_some();
         let identity = match found {
             Some(joined) => check_role(&io, &joined, self.role).map(|()| Identity::of(&joined))?,
-            None => establish(&io, &mut log, &self.origin, &uuid, &address).await?,
+            None => establish(&io, &mut log, &self.origin, &uuid, (&address, self.standby)).await?,
         };
         let machine = machine::open_state(&io.disk, &log)?;
         let seeds = match self.origin {
@@ -239,15 +263,16 @@ impl NodeBuilder {
             raft.note_removed();
         }
         let outputs = worker::outputs(&io).filter(|_| self.role == Role::Both);
-        let shared =
-            SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics, self.free_space_floor);
+        let bounds = Bounds { free_space_floor: self.free_space_floor, keys_quota: self.keys_quota };
+        let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics, bounds);
         let health = Health::default();
         let routes = api::routes(&shared, &health, self.events_max);
         let (serving, server) = Serving::start(&io, listener, routes);
         let tasks = vec![
             manager,
             server,
-            io.spawn.spawn("controllers", Box::pin(control(shared.clone(), self.voters_max))),
+            io.spawn
+                .spawn("controllers", Box::pin(control(shared.clone(), self.voters_max, Historian::new(self.history)))),
             io.spawn.spawn("scheduler", Box::pin(schedule(shared.clone()))),
             io.spawn.spawn("address", Box::pin(join::announce(shared.clone(), uuid, address, seeds))),
             io.spawn.spawn("space", Box::pin(space::watch(shared.clone()))),
@@ -318,7 +343,7 @@ async fn establish(
     log: &mut Log,
     origin: &Origin,
     uuid: &[u8; 16],
-    address: &Address,
+    (address, standby): (&Address, bool),
 ) -> Result<Identity, Fault> {
     match origin {
         Origin::Existing => {
@@ -334,6 +359,7 @@ async fn establish(
                 uuid: uuid.to_vec().into(),
                 address: address.to_string(),
                 role: MemberRole::Voter.into(),
+                standby: false,
             };
             let founded = JoinReply {
                 cluster_id: io.rng.stream("cluster").bits() | 1,
@@ -344,7 +370,7 @@ async fn establish(
             log.establish(&founded, &[genesis(&founder)])?;
         }
         Origin::Join(seeds) => {
-            let joined = join::join(io, seeds, uuid, address, MemberRole::Unspecified).await?;
+            let joined = join::join(io, seeds, uuid, address, Joins::Server { standby }).await?;
             log.establish(&joined, &[])?;
         }
     }
@@ -364,10 +390,14 @@ async fn wait_confirmed(shared: &SharedNodeState) {
 }
 
 /// The leader's controllers, one look after another.
-async fn control(shared: Arc<SharedNodeState>, voters_max: usize) {
+async fn control(shared: Arc<SharedNodeState>, voters_max: usize, mut historian: Historian) {
     let mut last_stamp = shared.io.clock.now();
     loop {
         shared.io.clock.sleep(limits::CONTROL_PERIOD).await;
+        let oldest = match shared.reader.view() {
+            Ok((head, _)) => historian.look(shared.io.clock.now(), &head),
+            Err(fault) => return shared.io.spawn.fail_stop(fault),
+        };
         if !shared.leads() {
             continue;
         }
@@ -376,22 +406,27 @@ async fn control(shared: Arc<SharedNodeState>, voters_max: usize) {
         if keep_time {
             last_stamp = shared.io.clock.now();
         }
-        if let Err(fault) = control_once(&shared, keep_time, voters_max).await {
-            shared.io.spawn.fail_stop(fault);
-            return;
+        if let Err(fault) = control_once(&shared, keep_time, oldest, voters_max).await {
+            return shared.io.spawn.fail_stop(fault);
         }
     }
 }
 
-async fn control_once(shared: &SharedNodeState, keep_time: bool, voters_max: usize) -> Result<(), Fault> {
+async fn control_once(
+    shared: &SharedNodeState,
+    keep_time: bool,
+    oldest: Option<u64>,
+    voters_max: usize,
+) -> Result<(), Fault> {
     let clock = &shared.io.clock;
     let (expire, members, based_on) = {
         let (head, rows) = shared.reader.view()?;
         let soon = shared.raft.cluster_time();
         (controller::expire(&head, &rows, soon, keep_time)?, member::all(&rows)?, Index(head.applied_index))
     };
+    sometimes!(oldest.is_some(), "a leader compacted by itself");
     // What fails here is looked at again in the next period.
-    for command in expire {
+    for command in expire.into_iter().chain(oldest.map(controller::compact)) {
         let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.propose(command.encode_to_vec().into())).await;
     }
     if let Some(change) = controller::promote(&shared.raft.status(), &members, voters_max) {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tokio::sync::mpsc;
 
-use super::{Life, Node, NodeBuilder, Origin, Role, Serving, check_role, draw_uuid, join};
+use super::{Life, Node, NodeBuilder, Origin, Role, Serving, check_role, draw_uuid, join, join::Joins};
 use crate::api::{self, Health, WorkerService};
 use crate::client::Remote;
 use crate::error::{Context, Fault};
@@ -46,7 +46,7 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node, Fault> {
             return Err(Fault::new(format!("{} {text}", io.disk.describe())));
         }
         None => {
-            let joined = join::join(&io, &seeds, &uuid, &address, MemberRole::Worker).await?;
+            let joined = join::join(&io, &seeds, &uuid, &address, Joins::Worker).await?;
             check_taken_in(&joined)?;
             log.establish(&joined, &[])?;
             joined

@@ -45,6 +45,7 @@ pub fn restore<R: Read>(io: &Io, backup: R, address: &Address) -> Result<(Identi
         uuid: uuid.to_vec().into(),
         address: address.to_string(),
         role: MemberRole::Voter.into(),
+        standby: false,
     };
     let conf_state = |id: u64| codec::conf_state_bytes(&ConfState { voters: vec![id], ..ConfState::default() });
     let founder = refound(&*io.disk, index, founder, conf_state)?;

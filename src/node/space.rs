@@ -99,7 +99,7 @@ impl Worker for Keeper {
 
 /// Watches free space for as long as the node lives.
 pub(super) async fn watch(shared: Arc<SharedNodeState>) {
-    let (io, floor) = (shared.io.clone(), shared.free_space_floor);
+    let (io, floor) = (shared.io.clone(), shared.bounds.free_space_floor);
     let keeper = own(&*io.spawn, "space", Keeper { shared, floor, refusing: false }, 1);
     loop {
         // One that is still looking need not be told again.

@@ -473,8 +473,11 @@ impl Core {
             single.set_change_type(match member.role() {
                 MemberRole::Voter => ConfChangeType::AddNode,
                 MemberRole::Learner => ConfChangeType::AddLearnerNode,
-                // Taking out what is not in it leaves a configuration as it is: that is where workers are.
-                MemberRole::Removed | MemberRole::Worker | MemberRole::Unspecified => ConfChangeType::RemoveNode,
+                // Taking out what is not in it leaves a configuration as it is: that is where workers are,
+                // and who is yet to join.
+                MemberRole::Removed | MemberRole::Worker | MemberRole::Expected | MemberRole::Unspecified => {
+                    ConfChangeType::RemoveNode
+                }
             });
             single
         });

@@ -3,7 +3,7 @@
 use prost::Message;
 
 use super::machine::Apply;
-use super::{kv, lease, session, task, worker};
+use super::{alarm, kv, lease, session, task, worker};
 use crate::error::{Context, Fault, KvReject, Reject};
 use crate::ids::{LeaseId, NodeId, Seq, SessionId, TaskId, Token};
 use crate::limits::COMMAND_BYTES_MAX;
@@ -24,6 +24,7 @@ pub fn check(command: &v1::Command) -> Result<(), Reject> {
         Some(command::Kind::DeleteRange(delete)) => kv::check_delete_range(delete).map_err(Reject::from),
         Some(command::Kind::Txn(txn)) => kv::check_txn(txn).map_err(Reject::from),
         Some(command::Kind::LeaseGrant(grant)) => lease::check_grant(grant).map_err(Reject::from),
+        Some(command::Kind::Alarm(request)) => alarm::check(request),
         Some(command::Kind::SubmitTask(submit)) => task::check_spec(submit.spec.as_ref()),
         Some(command::Kind::RegisterWorker(register)) => worker::check_features(&register.features),
         Some(command::Kind::ReportAttempt(report)) => task::check_exit(report.exit.as_ref()),
@@ -59,6 +60,10 @@ pub(super) fn execute(apply: &mut Apply<'_>, bytes: &[u8]) -> Result<bytes::Byte
 }
 
 fn run(apply: &mut Apply<'_>, kind: &command::Kind) -> Result<v1::Reply, Fault> {
+    if let Some(reject) = alarm::refusal(&apply.head, kind) {
+        sometimes!("an alarm kept something from being done");
+        return Ok(refusal(&reject.into()));
+    }
     let answer = match kind {
         command::Kind::Put(put) => kv::put(apply, put)?.map(reply::Kind::Put),
         command::Kind::DeleteRange(delete) => kv::delete_range(apply, delete)?.map(reply::Kind::DeleteRange),
@@ -74,6 +79,7 @@ fn run(apply: &mut Apply<'_>, kind: &command::Kind) -> Result<v1::Reply, Fault> 
             let expired = lease::expire(apply, &expire.leases)?;
             Ok(reply::Kind::ExpireLeases(v1::ExpireLeasesReply { expired }))
         }
+        command::Kind::Alarm(request) => alarm::change(apply, request)?.map(reply::Kind::Alarm),
         command::Kind::OpenSession(_) => session::open(apply)?.map(reply::Kind::OpenSession),
         command::Kind::KeepSession(_) => Ok(reply::Kind::KeepSession(v1::KeepSessionReply {})),
         command::Kind::CloseSession(close) => session::close(apply, SessionId(close.session))?
@@ -175,6 +181,8 @@ fn keys_rejection(reject: KvReject) -> rejection::Keys {
         KvReject::TooLarge(bytes) => (Why::TooLarge, number(bytes), 0),
         KvReject::Compacted { asked, compacted } => (Why::Compacted, number(asked), number(compacted)),
         KvReject::Future { asked, newest } => (Why::Future, number(asked), number(newest)),
+        KvReject::NoSpace => (Why::NoSpace, 0, 0),
+        KvReject::Corrupt => (Why::Corrupt, 0, 0),
     };
     rejection::Keys { why: why.into(), given, bound }
 }
@@ -199,5 +207,7 @@ fn keys_reject(keys: &rejection::Keys) -> Option<KvReject> {
         Why::TooLarge => KvReject::TooLarge(given),
         Why::Compacted => KvReject::Compacted { asked: given, compacted: bound },
         Why::Future => KvReject::Future { asked: given, newest: bound },
+        Why::NoSpace => KvReject::NoSpace,
+        Why::Corrupt => KvReject::Corrupt,
     })
 }

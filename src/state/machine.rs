@@ -337,6 +337,12 @@ impl StateReader {
         Ok((head, View::new(txn, store.index)))
     }
 
+    /// Bytes that keys and their history take.
+    pub fn keys_bytes(&self) -> u64 {
+        let index = self.current.lock().expect("no code panics while it holds the database").index.clone();
+        index.read().expect("no code panics while it holds the index").bytes()
+    }
+
     /// The digest of the state, computed anew from every row. Equal to [`State::digest`] unless rows changed behind
     /// its back.
     ///

@@ -1,8 +1,11 @@
 //! The members of the cluster, as the configuration entries of the log leave them.
 //!
 //! ```text
-//!   (joins) ─┬─► learner ──(caught up)──► voter
-//!            │      └────────┬──────────────┘
+//!            ┌─► expected ────────┐       (an operator: an id for a node that is yet to join from an address)
+//!            │      │ (joins)     │
+//!            │      ▼             │
+//!   (joins) ─┼─► learner ──(caught up; a standby also promoted by an operator)──► voter
+//!            │      └────────┬────┴──────────────────────────────────────────────┘
 //!            │               ▼
 //!            │            removed         for ever: an id is never given again
 //!            │               ▲
@@ -28,10 +31,11 @@ fn key(id: NodeId) -> [u8; 8] {
 
 /// Whether a member may go from one role to another. `None` is before it joined.
 pub fn is_legal(from: Option<MemberRole>, to: MemberRole) -> bool {
-    use MemberRole::{Learner, Removed, Voter, Worker};
+    use MemberRole::{Expected, Learner, Removed, Voter, Worker};
     matches!(
         (from, to),
-        (None, Learner | Voter | Worker)
+        (None, Expected | Learner | Voter | Worker)
+            | (Some(Expected), Expected | Learner | Removed)
             | (Some(Learner), Learner | Voter | Removed)
             | (Some(Voter), Voter | Removed)
             | (Some(Worker), Worker | Removed)

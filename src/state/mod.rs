@@ -4,6 +4,7 @@
 //! the state and the entry. No clock, no randomness, no float, no hash order. One file per kind holds its commands,
 //! its rules and its tables; [`table`] is the only way to a row.
 
+pub mod alarm;
 pub mod backup;
 pub mod command;
 pub mod kv;

@@ -42,10 +42,12 @@ pub enum Table {
     Leases,
     /// End and lease, for all leases: in the order in which they end.
     LeaseEnds,
+    /// Member and type to [`crate::proto::etcdserverpb::AlarmMember`], for the alarms that are raised.
+    Alarms,
 }
 
 /// All tables, in the order of their numbers.
-pub const TABLES: [Table; 12] = [
+pub const TABLES: [Table; 13] = [
     Table::Versions,
     Table::Sessions,
     Table::Replies,
@@ -58,6 +60,7 @@ pub const TABLES: [Table; 12] = [
     Table::Ended,
     Table::Leases,
     Table::LeaseEnds,
+    Table::Alarms,
 ];
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -77,6 +80,7 @@ impl Table {
             Self::Ended => "ended",
             Self::Leases => "leases",
             Self::LeaseEnds => "lease ends",
+            Self::Alarms => "alarms",
         }
     }
 
@@ -285,10 +289,18 @@ impl<'txn> Rows<'txn> {
     /// # Errors
     /// The database failed.
     pub fn remove(&mut self, table: Table, key: &[u8]) -> Result<bool, Fault> {
+        Ok(self.take(table, key)?.is_some())
+    }
+
+    /// Removes a row; how many bytes its value had, if there was one.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn take(&mut self, table: Table, key: &[u8]) -> Result<Option<usize>, Fault> {
         let before = self.table_mut(table)?.remove(key).context(|| failed("remove from", table))?;
-        let before = before.map(|before| row_digest(table, key, before.value()));
-        self.digest = self.digest.wrapping_sub(before.unwrap_or_default());
-        Ok(before.is_some())
+        let before = before.map(|before| (row_digest(table, key, before.value()), before.value().len()));
+        self.digest = self.digest.wrapping_sub(before.map_or(0, |(digest, _)| digest));
+        Ok(before.map(|(_, bytes)| bytes))
     }
 }
 

@@ -41,6 +41,10 @@ struct Etcd {
 
 impl Etcd {
     fn start(dir: &Path) -> Self {
+        Self::with(dir, &[])
+    }
+
+    fn with(dir: &Path, options: &[&str]) -> Self {
         let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let (address, peer) = (free(), free());
         let url = |address: &str| format!("http://{address}");
@@ -49,6 +53,7 @@ impl Etcd {
             .args(["--listen-client-urls", &url(&address), "--advertise-client-urls", &url(&address)])
             .args(["--listen-peer-urls", &url(&peer), "--initial-advertise-peer-urls", &url(&peer)])
             .args(["--initial-cluster", &format!("default={}", url(&peer))])
+            .args(options)
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -618,6 +623,91 @@ fn its_own_client_sees_members_and_mirrors() {
         let again = etcdctl(&all, &["member", "remove", &format!("{:x}", gone.unwrap())]);
         text(&again.stderr).contains("etcdserver: member not found")
     });
+}
+
+/// When keys take more than they may, both refuse the same with the same words, and take it again once room was made.
+#[test]
+fn its_own_client_sees_want_of_space() {
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = Etcd::with(dir.path(), &["--quota-backend-bytes", "1048576"]);
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap", "--keys-quota", "1Mi"]);
+    let value = "x".repeat(100_000);
+    let story = |at: &str| {
+        let mut story = Vec::new();
+        // Whose the alarm is differs.
+        let anyone = |said: String| {
+            said.split("memberID:").map(|part| part.trim_start_matches(char::is_numeric).to_owned()).collect()
+        };
+        let mut tell = |args: &[&str], input: &str| {
+            let output = fed(at, args, input);
+            let said: String = text(&output.stderr).lines().filter(|line| !line.starts_with('{')).collect();
+            let said: Vec<String> = anyone(text(&output.stdout) + &said);
+            story.push((args.join(" "), output.status.code(), said));
+        };
+        until("it is full", || !fed(at, &["put", "big"], &value).status.success());
+        tell(&["put", "big"], &value);
+        tell(&["put", "small", "x"], "");
+        tell(&["alarm", "list"], "");
+        tell(&["get", "small"], "");
+        tell(&["del", "big"], "");
+        tell(&["lease", "grant", "100"], "");
+        tell(&["txn"], "mod(\"small\") = \"0\"\n\nput small x\n\n\n");
+        let newest = json(&etcdctl(at, &["get", "big", "-w", "json"]))["header"]["revision"].to_string();
+        assert!(etcdctl(at, &["compact", &newest, "--physical"]).status.success());
+        // Of etcd's own, what was compacted takes its space until then.
+        let _ = etcdctl(at, &["defrag"]);
+        tell(&["put", "small", "x"], "");
+        tell(&["alarm", "disarm"], "");
+        tell(&["alarm", "disarm"], "");
+        tell(&["put", "small", "x"], "");
+        tell(&["alarm", "list"], "");
+        story
+    };
+    let (theirs, ours) = (story(&etcd.address), story(&node.address));
+    assert_eq!(theirs, ours);
+    assert!(format!("{ours:?}").contains("database space exceeded"));
+}
+
+/// Members are announced, join, stand by and are promoted, with the words that etcd has for it.
+#[test]
+fn its_own_client_adds_members() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = three(dir.path());
+    let all = nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>().join(",");
+    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (fourth, fifth) = (free(), free());
+    let refused = |args: &[&str], words: &str| {
+        let output = etcdctl(&all, args);
+        assert!(!output.status.success() && text(&output.stderr).contains(words), "{}", text(&output.stderr));
+    };
+    let url = |address: &str| format!("--peer-urls=http://{address}");
+    let added = etcdctl(&all, &["member", "add", "n4", &url(&fourth)]);
+    assert!(added.status.success(), "{}", text(&added.stderr));
+    assert!(text(&added.stdout).contains(&format!("n4=http://{fourth}")), "{}", text(&added.stdout));
+    refused(&["member", "add", "n4", &url(&fourth)], "etcdserver: Peer URLs already exists");
+    refused(&["member", "add", "n4", &url(&nodes[0].address)], "etcdserver: Peer URLs already exists");
+    refused(&["member", "promote", "1"], "etcdserver: can only promote a learner member");
+    refused(&["member", "promote", "99"], "etcdserver: member not found");
+    refused(&["member", "update", "99", &url(&fifth)], "etcdserver: member not found");
+    let row = |id: u64| {
+        let members = json(&etcdctl(&all, &["member", "list", "-w", "json"]));
+        members["members"].as_array().unwrap().iter().find(|row| row["ID"] == id).cloned().unwrap_or_default()
+    };
+    assert_eq!(row(4)["name"], serde_json::Value::Null, "it has not started");
+    let learner = etcdctl(&all, &["member", "add", "n5", "--learner", &url(&free())]);
+    assert!(learner.status.success(), "{}", text(&learner.stderr));
+    // It will be elsewhere.
+    let moved = etcdctl(&all, &["member", "update", "5", &url(&fifth)]);
+    assert!(moved.status.success(), "{}", text(&moved.stderr));
+    assert_eq!(row(5)["peerURLs"][0], format!("http://{fifth}"));
+    refused(&["member", "promote", "5"], "etcdserver: can only promote a learner member which is in sync with leader");
+    let join = ["--join", &nodes[0].address.clone()];
+    let _fifth = Running::member(dir.path(), "n5", &fifth, &join);
+    assert_eq!((&row(5)["name"], &row(5)["isLearner"]), (&"member-5".into(), &true.into()));
+    let _fourth = Running::member(dir.path(), "n4", &fourth, &join);
+    until("the learner has caught up", || etcdctl(&all, &["member", "promote", "5"]).status.success());
+    until("both vote", || [4, 5].into_iter().all(|id| row(id)["name"].is_string() && row(id)["isLearner"].is_null()));
+    refused(&["member", "update", "4", &url(&free())], "member 4 says itself where it is");
 }
 
 /// Every member serves; when the leader's machine dies, the client goes on with the others, and nothing is lost.

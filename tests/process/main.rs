@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)] // tests are the outside world
 #![cfg(not(feature = "sim"))]
 
+mod keeping;
 mod leases;
 mod running;
 mod tasks;

@@ -155,6 +155,15 @@ pub fn only_reads(txn: &TxnRequest) -> bool {
     })
 }
 
+/// Whether a transaction may set a key.
+pub fn puts(txn: &TxnRequest) -> bool {
+    txn.success.iter().chain(&txn.failure).any(|operation| match &operation.request {
+        Some(Request::RequestPut(_)) => true,
+        Some(Request::RequestTxn(txn)) => puts(txn),
+        _ => false,
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,10 +21,13 @@ pub struct Position {
     pub number: u32,
 }
 
+/// Bytes of a row's key.
+const POSITION_BYTES: usize = 12;
+
 impl Position {
     /// The row's key: rows are in the order of their positions.
-    pub fn key(self) -> [u8; 12] {
-        let mut key = [0; 12];
+    pub fn key(self) -> [u8; POSITION_BYTES] {
+        let mut key = [0; POSITION_BYTES];
         key[..8].copy_from_slice(&self.revision.to_be_bytes());
         key[8..].copy_from_slice(&self.number.to_be_bytes());
         key
@@ -87,6 +90,13 @@ pub struct KeyIndex {
     leased: BTreeMap<LeaseId, BTreeSet<Bytes>>,
     /// Up to this revision what was superseded may be gone: who reads a view from before it was compacted needs another.
     swept: u64,
+    /// What all rows take, keys and values.
+    bytes: u64,
+}
+
+/// What a row takes whose value has so many bytes.
+fn row_bytes(len: usize) -> u64 {
+    (POSITION_BYTES + len) as u64
 }
 
 /// The newest version at a revision, unless the key does not exist there.
@@ -103,11 +113,12 @@ impl KeyIndex {
     pub fn load(rows: &impl Read, compacted: u64) -> Result<Self, Fault> {
         let mut index = Self { swept: compacted, ..Self::default() };
         rows.scan(Table::Versions, ALL, &mut |key, row| {
-            let at = Position::of(key)?;
+            let (at, len) = (Position::of(key)?, row.len());
             let row = KeyValue::decode(row).context(|| format!("decode the version at {at:?}"))?;
             let created = u64::try_from(row.create_revision).context(|| format!("read the version at {at:?}"))?;
             let count = u64::try_from(row.version).context(|| format!("read the version at {at:?}"))?;
             index.add(&row.key, Version { at, created, count }, LeaseId(row.lease));
+            index.note_written(len);
             Ok(ControlFlow::Continue(()))
         })?;
         Ok(index)
@@ -116,6 +127,21 @@ impl KeyIndex {
     /// Up to which revision what was superseded may be gone.
     pub fn swept(&self) -> u64 {
         self.swept
+    }
+
+    /// Bytes that the rows take.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Notes that a row of so many bytes was written.
+    pub fn note_written(&mut self, len: usize) {
+        self.bytes += row_bytes(len);
+    }
+
+    /// Notes that a row of so many bytes was removed.
+    pub fn note_removed(&mut self, len: usize) {
+        self.bytes -= row_bytes(len);
     }
 
     /// Adds the newest version of a key, which is under this lease from now on (0: under none).

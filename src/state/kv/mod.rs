@@ -15,7 +15,7 @@ mod index;
 mod read;
 mod write;
 
-pub use check::{check_delete_range, check_put, check_range, check_txn, only_reads};
+pub use check::{check_delete_range, check_put, check_range, check_txn, only_reads, puts};
 pub use index::KeyIndex;
 pub use read::{Change, NoAnswer, Store};
 pub use write::is_sweeping;

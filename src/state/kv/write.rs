@@ -97,8 +97,9 @@ pub(in super::super) fn sweep(apply: &mut Apply<'_>) -> Result<u64, Fault> {
         index.sweep(&from, apply.head.compacted, SWEEP_ROWS_MAX, SWEEP_KEYS_MAX)
     };
     for at in &swept.rows {
-        let existed = apply.rows.remove(Table::Versions, &at.key())?;
-        assert!(existed, "the index knew a version at {at:?}, and there was no such row");
+        let removed = apply.rows.take(Table::Versions, &at.key())?;
+        let len = removed.unwrap_or_else(|| panic!("the index knew a version at {at:?}, and there was no such row"));
+        apply.index.write().expect("no code panics while it holds the index").note_removed(len);
     }
     apply.head.sweep_from = swept.next;
     Ok(swept.rows.len() as u64)
@@ -164,13 +165,11 @@ impl<'txn> Writer<'_, 'txn> {
         let at = Position { revision: self.before + 1, number: self.changes };
         (row.mod_revision, row.version) = (signed(at.revision), signed(count));
         let created = u64::try_from(row.create_revision).expect("it is one of ours");
-        self.apply.rows.put(Table::Versions, &at.key(), &row.encode_to_vec())?;
-        let version = Version { at, created, count };
-        self.apply.index.write().expect("no code panics while it holds the index").add(
-            &row.key,
-            version,
-            LeaseId(row.lease),
-        );
+        let value = row.encode_to_vec();
+        self.apply.rows.put(Table::Versions, &at.key(), &value)?;
+        let mut index = self.apply.index.write().expect("no code panics while it holds the index");
+        index.add(&row.key, Version { at, created, count }, LeaseId(row.lease));
+        index.note_written(value.len());
         self.changes += 1;
         Ok(())
     }

@@ -1,0 +1,60 @@
+//! `node alarm`.
+
+use clap::Subcommand;
+use serde_json::{Value, json};
+
+use super::output;
+use super::{Connection, Failure, Output};
+use crate::proto::etcdserverpb::{AlarmMember, AlarmType};
+
+/// What can be done with alarms.
+#[derive(Subcommand)]
+pub enum Alarm {
+    /// Print the alarms that are raised
+    List,
+    /// Disarm all alarms that are raised: what they kept from being done is done again
+    Disarm,
+}
+
+/// What an alarm says.
+fn what(alarm: &AlarmMember) -> &'static str {
+    match alarm.alarm() {
+        AlarmType::Nospace => "no space: what adds to the keys is refused",
+        AlarmType::Corrupt => "corrupt: nothing about keys is done",
+        AlarmType::None => "of a kind that this version does not know",
+    }
+}
+
+fn as_json(alarm: &AlarmMember) -> Value {
+    json!({ "member": alarm.member_id, "alarm": alarm.alarm().as_str_name() })
+}
+
+impl Alarm {
+    pub(super) async fn run(&self, connection: &Connection) -> Result<(), Failure> {
+        let client = connection.client()?;
+        let mut alarms = client.alarms().await?;
+        if matches!(self, Self::Disarm) {
+            let mut disarmed = Vec::new();
+            for alarm in alarms {
+                // Another may have been faster.
+                if client.disarm(alarm).await? {
+                    disarmed.push(alarm);
+                }
+            }
+            alarms = disarmed;
+        }
+        match (connection.output, self) {
+            (Output::Json, _) => output::json(&alarms.iter().map(as_json).collect()),
+            (Output::Table, _) if alarms.is_empty() => say!("no alarm is raised"),
+            (Output::Table, Self::List) => {
+                alarms.iter().for_each(|alarm| say!("member {} raised: {}", alarm.member_id, what(alarm)));
+            }
+            (Output::Table, Self::Disarm) => {
+                alarms
+                    .iter()
+                    .for_each(|alarm| say!("disarmed what member {} raised: {}", alarm.member_id, what(alarm)));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,91 @@
+//! What keys may take, what is kept of their past, and who may come to vote, as it is typed.
+
+use std::net::TcpListener;
+
+use serde_json::Value;
+
+use super::fails;
+use super::running::{Running, run, text, three, until};
+
+fn json(endpoint: &str, args: &[&str]) -> Value {
+    let output = run(&[args, &["--endpoints", endpoint, "-o", "json"]].concat());
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{args:?}: {}", text(&output.stderr)))
+}
+
+#[test]
+fn keys_take_what_they_may_until_room_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap", "--keys-quota", "256Ki"]);
+    let at = &node.address;
+    assert_eq!(json(at, &["alarm", "list"]), serde_json::json!([]));
+    let value = "x".repeat(50_000);
+    let put = |key: &str| node.kv(&["put", key, &value]);
+    let full = (0..20).map(|number| put(&format!("k{}", number % 2))).find(|output| !output.status.success());
+    let full = full.expect("a quota of five of them is full after twenty");
+    assert!(text(&full.stderr).contains("node alarm disarm"), "{}", text(&full.stderr));
+    assert_eq!(full.status.code(), Some(1));
+    assert_eq!(json(at, &["alarm", "list"]), serde_json::json!([{ "member": 1, "alarm": "NOSPACE" }]));
+    // What takes no space goes on.
+    assert!(node.kv(&["get", "k0"]).status.success());
+    assert!(node.kv(&["delete", "k1"]).status.success());
+    fails(1, &["node alarm disarm"], &["lease", "grant", "9", "--endpoints", at]);
+    let newest = json(at, &["kv", "get", "k0"])["revision"].as_u64().unwrap() + 1;
+    let compacted = node.kv(&["compact", &newest.to_string(), "--physical"]);
+    assert!(compacted.status.success(), "{}", text(&compacted.stderr));
+    assert!(!put("k0").status.success(), "the alarm is raised still");
+    assert!(run(&["alarm", "disarm", "--endpoints", at]).status.success());
+    assert!(put("k0").status.success());
+    assert_eq!(json(at, &["alarm", "list"]), serde_json::json!([]));
+    fails(2, &["lots", "64Mi"], &["start", "--data-dir", "unused", "--keys-quota", "lots"]);
+}
+
+#[test]
+fn of_the_past_only_so_much_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let by_number = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap", "--history", "5"]);
+    let by_age = Running::member(dir.path(), "n2", "127.0.0.1:0", &["--bootstrap", "--history", "2s"]);
+    for node in [&by_number, &by_age] {
+        for number in 0..10 {
+            assert!(node.kv(&["put", "k", &number.to_string()]).status.success());
+        }
+    }
+    let gone = |node: &Running, revision: &str| {
+        let got = node.kv(&["get", "k", "--revision", revision]);
+        !got.status.success() && text(&got.stderr).contains("is compacted")
+    };
+    // The newest is 11.
+    until("what is five revisions old is compacted", || gone(&by_number, "5"));
+    assert!(by_number.kv(&["get", "k", "--revision", "6"]).status.success());
+    until("what is two seconds old is compacted", || gone(&by_age, "10"));
+    assert!(by_age.kv(&["get", "k", "--revision", "11"]).status.success());
+    fails(2, &["yesterday", "24h"], &["start", "--data-dir", "unused", "--history", "yesterday"]);
+}
+
+#[test]
+fn who_is_expected_joins_and_who_stands_by_is_promoted() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = three(dir.path());
+    let at = &nodes[1].address;
+    let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let added = json(at, &["cluster", "add", &free, "--standby"]);
+    assert_eq!(added["id"], 4);
+    assert_eq!(json(at, &["cluster", "add", &free, "--standby"]), added, "asked again, it is the same");
+    fails(1, &["member 4", &free], &["cluster", "add", &free, "--endpoints", at]);
+    fails(1, &["member 4 has not joined yet"], &["cluster", "promote", "4", "--endpoints", at]);
+    let row = || {
+        let status = nodes[0].status();
+        status["members"].as_array().into_iter().flatten().find(|row| row["id"] == 4).cloned().unwrap_or_default()
+    };
+    assert_eq!((&row()["role"], &row()["standby"]), (&"expected".into(), &true.into()));
+    let fourth = Running::member(dir.path(), "n4", &free, &["--join", at]);
+    assert_eq!((&row()["role"], &row()["standby"]), (&"learner".into(), &true.into()));
+    assert_eq!(fourth.status()["answered_by"], 4);
+    let fifth = Running::member(dir.path(), "n5", "127.0.0.1:0", &["--join", at, "--standby"]);
+    assert_eq!(fifth.status()["answered_by"], 5);
+    until("it has caught up and is promoted", || run(&["cluster", "promote", "4", "--endpoints", at]).status.success());
+    until("it votes", || row()["role"] == "voter" && row()["standby"] == false);
+    fails(1, &["no member 9"], &["cluster", "promote", "9", "--endpoints", at]);
+    // With the fifth there would be an odd number of voters, but it stands by.
+    let fifth = nodes[0].status()["members"].as_array().unwrap().iter().find(|row| row["id"] == 5).cloned().unwrap();
+    assert_eq!((&fifth["role"], &fifth["standby"]), (&"learner".into(), &true.into()));
+}
