@@ -122,6 +122,13 @@ const AIMS: &[(&str, Aim)] = &[
             plan.faults.push((at + millis(rng, 0, 2_000), Fault::Remove { node: 2, returns: false, cut: None }));
         }
     }),
+    ("members that are awaited", |rng, plan| {
+        plan.nodes = *rng.pick(&[3, 5]);
+        let (node, expected) = (plan.nodes - 1, Some(rng.chance(700)));
+        if !plan.is_late(node) {
+            add(rng, plan, 3_000, Fault::Join { node, birth: None, removed: None, expected });
+        }
+    }),
     ("a first start that is cut short", |rng, plan| {
         plan.model_log = false;
         let node = plan.nodes - 1;

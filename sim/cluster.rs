@@ -221,6 +221,8 @@ impl Cluster {
             let what = format!("machine {} was awaited as member {awaited}, and is {id}", member.machine.id);
             self.watch.violations.add("who is awaited is known", what);
         }
+        // Long enough for a leader that forgets that it stands by.
+        sleep(Duration::from_secs(3)).await;
         for _ in 0..10 {
             sleep(Duration::from_millis(500)).await;
             if self.operator.promote_member(id).await.is_ok() {

@@ -80,6 +80,7 @@ pub const MARKS: &[&str] = &[
     "a write was torn",
     "an alarm kept something from being done",
     "an answer came to a question of an earlier life",
+    "commands were passed on together",
     "entries were read from the disk",
     "entries were replaced by another leader's",
     "forgetting the log waited for a checkpoint",

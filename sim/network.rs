@@ -92,8 +92,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The path whose messages may be lost, repeated and reordered one by one.
 const RAFT_STREAM: &str = "/cairn.v1.Peer/Raft";
 
-/// The path of commands.
-const COMMANDS: &str = "/cairn.v1.Store/Execute";
+/// The paths of commands.
+const COMMANDS: [&str; 2] = ["/cairn.v1.Store/Execute", "/cairn.v1.Store/PassOn"];
 /// Messages of a life that are remembered at most.
 const REMEMBERED_MAX: usize = 4_000;
 
@@ -451,7 +451,7 @@ impl SimNetwork {
     /// Whether a command of a machine that was carried out is not answered.
     fn is_unanswered(&self, from: MachineId, path: &str) -> bool {
         let mut state = self.state.lock().unwrap();
-        let unanswered = path == COMMANDS && state.unanswered.as_ref().is_some_and(|whose| whose(from));
+        let unanswered = COMMANDS.contains(&path) && state.unanswered.as_ref().is_some_and(|whose| whose(from));
         state.counts.unanswered += u64::from(unanswered);
         unanswered
     }
@@ -559,7 +559,7 @@ async fn call(
         let network = server_network;
         network.time.sleep(network.delay(from, to) + network.stall(from, to, &path)).await;
         let request = http::Request::from_parts(parts, Body::new(pipe));
-        if path == COMMANDS {
+        if COMMANDS.contains(&&*path) {
             let held = |state: &State| state.held.contains(&from);
             network.state.lock().unwrap().note_held(from);
             network.wait_while(held).await;

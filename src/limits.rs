@@ -47,6 +47,12 @@ pub const INBOX_FRAMES_MAX: usize = 1_024;
 pub const INBOX_REQUESTS_MAX: usize = 16_384;
 /// Proposals accepted and not yet answered; more are refused as exhausted.
 pub const PROPOSALS_PENDING_MAX: usize = 65_536;
+/// Calls under way at once with commands that a follower passes on; more commands wait, and share the next.
+pub const PASSED_CALLS_MAX: usize = 4;
+/// Most commands that are passed on in one call.
+pub const PASSED_COMMANDS_MAX: usize = 1_024;
+/// Commands that wait to be passed on; more are refused as exhausted.
+pub const PASSED_WAITING_MAX: usize = 16_384;
 /// Reads accepted and not yet answered; more are refused as exhausted.
 pub const READS_PENDING_MAX: usize = 65_536;
 /// Reads of old entries under way at once; more are asked for when one has ended.
@@ -83,8 +89,10 @@ pub const FREE_SPACE_FLOOR: u64 = 256 * 1024 * 1024;
 pub const BALLAST_BYTES: u64 = 64 * 1024 * 1024;
 /// How often free space is looked at.
 pub const SPACE_PERIOD: Duration = Duration::from_secs(1);
-/// Memory redb may use to cache each database, in bytes (its own default is 1 GiB).
-pub const DATABASE_CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// Memory redb may use to cache the state, in bytes (its own default is 1 GiB).
+pub const STATE_CACHE_BYTES: usize = 32 * 1024 * 1024;
+/// The same of the log, whose newest entries are in memory anyway.
+pub const LOG_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Watches of keys on one stream.
 pub const KEY_WATCHES_MAX: usize = 10_000;

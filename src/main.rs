@@ -1,5 +1,8 @@
 //! The binary `node`.
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     cairn::os::exit(cairn::cli::main())
 }

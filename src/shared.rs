@@ -11,11 +11,11 @@ use tonic::{Code, Request, Status};
 
 use crate::controller;
 use crate::error::{Fault, KvReject};
+use crate::forward::{self, Forwarder, not_done, not_leader, unknown_outcome};
 use crate::ids::{Address, Index, NodeId, TaskId};
-use crate::io::{Channel, ChannelError, Io, RngStream};
-use crate::limits::{MESSAGE_BYTES_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
+use crate::io::{Channel, Io, RngStream};
+use crate::limits::{REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
 use crate::metrics::Metrics;
-use crate::proto::v1::store_client::StoreClient;
 use crate::proto::v1::{self, TaskPhase, command::Kind as CommandKind, reply};
 use crate::raft::core::Role;
 use crate::raft::handle::{ProposeError, RaftHandle};
@@ -30,8 +30,6 @@ use crate::worker::{Desired, Look, Outputs, Refusal};
 
 /// Marks a call that a follower passed on, so that it is not passed on again.
 pub const FORWARDED: &str = "cairn-forwarded";
-/// The metadata of a refusal that names the leader's address.
-pub const LEADER_HINT: &str = "cairn-leader";
 
 /// What a node may take.
 #[derive(Clone, Copy, Debug)]
@@ -59,6 +57,7 @@ pub struct SharedNodeState {
     /// What it may take.
     pub bounds: Bounds,
     channels: Mutex<BTreeMap<Address, Channel>>,
+    forwarder: Forwarder,
     /// Free bytes and the floor they are under, while they are.
     short_of_space: Mutex<Option<(u64, u64)>>,
     /// Where the ids of leases come from that may be any.
@@ -82,7 +81,9 @@ impl SharedNodeState {
         bounds: Bounds,
     ) -> Arc<Self> {
         let lease_ids = Mutex::new(io.rng.stream("lease ids"));
+        let forwarder = Forwarder::new(io.clone());
         Arc::new(Self {
+            forwarder,
             io,
             identity,
             raft,
@@ -102,37 +103,34 @@ impl SharedNodeState {
         self.io.clock.now() + asked.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT_MAX)
     }
 
-    /// Carries out a checked command, here if this member leads, at the leader otherwise.
+    /// Carries out a checked command, here if this member leads, at the leader otherwise. Takes it, and gives the reply, encoded.
     ///
     /// # Errors
     /// `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown.
-    pub async fn execute(
+    async fn execute(
         &self,
-        command: v1::Command,
+        kind: &CommandKind,
+        command: Bytes,
         deadline: Monotonic,
         forwarded: bool,
-    ) -> Result<v1::Reply, Status> {
-        let bytes = Bytes::from(command.encode_to_vec());
+    ) -> Result<Bytes, Status> {
         loop {
-            let leader = match self.await_leader(deadline).await {
-                Ok(leader) => leader,
-                Err(status) => return Err(status),
-            };
+            let leader = self.await_leader(deadline).await?;
             if leader != self.identity.id {
-                let hint = self.address_of(leader)?;
-                if forwarded || hint.is_none() {
-                    return Err(not_leader(hint.as_ref()));
+                if forwarded {
+                    return Err(not_leader(self.address_of(leader)?.as_ref()));
                 }
-                return self.forward(command, &hint.expect("checked above"), deadline).await;
+                let channel = || Ok(self.address_of(leader)?.map(|address| self.channel(&address)));
+                let is_brief = forward::is_answered_briefly(kind);
+                return self.forwarder.pass_on(leader, channel, (command, is_brief), deadline).await;
             }
-            self.check_space(&command)?;
-            self.check_quota(&command, bytes.len(), deadline).await?;
+            self.check_space(kind)?;
+            self.check_quota(kind, command.len(), deadline).await?;
             let began = self.io.clock.now();
-            match self.io.clock.deadline(deadline, self.raft.propose(bytes.clone())).await {
+            match self.io.clock.deadline(deadline, self.raft.propose(command.clone())).await {
                 Ok(Ok(reply)) => {
                     self.metrics.commands.observe(self.io.clock.now().since(began));
-                    return v1::Reply::decode(reply)
-                        .map_err(|error| Status::internal(format!("decode a reply: {error}")));
+                    return Ok(reply);
                 }
                 // Certainly not done: whoever leads now may take it.
                 Ok(Err(ProposeError::NotLeader(_) | ProposeError::Superseded)) => {
@@ -161,16 +159,14 @@ impl SharedNodeState {
     }
 
     /// Refuses what grows while there is too little space here.
-    fn check_space(&self, command: &v1::Command) -> Result<(), Status> {
+    fn check_space(&self, kind: &CommandKind) -> Result<(), Status> {
         let grows = matches!(
-            command.kind,
-            Some(
-                CommandKind::Put(_)
-                    | CommandKind::Txn(_)
-                    | CommandKind::LeaseGrant(_)
-                    | CommandKind::OpenSession(_)
-                    | CommandKind::SubmitTask(_)
-            )
+            kind,
+            CommandKind::Put(_)
+                | CommandKind::Txn(_)
+                | CommandKind::LeaseGrant(_)
+                | CommandKind::OpenSession(_)
+                | CommandKind::SubmitTask(_)
         );
         match *self.short_of_space.lock().expect("no code panics while it holds the mark") {
             Some((free, floor)) if grows => {
@@ -189,9 +185,8 @@ impl SharedNodeState {
     }
 
     /// Raises an alarm before a command is proposed for which the keys would take more than they may: then the state refuses it.
-    async fn check_quota(&self, command: &v1::Command, bytes: usize, deadline: Monotonic) -> Result<(), Status> {
-        let adds = command.kind.as_ref().is_some_and(alarm::adds);
-        if !adds || self.reader.keys_bytes() + bytes as u64 <= self.bounds.keys_quota {
+    async fn check_quota(&self, kind: &CommandKind, bytes: usize, deadline: Monotonic) -> Result<(), Status> {
+        if !alarm::adds(kind) || self.reader.keys_bytes() + bytes as u64 <= self.bounds.keys_quota {
             return Ok(());
         }
         let (head, _) = self.reader.view().map_err(internal)?;
@@ -214,30 +209,6 @@ impl SharedNodeState {
         let text = "not done: no leader is known; is a majority of the members up?";
         let nobody = |_| not_done(Code::Unavailable, text.into());
         self.io.clock.deadline(deadline, leader).await.map_err(nobody)
-    }
-
-    async fn forward(&self, command: v1::Command, leader: &Address, deadline: Monotonic) -> Result<v1::Reply, Status> {
-        let mut request = Request::new(command);
-        request.metadata_mut().insert(FORWARDED, "1".parse().expect("plain text"));
-        request.set_timeout(deadline.since(self.io.clock.now()));
-        let mut client = StoreClient::new(self.channel(leader)).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        match self.io.clock.deadline(deadline, client.execute(request)).await {
-            Ok(Ok(reply)) => Ok(reply.into_inner()),
-            // What the leader itself says of the outcome holds; a code alone may come from a broken connection.
-            Ok(Err(status)) if status.metadata().contains_key(OUTCOME) => Err(status),
-            Ok(Err(status)) if ChannelError::is_connect(&status) => {
-                sometimes!("the leader was gone when a command was passed on to it");
-                Err(not_leader(None))
-            }
-            Ok(Err(status)) if status.code() == Code::Unauthenticated => {
-                let text = format!("not done: the leader at {leader} does not know this member: {}", status.message());
-                Err(not_done(Code::Unavailable, text))
-            }
-            Ok(Err(_)) | Err(_) => {
-                sometimes!("a connection broke while a command was passed on");
-                Err(unknown_outcome())
-            }
-        }
     }
 
     /// The way to another member.
@@ -366,25 +337,43 @@ impl SharedNodeState {
         deadline: Monotonic,
         forwarded: bool,
     ) -> Result<v1::Reply, Status> {
-        command::check(&command).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
-        if let Some(CommandKind::LeaseGrant(grant)) = &mut command.kind {
-            // Any id will do. A repetition under the same session gets the answer of the first.
-            while grant.id == 0 {
-                let drawn = self.lease_ids.lock().expect("no code panics while it holds the stream").bits();
-                grant.id = (drawn >> 1).cast_signed();
-            }
-        }
-        let physical = match &command.kind {
-            Some(CommandKind::Compact(compact)) if compact.physical && !forwarded => {
-                u64::try_from(compact.revision).ok()
-            }
+        self.check(&mut command)?;
+        let kind = command.kind.as_ref().ok_or_else(|| Status::invalid_argument("kind: missing"))?;
+        let physical = match kind {
+            CommandKind::Compact(compact) if compact.physical && !forwarded => u64::try_from(compact.revision).ok(),
             _ => None,
         };
-        let reply = self.execute(command, deadline, forwarded).await?;
+        let reply = self.execute(kind, command.encode_to_vec().into(), deadline, forwarded).await?;
+        let reply = v1::Reply::decode(reply).map_err(|error| Status::internal(format!("decode a reply: {error}")))?;
         if let (Some(revision), Some(reply::Kind::Compact(_))) = (physical, &reply.kind) {
             self.swept(revision, deadline).await?;
         }
         Ok(reply)
+    }
+
+    /// Carries out an encoded command that a follower passed on; gives the encoded reply.
+    ///
+    /// # Errors
+    /// See [`Self::check_and_execute`].
+    pub async fn execute_passed(&self, command: Bytes, deadline: Monotonic) -> Result<Bytes, Status> {
+        let mut decoded = v1::Command::decode(command.clone())
+            .map_err(|error| Status::invalid_argument(format!("decode a command: {error}")))?;
+        let command = if self.check(&mut decoded)? { decoded.encode_to_vec().into() } else { command };
+        let kind = decoded.kind.as_ref().ok_or_else(|| Status::invalid_argument("kind: missing"))?;
+        self.execute(kind, command, deadline, true).await
+    }
+
+    /// Checks a command, and fills in what is left to the member that takes it; true if anything was.
+    fn check(&self, command: &mut v1::Command) -> Result<bool, Status> {
+        command::check(command).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
+        let Some(CommandKind::LeaseGrant(grant)) = &mut command.kind else { return Ok(false) };
+        let any = grant.id == 0;
+        // Any id will do. A repetition under the same session gets the answer of the first.
+        while grant.id == 0 {
+            let drawn = self.lease_ids.lock().expect("no code panics while it holds the stream").bits();
+            grant.id = (drawn >> 1).cast_signed();
+        }
+        Ok(any)
     }
 
     /// Whether this member leads.
@@ -443,38 +432,6 @@ fn get_task(head: &v1::Head, rows: &View, get: &v1::GetTask) -> Result<v1::GetTa
         None => String::new(),
     };
     Ok(v1::GetTaskReply { found, waiting_for })
-}
-
-/// The metadata by which a member that had a command in hand says what became of it.
-const OUTCOME: &str = "cairn-outcome";
-
-/// A refusal that says so: nothing has been done, and nothing will be.
-pub fn not_done(code: Code, text: String) -> Status {
-    let mut status = Status::new(code, text);
-    status.metadata_mut().insert(OUTCOME, "not-done".parse().expect("plain text"));
-    status
-}
-
-/// Whether a refusal says that the command has certainly not been carried out.
-pub fn is_not_done(status: &Status) -> bool {
-    let said = status.metadata().get(OUTCOME).is_some_and(|value| value.as_bytes() == b"not-done");
-    said || ChannelError::is_connect(status)
-}
-
-fn unknown_outcome() -> Status {
-    let text = "the outcome is unknown: it may take effect yet; a retry is safe only under a session";
-    let mut status = Status::aborted(text);
-    status.metadata_mut().insert(OUTCOME, "unknown".parse().expect("plain text"));
-    status
-}
-
-/// The refusal of a member that does not lead, with the leader's address if it is known.
-pub fn not_leader(leader: Option<&Address>) -> Status {
-    let mut status = not_done(Code::Unavailable, "not done: this member does not lead".into());
-    if let Some(value) = leader.and_then(|address| address.as_str().parse().ok()) {
-        status.metadata_mut().insert(LEADER_HINT, value);
-    }
-    status
 }
 
 /// A fault of this node while it answered a question: the question fails, nothing has changed. Whoever runs the node is told, too,

@@ -128,6 +128,10 @@ impl Membership {
             // Who was expected comes with a uuid of its own, once.
             let arrives = (before.role(), row.role()) == (MemberRole::Expected, MemberRole::Learner);
             let one = changes.len() <= 1 && before.uuid == row.uuid;
+            if arrives && before.standby && !row.standby {
+                let what = format!("at {at} {before:?} was to stand by, and does not");
+                violations.add("who stands by has no vote", what);
+            }
             let legal = one || arrives && before.address == row.address;
             if returns || !legal {
                 let what = format!("at {at} {before:?} becomes {row:?}");

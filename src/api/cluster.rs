@@ -6,6 +6,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use crate::controller;
+use crate::forward::{not_done, not_leader};
 use crate::ids::{Address, Index, NodeId};
 use crate::io::Channel;
 use crate::limits::{MEMBERS_MAX, WORKERS_MAX};
@@ -17,7 +18,7 @@ use crate::proto::v1::{
 };
 use crate::raft::handle::ProposeError;
 use crate::raft::log::Identity;
-use crate::shared::{FORWARDED, SharedNodeState, internal, not_done, not_leader};
+use crate::shared::{FORWARDED, SharedNodeState, internal};
 use crate::state::member;
 use crate::time::Monotonic;
 

@@ -1,10 +1,14 @@
 //! Commands and queries.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use futures_util::future::join_all;
 use tonic::{Request, Response, Status};
 
-use crate::proto::v1::{self, Command, QueryReply, QueryRequest, Reply};
+use crate::forward;
+use crate::limits::{PASSED_COMMANDS_MAX, REQUEST_TIMEOUT_MAX};
+use crate::proto::v1::{self, Command, PassOnReply, PassOnRequest, Passed, QueryReply, QueryRequest, Reply};
 use crate::shared::{FORWARDED, SharedNodeState};
 
 /// The service for clients.
@@ -16,6 +20,20 @@ impl v1::store_server::Store for StoreService {
         let deadline = self.0.deadline(&request);
         let forwarded = request.metadata().contains_key(FORWARDED);
         self.0.check_and_execute(request.into_inner(), deadline, forwarded).await.map(Response::new)
+    }
+
+    async fn pass_on(&self, request: Request<PassOnRequest>) -> Result<Response<PassOnReply>, Status> {
+        let (now, passed) = (self.0.io.clock.now(), request.into_inner().commands);
+        if passed.len() > PASSED_COMMANDS_MAX {
+            let text = format!("{} commands in a call; at most {PASSED_COMMANDS_MAX}", passed.len());
+            return Err(Status::invalid_argument(text));
+        }
+        let carry_out = |Passed { command, timeout_ms }| async move {
+            let patience = Duration::from_millis(timeout_ms).min(REQUEST_TIMEOUT_MAX);
+            forward::outcome(self.0.execute_passed(command, now + patience).await)
+        };
+        let outcomes = join_all(passed.into_iter().map(carry_out)).await;
+        Ok(Response::new(PassOnReply { outcomes }))
     }
 
     async fn query(&self, request: Request<QueryRequest>) -> Result<Response<QueryReply>, Status> {

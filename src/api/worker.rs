@@ -7,14 +7,14 @@ use tonic::{Code, Request, Response, Status};
 
 use super::tasks::{Own, Pieces};
 use crate::client::Remote;
+use crate::forward::not_done;
 use crate::io::Clock;
 use crate::limits::WATCH_PATIENCE;
 use crate::proto::v1::{
     self, Command, ExpectReply, ExpectRequest, HeardReply, HeardRequest, JoinReply, JoinRequest, MoveReply,
-    MoveRequest, OutputRequest, PromoteReply, PromoteRequest, QueryReply, QueryRequest, RemoveReply, RemoveRequest,
-    Reply, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
+    MoveRequest, OutputRequest, PassOnReply, PassOnRequest, PromoteReply, PromoteRequest, QueryReply, QueryRequest,
+    RemoveReply, RemoveRequest, Reply, StatusReply, StatusRequest, TransferLeaderReply, TransferLeaderRequest,
 };
-use crate::shared::not_done;
 use crate::worker::{Desired, Outputs};
 
 /// What the services of a worker without state share.
@@ -64,6 +64,10 @@ impl v1::tasks_server::Tasks for WorkerService {
 #[tonic::async_trait]
 impl v1::store_server::Store for WorkerService {
     async fn execute(&self, _: Request<Command>) -> Result<Response<Reply>, Status> {
+        self.no_state()
+    }
+
+    async fn pass_on(&self, _: Request<PassOnRequest>) -> Result<Response<PassOnReply>, Status> {
         self.no_state()
     }
 

@@ -22,6 +22,7 @@ use futures_util::future::{BoxFuture, join_all};
 use tonic::{Code, Request, Status};
 
 use crate::error::Reject;
+use crate::forward::{LEADER_HINT, is_not_done};
 use crate::ids::{Address, NodeId, Revision, Seq, SessionId};
 use crate::io::{Channel, Io};
 use crate::limits::MESSAGE_BYTES_MAX;
@@ -30,7 +31,6 @@ use crate::proto::health::{HealthCheckRequest, health_client::HealthClient};
 use crate::proto::v1::{
     self, cluster_client::ClusterClient, command::Kind, query_reply, query_request, reply, store_client::StoreClient,
 };
-use crate::shared::{LEADER_HINT, is_not_done};
 use crate::state::command;
 use crate::time::Monotonic;
 

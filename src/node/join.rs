@@ -10,6 +10,7 @@ use tonic::{Code, Request, Status};
 use crate::api::ClusterService;
 
 use crate::error::Fault;
+use crate::forward::LEADER_HINT;
 use crate::ids::{Address, ClusterId, NodeId};
 use crate::io::Io;
 use crate::limits::{CONTROL_PERIOD, RECONNECT_PAUSE_MAX, REQUEST_TIMEOUT};
@@ -17,7 +18,7 @@ use crate::proto::v1::cluster_client::ClusterClient;
 use crate::proto::v1::cluster_server::Cluster;
 use crate::proto::v1::{HeardReply, HeardRequest, JoinReply, JoinRequest, MemberRole, MoveRequest, StatusRequest};
 use crate::raft::log::Identity;
-use crate::shared::{LEADER_HINT, SharedNodeState};
+use crate::shared::SharedNodeState;
 
 /// How long a node goes on asking before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);

@@ -503,7 +503,7 @@ impl Node {
     }
 
     /// What it knows of itself and the group; `None` of one that keeps no state.
-    pub fn status(&self) -> Option<Status> {
+    pub fn status(&self) -> Option<Arc<Status>> {
         match &self.life {
             Life::Member { shared, .. } => Some(shared.raft.status()),
             Life::Worker(_) => None,

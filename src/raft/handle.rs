@@ -59,7 +59,7 @@ pub struct RaftHandle {
 
 /// What the manager tells all handles.
 pub(super) struct Shared {
-    status: Mutex<Status>,
+    status: Mutex<Arc<Status>>,
     changed: Notify,
     removed: AtomicBool,
     /// What cluster time was, and when: as of the latest stamp, or of the beginning of the term in which this member leads.
@@ -73,7 +73,7 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(status: Status, time: ClusterTime, now: Monotonic) -> Self {
         Self {
-            status: Mutex::new(status),
+            status: Mutex::new(Arc::new(status)),
             changed: Notify::new(),
             removed: AtomicBool::default(),
             time: Mutex::new((time, now)),
@@ -83,7 +83,7 @@ impl Shared {
     }
 
     pub(super) fn note_status(&self, status: Status) {
-        *self.status.lock().expect("no code panics while it holds the status") = status;
+        *self.status.lock().expect("no code panics while it holds the status") = Arc::new(status);
         self.changed.notify_waiters();
     }
 
@@ -240,11 +240,11 @@ impl RaftHandle {
     }
 
     /// What the member last knew of itself and the group.
-    pub fn status(&self) -> Status {
+    pub fn status(&self) -> Arc<Status> {
         self.lock().clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Status> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Arc<Status>> {
         self.shared.status.lock().expect("no code panics while it holds the status")
     }
 

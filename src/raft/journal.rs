@@ -6,7 +6,7 @@ use std::ops::{ControlFlow, Range};
 use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::io::{Backend, Batch, BatchChange, Journal};
-use crate::limits::DATABASE_CACHE_BYTES;
+use crate::limits::LOG_CACHE_BYTES;
 
 const ENTRIES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("entries");
 const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
@@ -29,7 +29,7 @@ impl FileJournal {
     /// # Errors
     /// The database cannot be opened.
     pub fn open(file: Backend) -> io::Result<Self> {
-        let db = Builder::new().set_cache_size(DATABASE_CACHE_BYTES).create_with_backend(file).map_err(failed)?;
+        let db = Builder::new().set_cache_size(LOG_CACHE_BYTES).create_with_backend(file).map_err(failed)?;
         let has_tables = {
             let txn = db.begin_read().map_err(failed)?;
             match txn.open_table(META) {

@@ -19,7 +19,7 @@ use crate::entry::{Body, Entry, Outcome};
 use crate::error::{Context, Fault};
 use crate::ids::{Index, Term};
 use crate::io::{Disk, open_for_database};
-use crate::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_ENTRIES_MAX, DATABASE_CACHE_BYTES};
+use crate::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_ENTRIES_MAX, STATE_CACHE_BYTES};
 use crate::proto::v1;
 use crate::time::ClusterTime;
 
@@ -56,7 +56,7 @@ pub(super) fn open_database(disk: &dyn Disk, name: &str) -> Result<Database, Fau
     // What is built by applying from the first entry on can be built again.
     let backend = open_for_database(disk, name, name == file_name(Index(0))).context(what)?;
     let mut builder = Builder::new();
-    builder.set_cache_size(DATABASE_CACHE_BYTES);
+    builder.set_cache_size(STATE_CACHE_BYTES);
     builder.create_with_backend(backend).context(what)
 }
 

@@ -33,6 +33,13 @@ use tonic::Status;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
+/// Addresses that nobody listens on.
+fn free<const N: usize>() -> [String; N] {
+    // All at once, else the same may come twice.
+    let listeners = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.map(|listener| listener.local_addr().unwrap().to_string())
+}
+
 /// A server of etcd's, killed when dropped.
 struct Etcd {
     child: Child,
@@ -45,8 +52,7 @@ impl Etcd {
     }
 
     fn with(dir: &Path, options: &[&str]) -> Self {
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-        let (address, peer) = (free(), free());
+        let [address, peer] = free();
         let url = |address: &str| format!("http://{address}");
         let child = Command::new("etcd")
             .args(["--data-dir", dir.join("etcd").to_str().unwrap()])
@@ -674,8 +680,7 @@ fn its_own_client_adds_members() {
     let dir = tempfile::tempdir().unwrap();
     let nodes = three(dir.path());
     let all = nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>().join(",");
-    let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
-    let (fourth, fifth) = (free(), free());
+    let [fourth, fifth, other] = free();
     let refused = |args: &[&str], words: &str| {
         let output = etcdctl(&all, args);
         assert!(!output.status.success() && text(&output.stderr).contains(words), "{}", text(&output.stderr));
@@ -694,7 +699,7 @@ fn its_own_client_adds_members() {
         members["members"].as_array().unwrap().iter().find(|row| row["ID"] == id).cloned().unwrap_or_default()
     };
     assert_eq!(row(4)["name"], serde_json::Value::Null, "it has not started");
-    let learner = etcdctl(&all, &["member", "add", "n5", "--learner", &url(&free())]);
+    let learner = etcdctl(&all, &["member", "add", "n5", "--learner", &url(&other)]);
     assert!(learner.status.success(), "{}", text(&learner.stderr));
     // It will be elsewhere.
     let moved = etcdctl(&all, &["member", "update", "5", &url(&fifth)]);
@@ -707,7 +712,7 @@ fn its_own_client_adds_members() {
     let _fourth = Running::member(dir.path(), "n4", &fourth, &join);
     until("the learner has caught up", || etcdctl(&all, &["member", "promote", "5"]).status.success());
     until("both vote", || [4, 5].into_iter().all(|id| row(id)["name"].is_string() && row(id)["isLearner"].is_null()));
-    refused(&["member", "update", "4", &url(&free())], "member 4 says itself where it is");
+    refused(&["member", "update", "4", &url(&other)], "member 4 says itself where it is");
 }
 
 /// Every member serves; when the leader's machine dies, the client goes on with the others, and nothing is lost.
