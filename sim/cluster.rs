@@ -8,9 +8,11 @@ use std::time::Duration;
 use futures_util::future::{Either, join, select};
 use madsim::time::{sleep, timeout};
 use tokio::sync::oneshot;
+use tower::{ServiceExt, service_fn};
 
 use crate::client::Client;
 use crate::ids::{Address, Index, NodeId, Term};
+use crate::io::{Channel, ChannelError};
 use crate::limits::{KEYS_QUOTA, WORKER_RENEWAL};
 use crate::node::machine::open_state;
 use crate::node::{NodeBuilder, Origin};
@@ -73,11 +75,13 @@ pub struct Member {
     removed: AtomicBool,
     /// Its disk is another's.
     misled: AtomicBool,
+    /// The way into its node from within its process, since it last started.
+    inside: Mutex<Option<Channel>>,
 }
 
 impl Member {
     fn new(machine: Arc<Machine>, present: bool) -> Arc<Self> {
-        let (stop, id, founded, rotten, doubtful, waiting, moves, removed, misled) = Default::default();
+        let (stop, id, founded, rotten, doubtful, waiting, moves, removed, misled, inside) = Default::default();
         Arc::new(Self {
             machine,
             stop,
@@ -90,7 +94,22 @@ impl Member {
             moves,
             removed,
             misled,
+            inside,
         })
+    }
+
+    /// A way into its node that needs no network, wherever it listens and however often it starts.
+    pub fn within(self: &Arc<Self>) -> Channel {
+        let member = self.clone();
+        Channel::new(service_fn(move |request| {
+            let inside = member.inside.lock().unwrap().clone().filter(|_| member.machine.is_up());
+            async move {
+                match inside {
+                    Some(channel) => channel.oneshot(request).await,
+                    None => Err(ChannelError::Connect("its node does not run".into())),
+                }
+            }
+        }))
     }
 
     /// Where it is now.
@@ -277,6 +296,7 @@ impl Cluster {
                 }
                 Ok(node) => {
                     *member.id.lock().unwrap() = Some(node.identity().id);
+                    *member.inside.lock().unwrap() = Some(node.channel());
                     member.founded.store(true, Ordering::Relaxed);
                     let told = async {
                         if stopping.await.is_err() {

@@ -11,6 +11,7 @@ mod real;
 mod report;
 mod sweep;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -145,7 +146,7 @@ enum Command {
         /// At once
         #[arg(long, default_value_t = cores())]
         jobs: usize,
-        /// Write the table there
+        /// Write the table there; bugs that are not run keep their rows
         #[arg(long)]
         out: Option<PathBuf>,
     },
@@ -251,9 +252,13 @@ fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>, mode: Mode) -
     if let Some(unknown) = names.iter().find(|name| !all.iter().any(|mutant| mutant.name == **name)) {
         return usage(&format!("there is no bug {unknown} in sim/mutants.toml"));
     }
-    let mut fates = Vec::new();
+    // What is not run now keeps its row.
+    let mut rows = out
+        .as_ref()
+        .and_then(|out| std::fs::read_to_string(out).ok())
+        .map_or_else(BTreeMap::new, |before| mutant::rows(&before));
     let mut code = 0;
-    for mutant in all.into_iter().filter(|mutant| names.is_empty() || names.contains(&mutant.name)) {
+    for mutant in all.iter().filter(|mutant| names.is_empty() || names.contains(&mutant.name)) {
         let name: &'static str = mutant.name.clone().leak();
         let pool = child::Pool::new(Mode { mutant: Some(name), ..mode });
         let notices = |seed, without| pool.run(child::Job { seed, without }).map(|done| done.symptom);
@@ -267,9 +272,9 @@ fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>, mode: Mode) -
         let fallen = if fate.kills.is_empty() { "survives" } else { "noticed" };
         println!("{name}: {fallen} in {} seeds ({}) {}{word}", fate.seeds, seeds.join(", "), fate.oracles().join(", "));
         code = if as_wanted { code } else { 1 };
-        fates.push((mutant, fate));
+        rows.insert(mutant.name.clone(), mutant::row(mutant, &fate));
         if let Some(out) = &out
-            && let Err(error) = std::fs::write(out, mutant::table(&fates, effort))
+            && let Err(error) = std::fs::write(out, mutant::table(&all, &rows, effort))
         {
             return usage(&format!("write {}: {error}", out.display()));
         }

@@ -64,6 +64,7 @@ pub const MARKS: &[&str] = &[
     "a task was given back by a worker that left",
     "a tick was skipped while a write was not durable",
     "a watch came too late for a compacted revision",
+    "a watch ended because its member knew no leader",
     "a watch was sent away by a member that was not up to date",
     "a watch went on at another member",
     "a worker came back just before its lease was over, and was heard after",

@@ -4,6 +4,7 @@
 //! the copy can switch one of them on for a run; one that is built from the sources themselves cannot.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -228,43 +229,90 @@ fn search(
     Ok((next.into_inner().min(count), found))
 }
 
-/// The table of all fates, as it stands in `sim/MUTANTS.md`.
-pub fn table(fates: &[(Mutant, Fate)], effort: Effort) -> String {
+/// The rows of a table that was written before, by the names of the bugs.
+pub fn rows(table: &str) -> BTreeMap<String, String> {
+    let named = |line: &str| Some((line.strip_prefix("| ")?.split(" |").next()?.to_owned(), line.to_owned()));
+    table.lines().filter_map(named).filter(|(name, _)| name != "bug").collect()
+}
+
+/// The row of a bug.
+pub fn row(mutant: &Mutant, fate: &Fate) -> String {
+    let seeds = match fate.median() {
+        Some(median) => median.to_string(),
+        None => format!("> {}", fate.seeds),
+    };
+    let without = Class::ALL.iter().map(|class| {
+        match fate.without.iter().find(|(other, _)| other == class).map(|(_, first)| first) {
+            None => String::new(),
+            Some(None) => "–".into(),
+            Some(Some(first)) => first.to_string(),
+        }
+    });
+    let (oracles, without) = (fate.oracles().join(", "), without.collect::<Vec<_>>().join(" | "));
+    format!("| {} | {} | {seeds} | {oracles} | {without} |", mutant.name, mutant.what)
+}
+
+/// The median number of seeds that a row tells of; nothing if none noticed.
+fn seeds_of(row: &str) -> Option<u64> {
+    row.split(" | ").nth(2)?.trim().parse().ok()
+}
+
+/// The table of all bugs that there are rows of, as it stands in `sim/MUTANTS.md`.
+pub fn table(mutants: &[Mutant], rows: &BTreeMap<String, String>, effort: Effort) -> String {
     let mut out = format!(
-        "# Planted bugs\n\nWritten by `sim mutants`: seeds from {}, until {} have noticed the bug or {} were run. *Seeds* is the \
-         median number of seeds\nuntil one notices. The columns to the right say how many it took without a class of faults \
-         (– : none of ten times the\nmedian, at most {}); what is not much greater does not need that class.\n\n",
-        effort.from, effort.kills, effort.seeds, effort.ablation
+        "# Planted bugs\n\nWritten by `sim mutants`: seeds until {} have noticed the bug or {} were run. *Seeds* is the median number of \
+         seeds until one\nnotices. The columns to the right say how many it took without a class of faults (– : none of ten times the median, \
+         at most {});\nwhat is not much greater does not need that class. The last of the bugs, whose names begin with `control`, are none, \
+         and must\nsurvive.\n\n",
+        effort.kills, effort.seeds, effort.ablation
     );
-    let bugs = || fates.iter().filter(|(mutant, _)| !mutant.control);
-    let killed = bugs().filter(|(_, fate)| !fate.kills.is_empty()).count();
-    let mut medians: Vec<u64> = bugs().filter_map(|(_, fate)| fate.median()).collect();
+    let found: Vec<(&Mutant, &String)> =
+        mutants.iter().filter_map(|mutant| Some((mutant, rows.get(&mutant.name)?))).collect();
+    let (controls, bugs): (Vec<_>, Vec<_>) = found.iter().partition(|(mutant, _)| mutant.control);
+    let mut medians: Vec<u64> = bugs.iter().filter_map(|(_, row)| seeds_of(row)).collect();
     medians.sort_unstable();
-    let survived = fates.iter().filter(|(mutant, fate)| mutant.control && fate.kills.is_empty()).count();
-    let controls = fates.len() - bugs().count();
+    let survived = controls.iter().filter(|(_, row)| seeds_of(row).is_none()).count();
     let _ = writeln!(
         out,
-        "{killed} of {} bugs are noticed, at the median after {} seeds; {survived} of {controls} controls survive.\n",
-        bugs().count(),
-        medians.get(medians.len() / 2).copied().unwrap_or_default()
+        "{} of {} bugs are noticed, at the median after {} seeds; {survived} of {} controls survive.\n",
+        medians.len(),
+        bugs.len(),
+        medians.get(medians.len() / 2).copied().unwrap_or_default(),
+        controls.len()
     );
     let classes: Vec<String> = Class::ALL.iter().map(|class| format!("no {class:?}").to_lowercase()).collect();
     let _ = writeln!(out, "| bug | what is wrong | seeds | noticed by | {} |", classes.join(" | "));
     let _ = writeln!(out, "|---|---|--:|---|{}", "--:|".repeat(classes.len()));
-    for (mutant, fate) in fates {
-        let seeds = match fate.median() {
-            Some(median) => median.to_string(),
-            None => format!("> {}", fate.seeds),
-        };
-        let without = Class::ALL.iter().map(|class| {
-            match fate.without.iter().find(|(other, _)| other == class).map(|(_, first)| first) {
-                None => String::new(),
-                Some(None) => "–".into(),
-                Some(Some(first)) => first.to_string(),
-            }
-        });
-        let (oracles, without) = (fate.oracles().join(", "), without.collect::<Vec<_>>().join(" | "));
-        let _ = writeln!(out, "| {} | {} | {seeds} | {oracles} | {without} |", mutant.name, mutant.what);
-    }
+    found.iter().for_each(|(_, row)| out += &format!("{row}\n"));
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_a_table_stay() {
+        let bug =
+            |name: &str, control| Mutant { name: name.into(), what: "all of it".into(), control, edits: Vec::new() };
+        let mutants = [bug("one", false), bug("two", false), bug("control-one", true)];
+        let effort = Effort { from: 0, seeds: 9, kills: 1, ablation: 5, jobs: 1 };
+        let fate = |kills| Fate { seeds: 9, kills, without: vec![(Class::ALL[0], None)] };
+        let noticed = row(&mutants[0], &fate(vec![(3, "an oracle".into())]));
+        let rows_now: BTreeMap<String, String> = [
+            ("one".to_owned(), noticed),
+            ("two".to_owned(), row(&mutants[1], &fate(Vec::new()))),
+            ("control-one".to_owned(), row(&mutants[2], &fate(Vec::new()))),
+            ("is no more".to_owned(), "| is no more | | | |".to_owned()),
+        ]
+        .into();
+        let text = table(&mutants, &rows_now, effort);
+        assert!(
+            text.contains("1 of 2 bugs are noticed, at the median after 3 seeds; 1 of 1 controls survive."),
+            "{text}"
+        );
+        let kept = rows(&text);
+        assert_eq!(kept.keys().collect::<Vec<_>>(), ["control-one", "one", "two"]);
+        assert_eq!(table(&mutants, &kept, effort), text, "written again it is the same");
+    }
 }

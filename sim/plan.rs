@@ -49,6 +49,9 @@ pub struct Plan {
     /// Clients that speak the protocol of etcd's.
     #[serde(default)]
     pub foreign: u64,
+    /// Clients that are in the process of a member.
+    #[serde(default)]
+    pub inside: usize,
     /// Clients that watch all keys.
     #[serde(default)]
     pub watchers: usize,
@@ -166,6 +169,7 @@ impl Plan {
             one_door: false,
             idle_permille: 0,
             foreign: 0,
+            inside: 0,
             watchers: 0,
             holders: 0,
             readers: 0,
@@ -245,6 +249,7 @@ impl Plan {
             one_door: false,
             idle_permille: if load.chance(200) { 30 } else { 0 },
             foreign: *rng.stream("plan/foreign").pick(&[0, 0, 1, 2]),
+            inside: *rng.stream("plan/inside").pick(&[0, 0, 0, 1, 2]),
             watchers: *rng.stream("plan/watchers").pick(&[0, 0, 1, 2]),
             holders: *rng.stream("plan/holders").pick(&[0, 0, 0, 1, 2, 4]),
             // What damages files wants files.
@@ -295,12 +300,13 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's, {} watch, and {} hold leases; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's, {} within a member, {} watch, and {} hold leases; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
             self.pause,
             self.foreign,
+            self.inside,
             self.watchers,
             self.holders,
             self.one_session,

@@ -572,6 +572,10 @@ impl Run {
         let (io, node) = self.caller();
         let door = match self.cluster.plan.one_session {
             _ if id <= self.cluster.plan.foreign => Door::Etcd(Etcd::new(io, &self.doors(id), CLIENT_TIMEOUT)),
+            _ if id <= self.cluster.plan.foreign + self.cluster.plan.inside as u64 => {
+                let member = &self.cluster.members[id as usize % self.cluster.plan.nodes];
+                Door::Own(Client::over(io, vec![(member.address(), member.within())], CLIENT_TIMEOUT))
+            }
             true => Door::Own(one.clone()),
             false => Door::Own(Client::new(io, &self.doors(id), CLIENT_TIMEOUT)),
         };

@@ -14,6 +14,41 @@
 //! | 6 face | [`api`] |
 //! | 7 node | [`node`] |
 //! | 8 edge | [`cli`], [`os`] |
+//!
+//! # In your own program
+//!
+//! A node is a library: [`node::NodeBuilder`] makes one over the seams of [`os::io`], [`node::Node::client`] asks it without a socket,
+//! and others may join it at its address. It needs a tokio runtime, and no more than one thread of it.
+//!
+//! ```
+//! use std::time::Duration;
+//!
+//! use cairn::node::{NodeBuilder, Origin};
+//! use futures_util::StreamExt;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let dir = dir.path();
+//! let io = cairn::os::io(dir, None)?;
+//! let node = NodeBuilder::new(io, "127.0.0.1:0".parse()?).origin(Origin::Bootstrap).start().await?;
+//! node.wait_ready().await;
+//!
+//! let client = node.client(Duration::from_secs(5));
+//! let revision = client.put(b"greeting", b"hello", None).await?;
+//! let found = client.get(b"greeting").await?.expect("it was put");
+//! assert_eq!((&found.value[..], found.mod_revision), (&b"hello"[..], revision.0 as i64));
+//!
+//! // More nodes join with `Origin::Join(vec![node.address().clone()])`, in this process, in another program, or as `node start --join`.
+//! let mut leaders = node.leader_changes();
+//! assert_eq!(leaders.next().await, Some(Some(node.identity().id)));
+//! let mut members = node.membership_changes();
+//! assert_eq!(members.next().await.expect("it runs").voters, [node.identity().id]);
+//!
+//! node.stop().await;
+//! # Ok(())
+//! # }
+//! ```
 
 #[macro_use]
 pub mod mark;

@@ -220,6 +220,9 @@ pub const WORKER_ATTEMPT: Duration = Duration::from_secs(1);
 /// Voters that promotion stops at.
 pub const VOTERS_TARGET_MAX: usize = 5;
 
+/// How long a member may know no leader before it ends the streams of those who want one (etcd's default, too).
+pub const NO_LEADER_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Raft's tick.
 pub const TICK: Duration = Duration::from_millis(100);
 /// Default election timeout; each node draws its own between one and two of it.

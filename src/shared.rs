@@ -40,6 +40,10 @@ pub struct Bounds {
     pub keys_quota: u64,
 }
 
+/// The metadata, with the value `true`, of a stream that is to end when its member has known no leader for long: etcd's clients send
+/// it, too.
+pub const REQUIRES_LEADER: &str = "hasleader";
+
 /// A running node as its services see it.
 pub struct SharedNodeState {
     /// The seams.

@@ -22,7 +22,8 @@ use tonic::{Request, Response, Status, Streaming};
 use super::{Entered, etcd};
 use crate::ids::Index;
 use crate::limits::{
-    EVENTS_BYTES_MAX, FRAGMENT_BYTES_MAX, KEY_STREAMS_MAX, KEY_WATCHES_MAX, PROGRESS_PERIOD, WATCH_PATIENCE,
+    EVENTS_BYTES_MAX, FRAGMENT_BYTES_MAX, KEY_STREAMS_MAX, KEY_WATCHES_MAX, NO_LEADER_PATIENCE, PROGRESS_PERIOD,
+    WATCH_PATIENCE,
 };
 use crate::proto::etcdserverpb::watch_create_request::FilterType;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
@@ -30,7 +31,7 @@ use crate::proto::etcdserverpb::watch_server::Watch as WatchRpc;
 use crate::proto::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::proto::mvccpb::event::EventType;
 use crate::proto::mvccpb::{Event, KeyValue};
-use crate::shared::{SharedNodeState, internal};
+use crate::shared::{REQUIRES_LEADER, SharedNodeState, internal};
 use crate::state::kv::{self, Change, Store};
 use crate::state::table::View;
 use crate::time::Monotonic;
@@ -58,10 +59,15 @@ impl WatchRpc for WatchService {
 
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let entered = etcd::enter(&self.streams, KEY_STREAMS_MAX)?;
+        let requires_leader = request.metadata().get(REQUIRES_LEADER).is_some_and(|value| value == "true");
+        if requires_leader && self.shared.raft.status().leader.is_none() {
+            return Err(no_leader());
+        }
         let watching = Watching {
             shared: self.shared.clone(),
             events_max: self.events_max,
             asks: request.into_inner(),
+            requires_leader,
             watches: BTreeMap::new(),
             next_id: 0,
             seen: Index(0),
@@ -79,6 +85,21 @@ impl WatchRpc for WatchService {
             Ok(watching.answers.pop_front().map(|answer| (answer, watching)))
         });
         Ok(Response::new(Box::pin(answers)))
+    }
+}
+
+fn no_leader() -> Status {
+    Status::unavailable("etcdserver: no leader")
+}
+
+/// Waits until this member has known no leader for longer than an election may take.
+async fn without_leader(shared: &SharedNodeState) {
+    loop {
+        shared.raft.wait(|status| status.leader.is_none().then_some(())).await;
+        let led = shared.raft.wait(|status| status.leader.map(|_| ()));
+        if shared.io.clock.timeout(NO_LEADER_PATIENCE, led).await.is_err() {
+            return;
+        }
     }
 }
 
@@ -102,6 +123,7 @@ struct Watching {
     /// Changes that are read at once.
     events_max: usize,
     asks: Streaming<WatchRequest>,
+    requires_leader: bool,
     watches: BTreeMap<i64, Watch>,
     next_id: i64,
     /// The state that was looked at last.
@@ -120,7 +142,7 @@ impl Watching {
         let clock = self.shared.io.clock.clone();
         let progress_at = self.watches.values().filter_map(|watch| watch.progress_at).min();
         let asked = {
-            let Self { shared, asks, watches, seen, is_behind, .. } = self;
+            let Self { shared, asks, requires_leader, watches, seen, is_behind, .. } = self;
             let changed = async {
                 match (watches.is_empty(), *is_behind) {
                     (true, _) => std::future::pending().await,
@@ -134,6 +156,12 @@ impl Watching {
                     None => std::future::pending().await,
                 }
             };
+            let left_alone = async {
+                match *requires_leader {
+                    true => without_leader(shared).await,
+                    false => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 biased;
                 asked = asks.message() => match asked? {
@@ -142,6 +170,10 @@ impl Watching {
                 },
                 () = changed => None,
                 () = silent => None,
+                () = left_alone => {
+                    sometimes!("a watch ended because its member knew no leader");
+                    return Err(no_leader());
+                }
             }
         };
         match asked {
@@ -162,7 +194,7 @@ impl Watching {
     async fn confirm(&self) -> Result<(), Status> {
         let confirmed = self.shared.read_barrier(self.shared.io.clock.now() + WATCH_PATIENCE).await;
         sometimes!(confirmed.is_err(), "a watch was sent away by a member that was not up to date");
-        confirmed.map(|_| ()).map_err(|_| Status::unavailable("etcdserver: no leader"))
+        confirmed.map(|_| ()).map_err(|_| no_leader())
     }
 
     fn header(&self, revision: u64) -> Option<ResponseHeader> {

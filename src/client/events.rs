@@ -13,6 +13,7 @@ use crate::proto::etcdserverpb::watch_client::WatchClient;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
 use crate::proto::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse as Told};
 use crate::proto::mvccpb::Event;
+use crate::shared::REQUIRES_LEADER;
 use crate::time::Monotonic;
 
 /// How long a stream may be silent before its member is asked whether it is there.
@@ -100,7 +101,9 @@ impl KeyWatch {
         let (asks, outgoing) = mpsc::channel(2);
         asks.try_send(ask(RequestUnion::CreateRequest(self.create.clone()))).ok()?;
         let mut watch = WatchClient::new(self.client.preferred()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let call = watch.watch(Request::new(ReceiverStream::new(outgoing)));
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        request.metadata_mut().insert(REQUIRES_LEADER, "true".parse().expect("plain text"));
+        let call = watch.watch(request);
         let answers = clock.timeout(PATIENCE, call).await.ok()?.ok()?.into_inner();
         Some(Stream { asks, answers, heard: clock.now(), asked: false })
     }

@@ -151,9 +151,17 @@ impl Client {
     /// # Panics
     /// Without an endpoint.
     pub fn new(io: Io, endpoints: &[Address], timeout: Duration) -> Self {
-        assert!(!endpoints.is_empty(), "a client needs an endpoint");
-        let channels = endpoints.iter().map(|address| (address.clone(), io.network.connect(address)));
-        let endpoints = Arc::new(channels.collect());
+        let channels = endpoints.iter().map(|address| (address.clone(), io.network.connect(address))).collect();
+        Self::over(io, channels, timeout)
+    }
+
+    /// The same, over channels that there are already.
+    ///
+    /// # Panics
+    /// Without one.
+    pub fn over(io: Io, channels: Vec<(Address, Channel)>, timeout: Duration) -> Self {
+        assert!(!channels.is_empty(), "a client needs an endpoint");
+        let endpoints = Arc::new(channels);
         Self { io, endpoints, state: Arc::default(), timeout, attempt_timeout: ATTEMPT_TIMEOUT }
     }
 

@@ -19,21 +19,25 @@ mod space;
 pub use restore::restore;
 
 use std::collections::BTreeSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::{Either, select};
+use futures_util::stream::{self, BoxStream};
 use prost::Message;
 use tokio::sync::oneshot;
 use tonic::service::Routes;
+use tower::{ServiceExt, service_fn};
 
 use self::join::{Joins, Whereabouts};
 use self::machine::StateSnapshots;
 use crate::api::{self, Health};
-use crate::client::Remote;
+use crate::client::{Client, Remote};
 use crate::controller::{self, Historian, History};
 use crate::error::{Context, Fault};
-use crate::ids::{Address, Incarnation, Index};
-use crate::io::{Io, Listener, TaskHandle};
+use crate::ids::{Address, Incarnation, Index, NodeId};
+use crate::io::{Channel, Io, Listener, TaskHandle};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::proto::v1::{JoinReply, Member, MemberRole};
@@ -267,7 +271,7 @@ impl NodeBuilder {
         let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics, bounds);
         let health = Health::default();
         let routes = api::routes(&shared, &health, self.events_max);
-        let (serving, server) = Serving::start(&io, listener, routes);
+        let (serving, server) = Serving::start(&io, listener, routes.clone());
         let tasks = vec![
             manager,
             server,
@@ -282,7 +286,7 @@ impl NodeBuilder {
         let worker = outputs.map(start);
         tracing::info!(cluster = identity.cluster.hex(), member = %identity.id, %bound, "started");
         let life = Life::Member { shared, incarnation };
-        Ok(Node { io, identity, health, address: bound, life, worker, serving, tasks })
+        Ok(Node { io, identity, health, address: bound, routes, life, worker, serving, tasks })
     }
 
     /// Takes the address to listen on; gives the one that others are told.
@@ -463,12 +467,22 @@ async fn schedule(shared: Arc<SharedNodeState>) {
     }
 }
 
+/// Who belongs to the group that keeps the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Membership {
+    /// Who votes.
+    pub voters: Vec<NodeId>,
+    /// Who is told everything, and does not vote.
+    pub learners: Vec<NodeId>,
+}
+
 /// A running node. Dropping it cancels its tasks without ceremony, like a crash.
 pub struct Node {
     io: Io,
     identity: Identity,
     health: Health,
     address: Address,
+    routes: Routes,
     life: Life,
     worker: Option<Worker>,
     serving: Serving,
@@ -508,6 +522,47 @@ impl Node {
             Life::Member { shared, .. } => Some(shared.raft.status()),
             Life::Worker(_) => None,
         }
+    }
+
+    /// A client of the cluster in this process, which asks this node without a socket. Calls give up after `timeout`. One that keeps
+    /// no state refuses what is asked of the state.
+    pub fn client(&self, timeout: Duration) -> Client {
+        Client::over(self.io.clone(), vec![(self.address.clone(), self.channel())], timeout)
+    }
+
+    /// A channel to this node in this process, for generated clients.
+    pub fn channel(&self) -> Channel {
+        let routes = self.routes.clone();
+        Channel::new(service_fn(move |request| {
+            let answer = routes.clone().oneshot(request);
+            // It goes no further than this process: it cannot fail on the way.
+            async { answer.await.map_err(|never| match never {}) }
+        }))
+    }
+
+    /// Who leads, now and with each change: nobody while an election goes on. Ends with the node; at once for one that keeps no state.
+    pub fn leader_changes(&self) -> BoxStream<'static, Option<NodeId>> {
+        self.changes(|status| status.leader)
+    }
+
+    /// Who votes and who learns, now and with each change. Ends with the node; at once for one that keeps no state.
+    pub fn membership_changes(&self) -> BoxStream<'static, Membership> {
+        self.changes(|status| Membership { voters: status.voters.clone(), learners: status.learners.clone() })
+    }
+
+    fn changes<T: Clone + PartialEq + Send + Sync + 'static>(&self, of: fn(&Status) -> T) -> BoxStream<'static, T> {
+        let Life::Member { shared, .. } = &self.life else { return Box::pin(stream::empty()) };
+        let raft = shared.raft.clone();
+        Box::pin(stream::unfold(None, move |last: Option<T>| {
+            let raft = raft.clone();
+            async move {
+                let other = |status: &Status| Some(of(status)).filter(|now| last.as_ref() != Some(now));
+                match select(pin!(raft.wait(other)), pin!(raft.ended())).await {
+                    Either::Left((now, _)) => Some((now.clone(), Some(now))),
+                    Either::Right(_) => None,
+                }
+            }
+        }))
     }
 
     /// Waits until it serves: a leader is known and this node is up to date. Give it a deadline.

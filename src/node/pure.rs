@@ -56,7 +56,8 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node, Fault> {
     let remote = Remote::new(io.clone(), identity, uuid, address.clone(), servers.clone(), seeds);
     let (health, metrics) = (Health::default(), Metrics::new());
     let service = WorkerService { remote: remote.clone(), outputs: outputs.clone(), clock: io.clock.clone() };
-    let (serving, server) = Serving::start(&io, listener, api::worker_routes(&service, &health, &metrics));
+    let routes = api::worker_routes(&service, &health, &metrics);
+    let (serving, server) = Serving::start(&io, listener, routes.clone());
     let keeper = own(&*io.spawn, "log", Keeper { log, spawn: io.spawn.clone() }, 1);
     let tasks = vec![
         server,
@@ -68,7 +69,7 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node, Fault> {
     let worker = Worker::start(io.clone(), identity.id, builder.worker, remote.clone(), outputs);
     tracing::info!(cluster = identity.cluster.hex(), worker = %identity.id, %bound, "started");
     let life = Life::Worker(remote);
-    Ok(Node { io, identity, health, address: bound, life, worker: Some(worker), serving, tasks })
+    Ok(Node { io, identity, health, address: bound, routes, life, worker: Some(worker), serving, tasks })
 }
 
 /// A leader of an older version takes everyone for a learner.

@@ -259,6 +259,11 @@ impl RaftHandle {
         }
     }
 
+    /// Waits until the manager has ended.
+    pub async fn ended(&self) {
+        self.requests.closed().await;
+    }
+
     /// Hands over leadership if this member has it, makes the state durable and ends the manager.
     pub async fn stop(&self) {
         let (reply, answer) = oneshot::channel();

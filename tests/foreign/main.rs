@@ -338,6 +338,24 @@ async fn watch(address: &str, creates: &[WatchCreateRequest]) -> BTreeMap<i64, S
     stories
 }
 
+/// How a watch ends that wants its member to know a leader.
+async fn ended(address: &str) -> (tonic::Code, String) {
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    let (asks, outgoing) = tokio::sync::mpsc::channel(1);
+    let create = WatchCreateRequest { key: "k".into(), ..WatchCreateRequest::default() };
+    let request_union = Some(watch_request::RequestUnion::CreateRequest(create));
+    asks.send(WatchRequest { request_union }).await.unwrap();
+    let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
+    request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+    let told = async {
+        let mut answers = WatchClient::new(channel).watch(request).await?.into_inner();
+        while answers.message().await?.is_some() {}
+        Ok::<(), Status>(())
+    };
+    let status = tokio::time::timeout(PATIENCE, told).await.expect("it ends").unwrap_err();
+    (status.code(), status.message().to_owned())
+}
+
 /// Watches from all over the history, with and without what was before, filtered, too late, and such that make no sense.
 #[test]
 fn watches_tell_what_those_of_etcd_tell() {
@@ -737,4 +755,8 @@ fn its_own_client_goes_on_when_the_leader_dies() {
         let got = etcdctl(&node.address, &["get", "", "--prefix", "--print-value-only"]);
         assert_eq!(text(&got.stdout), "the leader died\nv0\nv1\nv2\n", "{}", text(&got.stderr));
     }
+    // One alone leads nobody: who wants a leader is told so.
+    nodes.remove(0).kill();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    assert_eq!(runtime.block_on(ended(&nodes[0].address)), (tonic::Code::Unavailable, "etcdserver: no leader".into()));
 }
