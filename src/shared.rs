@@ -334,7 +334,7 @@ impl SharedNodeState {
     /// Checks a command and carries it out.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` if it is out of bounds, else see [`Self::execute`].
+    /// `INVALID_ARGUMENT` if it is out of bounds. `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown.
     pub async fn check_and_execute(
         &self,
         mut command: v1::Command,
