@@ -3,13 +3,14 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)] // tests are the outside world
 #![cfg(feature = "sim")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use cairn::entry::{Body, Entry};
 use cairn::error::{KvReject, Reject};
 use cairn::ids::{Index, LeaseId, Term};
+use cairn::proto::etcdserverpb::alarm_request::AlarmAction;
 use cairn::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use cairn::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use cairn::proto::etcdserverpb::request_op::Request;
@@ -42,6 +43,8 @@ struct Model {
     leases: BTreeMap<i64, (i64, i64)>,
     /// Now, and when the term began.
     time: (i64, i64),
+    /// Members and types of the alarms that are raised.
+    alarms: BTreeSet<(u64, i32)>,
 }
 
 /// A transaction in the model: what it has changed so far.
@@ -60,6 +63,15 @@ fn is_in(key: &[u8], start: &[u8], end: &[u8]) -> bool {
 }
 
 impl Model {
+    /// Why something about keys is not done; `adds`: it may set keys, or is a lease that they could be under.
+    fn refusal(&self, adds: bool) -> Option<KvReject> {
+        let raised = |kind: AlarmType| self.alarms.iter().any(|(_, other)| *other == kind as i32);
+        if raised(AlarmType::Corrupt) {
+            return Some(KvReject::Corrupt);
+        }
+        (adds && raised(AlarmType::Nospace)).then_some(KvReject::NoSpace)
+    }
+
     fn newest(&self) -> i64 {
         self.states.len() as i64
     }
@@ -348,6 +360,8 @@ enum Step {
     Wait(i64, bool),
     /// What is over ends, or whatever a leader takes for it.
     Expire(Option<i64>),
+    /// An alarm of a member is raised, or disarmed.
+    Alarm(bool, u64, AlarmType),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -363,6 +377,8 @@ fn step() -> impl Strategy<Value = Step> {
         1 => lease().prop_map(Step::KeepAlive),
         2 => (0i64..12, prop::bool::weighted(0.3)).prop_map(|(span, elected)| Step::Wait(span, elected)),
         2 => prop::option::weighted(0.3, lease()).prop_map(Step::Expire),
+        2 => (prop::bool::weighted(0.4), 1u64..4, prop_oneof![3 => Just(AlarmType::Nospace), 1 => Just(AlarmType::Corrupt)])
+            .prop_map(|(raise, member, kind)| Step::Alarm(raise, member, kind)),
     ]
 }
 
@@ -377,24 +393,32 @@ struct Real {
 
 impl Real {
     fn run(&mut self, kind: Kind) -> Result<reply::Kind, KvReject> {
+        self.ask(kind).map_err(|reject| match reject {
+            Reject::Kv(reject) => reject,
+            other => panic!("unexpected {other:?}"),
+        })
+    }
+
+    fn ask(&mut self, kind: Kind) -> Result<reply::Kind, Reject> {
         self.index += 1;
         let command: Bytes = v1::Command { session: None, kind: Some(kind) }.encode_to_vec().into();
         let body = Body::Commands { stamp: ClusterTime(self.time as u64 * 1000), commands: vec![command] };
         let entry = Entry { index: Index(self.index), term: Term(self.term), body };
         let outcomes = self.state.apply(&[entry]).unwrap();
         match v1::Reply::decode(outcomes[0].replies[0].clone()).unwrap().kind.unwrap() {
-            reply::Kind::Rejection(rejection) => match command::reject(&rejection) {
-                Some(Reject::Kv(reject)) => Err(reject),
-                other => panic!("unexpected {other:?}"),
-            },
+            reply::Kind::Rejection(rejection) => Err(command::reject(&rejection).expect("one of this version")),
             kind => Ok(kind),
         }
     }
 
     fn new() -> Self {
         let disk = SimDisk::new("disk".into());
-        let state = State::open(disk.boot(), Index(0)).unwrap();
-        Self { disk, state, index: 0, time: 0, term: 1 }
+        let mut state = State::open(disk.boot(), Index(0)).unwrap();
+        let member = |id| v1::Member { id, role: v1::MemberRole::Voter.into(), ..v1::Member::default() };
+        let change = v1::MemberChange { members: vec![member(1), member(2)] }.encode_to_vec().into();
+        let body = Body::Members { conf_state: Bytes::new(), change };
+        state.apply(&[Entry { index: Index(1), term: Term(1), body }]).unwrap();
+        Self { disk, state, index: 1, time: 0, term: 1 }
     }
 
     fn ended(&self) -> Vec<i64> {
@@ -437,16 +461,18 @@ impl Real {
         }
     }
 
-    fn versions(&self) -> usize {
-        let mut count = 0;
+    /// How many versions there are, and the bytes that they take.
+    fn versions(&self) -> (usize, u64) {
+        let (mut count, mut bytes) = (0, 0);
         let (_, rows) = self.state.reader().view().unwrap();
         let all = (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded);
-        let each = &mut |_: &[u8], _: &[u8]| {
+        let each = &mut |key: &[u8], value: &[u8]| {
             count += 1;
+            bytes += (key.len() + value.len()) as u64;
             Ok(ControlFlow::Continue(()))
         };
         rows.scan(Table::Versions, all, each).unwrap();
-        count
+        (count, bytes)
     }
 }
 
@@ -467,9 +493,50 @@ proptest! {
         let mut real = Real::new();
         let mut model = Model {
             states: vec![Keys::new()], compacted: 0, changes: Vec::new(), leases: BTreeMap::new(), time: (0, 0),
+            alarms: BTreeSet::new(),
         };
         for step in &steps {
+            let refusal = match step {
+                Step::Txn(txn) => model.refusal(txn.success.iter().chain(&txn.failure).any(puts)),
+                Step::Grant(..) => model.refusal(true),
+                Step::Compact(_) | Step::Revoke(_) => model.refusal(false),
+                _ => None,
+            };
             match step {
+                Step::Txn(txn) if refusal.is_some() => prop_assert_eq!(real.txn(txn).err(), refusal),
+                Step::Compact(revision) if refusal.is_some() => {
+                    let compact = CompactionRequest { revision: *revision, physical: false };
+                    prop_assert_eq!(real.run(Kind::Compact(compact)).err(), refusal);
+                }
+                Step::Grant(id, ttl) if refusal.is_some() => {
+                    let grant = LeaseGrantRequest { id: *id, ttl: *ttl };
+                    prop_assert_eq!(real.run(Kind::LeaseGrant(grant)).err(), refusal);
+                }
+                Step::Revoke(id) if refusal.is_some() => {
+                    prop_assert_eq!(real.run(Kind::LeaseRevoke(LeaseRevokeRequest { id: *id })).err(), refusal);
+                }
+                Step::Alarm(raise, member, kind) => {
+                    let action = if *raise { AlarmAction::Activate } else { AlarmAction::Deactivate };
+                    let (alarm, member_id) = (i32::from(*kind), *member);
+                    let said = real.ask(Kind::Alarm(AlarmRequest { action: action.into(), member_id, alarm }));
+                    let known = *member < 3;
+                    let told = match raise {
+                        true if known => {
+                            model.alarms.insert((*member, alarm));
+                            true
+                        }
+                        true => false,
+                        false => model.alarms.remove(&(*member, alarm)),
+                    };
+                    match said {
+                        Ok(reply::Kind::Alarm(reply)) => {
+                            let expected = told.then_some(AlarmMember { member_id, alarm });
+                            prop_assert_eq!(reply.alarms, expected.into_iter().collect::<Vec<_>>());
+                        }
+                        Err(Reject::NotFound(_)) => prop_assert!(*raise && !known),
+                        other => panic!("{other:?}"),
+                    }
+                }
                 Step::Txn(txn) => match real.txn(txn) {
                     Err(KvReject::DuplicateKey) => {
                         prop_assert!(changes(txn) > 1, "{txn:?} changes one thing");
@@ -551,8 +618,19 @@ proptest! {
             prop_assert_eq!(found, model.at(revision).values().cloned().collect::<Vec<_>>());
         }
         real.run(Kind::SweepVersions(v1::SweepVersions {})).unwrap();
-        prop_assert_eq!(real.versions(), model.versions_left());
+        let (versions, bytes) = real.versions();
+        prop_assert_eq!(versions, model.versions_left());
+        prop_assert_eq!(bytes, real.state.reader().keys_bytes());
         prop_assert_eq!(real.state.digest(), real.state.reader().full_digest().unwrap());
+    }
+}
+
+/// Whether an operation may set a key.
+fn puts(operation: &RequestOp) -> bool {
+    match &operation.request {
+        Some(Request::RequestPut(_)) => true,
+        Some(Request::RequestTxn(txn)) => txn.success.iter().chain(&txn.failure).any(puts),
+        _ => false,
     }
 }
 
@@ -582,7 +660,7 @@ fn sweeping_is_bounded_and_ends() {
         let key = if number < 2_500 { 0 } else { number % 1_250 };
         real.run(put(key)).unwrap();
     }
-    assert_eq!(real.versions(), 5_000);
+    assert_eq!(real.versions().0, 5_000);
     real.run(Kind::Compact(CompactionRequest { revision: 5_001, physical: false })).unwrap();
     let mut swept = Vec::new();
     loop {
@@ -595,5 +673,5 @@ fn sweeping_is_bounded_and_ends() {
         swept.push(reply.swept);
     }
     assert_eq!(swept, [1_000, 1_000, 1_000, 750]);
-    assert_eq!(real.versions(), 1_250);
+    assert_eq!(real.versions().0, 1_250);
 }
