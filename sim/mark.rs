@@ -12,6 +12,7 @@ pub const MARKS: &[&str] = &[
     "a change of members was refused: there was one since it was decided",
     "a change of members was superseded",
     "a client was told who leads",
+    "a command that waited for a leader went to the next",
     "a command was answered after an attempt of unknown outcome",
     "a confirmed read waited for the state",
     "a connection broke while a command was passed on",

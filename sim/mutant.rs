@@ -260,11 +260,11 @@ fn seeds_of(row: &str) -> Option<u64> {
 /// The table of all bugs that there are rows of, as it stands in `sim/MUTANTS.md`.
 pub fn table(mutants: &[Mutant], rows: &BTreeMap<String, String>, effort: Effort) -> String {
     let mut out = format!(
-        "# Planted bugs\n\nWritten by `sim mutants`: seeds until {} have noticed the bug or {} were run. *Seeds* is the median number of \
-         seeds until one\nnotices. The columns to the right say how many it took without a class of faults (– : none of ten times the median, \
-         at most {});\nwhat is not much greater does not need that class. The last of the bugs, whose names begin with `control`, are none, \
-         and must\nsurvive.\n\n",
-        effort.kills, effort.seeds, effort.ablation
+        "# Planted bugs\n\nWritten by `sim mutants`: seeds until {} have noticed the bug, or {} were run. *Seeds* is the median number of \
+         seeds until one\nnotices. The columns to the right say how many it took without a class of faults (– : none of ten times the \
+         median; empty: not\ntried); what is not much greater does not need that class. The last, whose names begin with `control`, are no \
+         bugs, and must survive.\n\n",
+        effort.kills, effort.seeds
     );
     let found: Vec<(&Mutant, &String)> =
         mutants.iter().filter_map(|mutant| Some((mutant, rows.get(&mutant.name)?))).collect();

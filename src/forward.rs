@@ -1,10 +1,13 @@
 //! Commands on their way from a follower to the leader. One is sent at once; what comes while calls are under way shares the next
 //! one, as what comes while the log is being written shares its next entry.
 
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::{Either, select};
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tonic::metadata::MetadataValue;
@@ -59,7 +62,18 @@ pub fn not_leader(leader: Option<&Address>) -> Status {
 struct Waiting {
     command: Bytes,
     deadline: Monotonic,
+    claim: Claim,
     answer: oneshot::Sender<Result<Bytes, Status>>,
+}
+
+/// Who has a command: whoever claims it first sends it, or says that it never will be.
+#[derive(Clone, Default)]
+struct Claim(Arc<AtomicBool>);
+
+impl Claim {
+    fn take(&self) -> bool {
+        !self.0.swap(true, Ordering::AcqRel)
+    }
 }
 
 /// The way to a leader.
@@ -68,6 +82,8 @@ struct Lane {
     leader: NodeId,
     channel: Channel,
     queue: mpsc::Sender<Waiting>,
+    /// A call has failed: where the leader is, is to be looked up again.
+    failed: Arc<AtomicBool>,
 }
 
 /// The way to whoever leads.
@@ -83,8 +99,8 @@ impl Forwarder {
         Self { io, lane: Mutex::default() }
     }
 
-    /// Has the leader carry out a command; gives its encoded reply. `channel` is asked for when there is no way there, or the one
-    /// there was has failed.
+    /// Has the leader carry out a command; gives its encoded reply, or nothing if it was never sent and `moved` says that another
+    /// leads. `channel` is asked for when there is no way there, or a call has failed.
     ///
     /// # Errors
     /// What the leader says of the outcome; aborted if nobody knows it.
@@ -94,23 +110,37 @@ impl Forwarder {
         channel: impl FnOnce() -> Result<Option<Channel>, Status>,
         (command, is_brief): (Bytes, bool),
         deadline: Monotonic,
-    ) -> Result<Bytes, Status> {
+        moved: impl Future<Output = ()> + Send,
+    ) -> Result<Option<Bytes>, Status> {
         let Some(lane) = self.lane(leader, channel)? else { return Err(not_leader(None)) };
-        let (answer, answered) = oneshot::channel();
-        let waiting = Waiting { command, deadline, answer };
+        let (answer, mut answered) = oneshot::channel();
+        let claim = Claim::default();
+        let waiting = Waiting { command, deadline, claim: claim.clone(), answer };
         if !is_brief {
-            call(&*self.io.clock, lane.channel, vec![waiting]).await;
+            call(&*self.io.clock, &lane.channel, &lane.failed, vec![waiting]).await;
         } else if lane.queue.try_send(waiting).is_err() {
             let text = "not done: too many commands wait for the leader; try again later";
             return Err(not_done(Code::ResourceExhausted, text.into()));
         }
-        let result = self.io.clock.deadline(deadline, answered).await;
-        let result = result.ok().and_then(Result::ok).unwrap_or_else(|| Err(unknown_outcome()));
-        if result.is_err() {
-            // Where the leader is, is looked up again.
-            self.lock().take_if(|current| current.queue.same_channel(&lane.queue));
+        let clock = &self.io.clock;
+        let first = match clock.deadline(deadline, select(&mut answered, pin!(moved))).await {
+            Ok(Either::Left((answer, _))) => return answer.unwrap_or_else(|_| Err(unknown_outcome())).map(Some),
+            Ok(Either::Right(_)) if claim.take() => {
+                sometimes!("a command that waited for a leader went to the next");
+                return Ok(None);
+            }
+            // It is on its way.
+            Ok(Either::Right(_)) => clock.deadline(deadline, answered).await,
+            Err(late) => Err(late),
+        };
+        match first {
+            Ok(answer) => answer.unwrap_or_else(|_| Err(unknown_outcome())).map(Some),
+            Err(_) if claim.take() => {
+                let text = "not done: the leader did not take what was passed on before in time";
+                Err(not_done(Code::Unavailable, text.into()))
+            }
+            Err(_) => Err(unknown_outcome()),
         }
-        result
     }
 
     fn lane(
@@ -118,14 +148,16 @@ impl Forwarder {
         leader: NodeId,
         channel: impl FnOnce() -> Result<Option<Channel>, Status>,
     ) -> Result<Option<Lane>, Status> {
-        if let Some(lane) = self.lock().as_ref().filter(|lane| lane.leader == leader) {
+        let is_good = |lane: &&Lane| lane.leader == leader && !lane.failed.load(Ordering::Relaxed);
+        if let Some(lane) = self.lock().as_ref().filter(is_good) {
             return Ok(Some(lane.clone()));
         }
         let Some(channel) = channel()? else { return Ok(None) };
         let (queue, waiting) = mpsc::channel(PASSED_WAITING_MAX);
+        let lane = Lane { leader, channel, queue, failed: Arc::default() };
         // It ends when nobody can put anything into its queue any more, and what was passed on is answered.
-        self.io.spawn.spawn("pass on", Box::pin(run(self.io.clock.clone(), channel.clone(), waiting))).detach();
-        let lane = Lane { leader, channel, queue };
+        let run = run(self.io.clock.clone(), lane.channel.clone(), lane.failed.clone(), waiting);
+        self.io.spawn.spawn("pass on", Box::pin(run)).detach();
         *self.lock() = Some(lane.clone());
         Ok(Some(lane))
     }
@@ -136,7 +168,7 @@ impl Forwarder {
 }
 
 /// Sends what waits, a few calls at once.
-async fn run(clock: Arc<dyn Clock>, channel: Channel, mut queue: mpsc::Receiver<Waiting>) {
+async fn run(clock: Arc<dyn Clock>, channel: Channel, failed: Arc<AtomicBool>, mut queue: mpsc::Receiver<Waiting>) {
     let mut calls = FuturesUnordered::new();
     loop {
         let room = calls.len() < PASSED_CALLS_MAX;
@@ -151,9 +183,7 @@ async fn run(clock: Arc<dyn Clock>, channel: Channel, mut queue: mpsc::Receiver<
                     bytes += next.command.len();
                     batch.push(next);
                 }
-                // Who has lost patience is not answered.
-                batch.retain(|waiting| !waiting.answer.is_closed());
-                calls.push(call(&*clock, channel.clone(), batch));
+                calls.push(call(&*clock, &channel, &failed, batch));
             }
         }
     }
@@ -161,7 +191,9 @@ async fn run(clock: Arc<dyn Clock>, channel: Channel, mut queue: mpsc::Receiver<
 }
 
 /// Makes one call and answers everybody who waits for it.
-async fn call(clock: &dyn Clock, channel: Channel, batch: Vec<Waiting>) {
+async fn call(clock: &dyn Clock, channel: &Channel, failed: &AtomicBool, mut batch: Vec<Waiting>) {
+    // Who has lost patience was told that it will not be done.
+    batch.retain(|waiting| waiting.claim.take());
     sometimes!(batch.len() > 1, "commands were passed on together");
     let now = clock.now();
     let Some(deadline) = batch.iter().map(|waiting| waiting.deadline).max() else { return };
@@ -171,7 +203,7 @@ async fn call(clock: &dyn Clock, channel: Channel, batch: Vec<Waiting>) {
     };
     let mut request = Request::new(PassOnRequest { commands: batch.iter().map(passed).collect() });
     request.set_timeout(deadline.since(now));
-    let mut client = StoreClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = StoreClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let outcomes = match clock.deadline(deadline, client.pass_on(request)).await {
         Ok(Ok(reply)) => Ok(reply.into_inner().outcomes),
         Ok(Err(status)) if ChannelError::is_connect(&status) => {
@@ -191,10 +223,17 @@ async fn call(clock: &dyn Clock, channel: Channel, batch: Vec<Waiting>) {
         Ok(outcomes) => {
             // Whoever is left over does not know.
             for (waiting, outcome) in batch.into_iter().zip(outcomes) {
-                let _ = waiting.answer.send(result(outcome));
+                let result = result(outcome);
+                // Whoever is there may not be the leader.
+                let is_lost = result.as_ref().is_err_and(|status| status.code() == Code::Unavailable);
+                failed.fetch_or(is_lost, Ordering::Relaxed);
+                let _ = waiting.answer.send(result);
             }
         }
-        Err(status) => batch.into_iter().for_each(|waiting| drop(waiting.answer.send(Err(status.clone())))),
+        Err(status) => {
+            failed.store(true, Ordering::Relaxed);
+            batch.into_iter().for_each(|waiting| drop(waiting.answer.send(Err(status.clone()))));
+        }
     }
 }
 

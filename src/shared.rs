@@ -126,7 +126,11 @@ impl SharedNodeState {
                 }
                 let channel = || Ok(self.address_of(leader)?.map(|address| self.channel(&address)));
                 let is_brief = forward::is_answered_briefly(kind);
-                return self.forwarder.pass_on(leader, channel, (command, is_brief), deadline).await;
+                let (passed, moved) = ((command.clone(), is_brief), self.raft.other_leader(leader));
+                match self.forwarder.pass_on(leader, channel, passed, deadline, moved).await? {
+                    Some(reply) => return Ok(reply),
+                    None => continue,
+                }
             }
             self.check_space(kind)?;
             self.check_quota(kind, command.len(), deadline).await?;

@@ -50,6 +50,8 @@ impl ClusterService {
             cluster_time_ms: head.cluster_time_ms,
             digest: head.rows_digest,
             joint: status.joint,
+            keys_bytes: self.0.reader.keys_bytes(),
+            keys_quota: self.0.bounds.keys_quota,
         })
     }
 
@@ -155,6 +157,13 @@ fn live<'a>(servers: &'a [Member], others: &'a [Member]) -> impl Iterator<Item =
 
 /// The refusal of an address that another has.
 fn taken(by: &Member) -> Status {
+    if by.role() == MemberRole::Expected {
+        let how = if by.standby { "to stand by" } else { "to vote" };
+        return Status::already_exists(format!(
+            "member {} is expected at {} already, {how}; if it is not, remove it: node cluster remove {}",
+            by.id, by.address, by.id
+        ));
+    }
     Status::already_exists(format!(
         "member {} has the address {} already; if its data is lost, remove it first: node cluster remove {}",
         by.id, by.address, by.id

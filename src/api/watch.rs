@@ -68,6 +68,7 @@ impl WatchRpc for WatchService {
             events_max: self.events_max,
             asks: request.into_inner(),
             requires_leader,
+            alone_since: None,
             watches: BTreeMap::new(),
             next_id: 0,
             seen: Index(0),
@@ -93,11 +94,13 @@ fn no_leader() -> Status {
 }
 
 /// Waits until this member has known no leader for longer than an election may take.
-async fn without_leader(shared: &SharedNodeState) {
+async fn without_leader(shared: &SharedNodeState, mut since: Option<Monotonic>) {
+    let clock = &shared.io.clock;
     loop {
         shared.raft.wait(|status| status.leader.is_none().then_some(())).await;
+        let patience = since.take().unwrap_or_else(|| clock.now()) + NO_LEADER_PATIENCE;
         let led = shared.raft.wait(|status| status.leader.map(|_| ()));
-        if shared.io.clock.timeout(NO_LEADER_PATIENCE, led).await.is_err() {
+        if clock.deadline(patience, led).await.is_err() {
             return;
         }
     }
@@ -124,6 +127,8 @@ struct Watching {
     events_max: usize,
     asks: Streaming<WatchRequest>,
     requires_leader: bool,
+    /// Since when this member has known no leader, as far as was seen.
+    alone_since: Option<Monotonic>,
     watches: BTreeMap<i64, Watch>,
     next_id: i64,
     /// The state that was looked at last.
@@ -140,9 +145,11 @@ impl Watching {
     /// Takes a request, or tells of changes, whichever comes first; false when the client has ended the stream.
     async fn go_on(&mut self) -> Result<bool, Status> {
         let clock = self.shared.io.clock.clone();
+        let alone = self.shared.raft.status().leader.is_none();
+        self.alone_since = alone.then(|| self.alone_since.unwrap_or_else(|| clock.now()));
         let progress_at = self.watches.values().filter_map(|watch| watch.progress_at).min();
         let asked = {
-            let Self { shared, asks, requires_leader, watches, seen, is_behind, .. } = self;
+            let Self { shared, asks, requires_leader, alone_since, watches, seen, is_behind, .. } = self;
             let changed = async {
                 match (watches.is_empty(), *is_behind) {
                     (true, _) => std::future::pending().await,
@@ -158,7 +165,7 @@ impl Watching {
             };
             let left_alone = async {
                 match *requires_leader {
-                    true => without_leader(shared).await,
+                    true => without_leader(shared, *alone_since).await,
                     false => std::future::pending().await,
                 }
             };

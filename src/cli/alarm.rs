@@ -20,7 +20,7 @@ pub enum Alarm {
 fn what(alarm: &AlarmMember) -> &'static str {
     match alarm.alarm() {
         AlarmType::Nospace => "no space: what adds to the keys is refused",
-        AlarmType::Corrupt => "corrupt: nothing about keys is done",
+        AlarmType::Corrupt => "corrupt: keys and leases are not changed",
         AlarmType::None => "of a kind that this version does not know",
     }
 }
@@ -42,6 +42,13 @@ impl Alarm {
                 }
             }
             alarms = disarmed;
+        }
+        if connection.output == Output::Table {
+            let status = client.status().await?;
+            say!("{}", output::keys(&status));
+            if matches!(self, Self::Disarm) && status.keys_bytes > status.keys_quota {
+                eprintln!("they take more than they may still: what adds to them will raise the alarm again");
+            }
         }
         match (connection.output, self) {
             (Output::Json, _) => output::json(&alarms.iter().map(as_json).collect()),

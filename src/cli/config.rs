@@ -42,6 +42,8 @@ pub struct Config {
     pub keys_quota: Option<Amount>,
     /// How much of the keys' past it keeps while it leads.
     pub history: Option<Amount>,
+    /// Do not vote until promoted, if it joins.
+    pub standby: Option<bool>,
     /// What the node does: server, worker or both.
     pub role: Option<Role>,
     /// Processors that tasks may reserve here.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::units::bytes_text;
 use crate::ids::{ClusterId, NodeId};
 use crate::proto::v1::{Member, MemberRole, StatusReply};
 use crate::state::member::is_server;
@@ -80,6 +81,8 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
         "commit_index": status.commit_index,
         "applied_index": status.applied_index,
         "joint": status.joint,
+        "keys_bytes": status.keys_bytes,
+        "keys_quota": (status.keys_quota < u64::MAX).then_some(status.keys_quota),
         "first_index": status.first_index,
         "last_index": status.last_index,
         "cluster_time_ms": status.cluster_time_ms,
@@ -94,7 +97,7 @@ pub fn status_table(status: &StatusReply, each: &Each) {
     let leader = if status.leader == 0 { "none known".into() } else { format!("member {}", status.leader) };
     say!("cluster {}  leader {leader}  term {}", ClusterId(status.cluster_id).hex(), status.term);
     say!(
-        "answered by member {} ({})  committed {}  applied {}  log {}..={}\n",
+        "answered by member {} ({})  committed {}  applied {}  log {}..={}",
         status.id,
         status.role,
         status.commit_index,
@@ -102,6 +105,7 @@ pub fn status_table(status: &StatusReply, each: &Each) {
         status.first_index,
         status.last_index
     );
+    say!("{}\n", keys(status));
     if status.joint {
         say!("a change of members is under way: majorities of the members before and after it are needed");
     }
@@ -114,7 +118,7 @@ pub fn status_table(status: &StatusReply, each: &Each) {
         Some(vec![
             member.id.to_string(),
             member.address.clone(),
-            if member.standby {
+            if member.standby && member.role() != MemberRole::Removed {
                 format!("{}, stands by", role_name(member.role()))
             } else {
                 role_name(member.role()).into()
@@ -128,6 +132,15 @@ pub fn status_table(status: &StatusReply, each: &Each) {
     };
     let rows: Vec<_> = status.members.iter().filter_map(row).collect();
     table(&["ID", "ADDRESS", "ROLE", "LEADER", "HEALTH", "LOG", "APPLIED", "VERSION"], &rows);
+}
+
+/// What keys take, and what they may.
+pub fn keys(status: &StatusReply) -> String {
+    let most = match status.keys_quota {
+        u64::MAX => "no bound".into(),
+        quota => format!("at most {}", bytes_text(quota)),
+    };
+    format!("keys and their history take {} ({most})", bytes_text(status.keys_bytes))
 }
 
 /// Text where bytes are text, else an escaped form.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::Failure;
 use super::access::Access;
 use super::config::Config;
-use super::units::{Amount, bytes, cpu, history};
+use super::units::{Amount, bytes, cpu, history, quota};
 use crate::controller::History;
 use crate::error::{Context, Fault};
 use crate::ids::Address;
@@ -81,7 +81,7 @@ pub struct Start {
     #[arg(long, env = "CAIRN_JOIN", value_delimiter = ',')]
     join: Vec<Address>,
     /// Do not vote until promoted, if the node joins now
-    #[arg(long, requires = "join")]
+    #[arg(long)]
     standby: bool,
     #[command(flatten)]
     access: Access,
@@ -103,10 +103,12 @@ pub struct Start {
     /// Free space below which nothing that grows is taken [default: 256Mi]
     #[arg(long, value_parser = bytes)]
     free_space_floor: Option<u64>,
-    /// What keys and their history may take: beyond that an alarm is raised, and what adds to them is refused [default: 2Gi]
-    #[arg(long, value_parser = bytes)]
+    /// What keys and their history may take while this member leads: beyond that an alarm is raised, and what adds to them is refused;
+    /// none for no bound. Give it to all members, at each start [default: 2Gi]
+    #[arg(long, value_parser = quota)]
     keys_quota: Option<u64>,
-    /// How much of the keys' past is kept: all, so many revisions (10000), or what was so long ago (24h) [default: all]
+    /// How much of the keys' past is kept while this member leads: all, so many revisions (10000), or what was so long ago (24h).
+    /// Give it to all members, at each start [default: all]
     #[arg(long, value_parser = history)]
     history: Option<History>,
     /// Processors that tasks may reserve here: 2, 0.5 or 500m [default: all]
@@ -212,7 +214,8 @@ impl Start {
         ];
         let floor =
             self.free_space_floor.or(Amount::read("free_space_floor", config.free_space_floor.as_ref(), bytes)?);
-        let keys_quota = self.keys_quota.or(Amount::read("keys_quota", config.keys_quota.as_ref(), bytes)?);
+        let keys_quota = self.keys_quota.or(Amount::read("keys_quota", config.keys_quota.as_ref(), quota)?);
+        let standby = self.standby || config.standby == Some(true);
         let past = self.history.or(Amount::read("history", config.history.as_ref(), history)?);
         let features = if self.features.is_empty() { config.features.unwrap_or_default() } else { self.features };
         let role = self.role.or(config.role).unwrap_or(Role::Both);
@@ -223,8 +226,11 @@ impl Start {
                             the role both";
                 return Err(Fault::new(text).into());
             }
-            Role::Worker if self.standby => {
-                return Err(Fault::new("a node with the role of a worker never votes: leave out --standby").into());
+            Role::Server | Role::Both if standby && !matches!(origin, Origin::Join(_)) => {
+                return Err(Fault::new("who stands by joins a cluster: give join, or leave out standby").into());
+            }
+            Role::Worker if standby => {
+                return Err(Fault::new("a node with the role of a worker never votes: leave out standby").into());
             }
             Role::Worker if origin == Origin::Bootstrap => {
                 let text = "a node with the role of a worker keeps no state and founds no cluster: start it with --join and the \
@@ -270,7 +276,7 @@ impl Start {
             floor: floor.unwrap_or(FREE_SPACE_FLOOR),
             keys_quota: keys_quota.unwrap_or(KEYS_QUOTA),
             history: past.unwrap_or_default(),
-            standby: self.standby,
+            standby,
             listen,
             advertise,
             origin,

@@ -65,6 +65,15 @@ pub fn span(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is no span of time above zero: write 250ms, 30s, 5m or 2h"))
 }
 
+/// What keys may take: an amount of bytes above zero, or `none` for any.
+pub fn quota(text: &str) -> Result<u64, String> {
+    match (text, bytes(text)) {
+        ("none", _) => Ok(u64::MAX),
+        (_, Ok(0)) => Err("0 bytes would let nobody put anything: write 2Gi, or none for no bound".into()),
+        (_, amount) => amount,
+    }
+}
+
 /// How much of the past is kept: `all`, `10000` revisions, or `24h`.
 pub fn history(text: &str) -> Result<History, String> {
     let revisions = || text.parse().ok().map(History::Revisions);
@@ -100,6 +109,8 @@ mod tests {
             assert!(cpu(text).is_err() && bytes(text).is_err() && span(text).is_err(), "{text:?}");
         }
         assert!(bytes("99999999Ti").is_err(), "more than there can be");
+        assert_eq!((quota("none"), quota("1Ki")), (Ok(u64::MAX), Ok(1024)));
+        assert!(quota("0").is_err() && quota("0Mi").is_err() && quota("much").is_err());
         assert_eq!((history("all"), history("500")), (Ok(History::All), Ok(History::Revisions(500))));
         assert_eq!(history("24h"), Ok(History::Age(Duration::from_secs(86_400))));
         assert!(history("0s").is_err() && history("a day").is_err());

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::proto::v1;
+use crate::state::kv;
 use crate::time::Monotonic;
 
 /// How finely the past is cut: by tenths of what is kept.
@@ -46,8 +47,9 @@ impl Historian {
             }
             History::Age(age) => self.seen_before(now, age, head.revision),
         };
-        // There is nothing before the first revision.
-        oldest.filter(|oldest| *oldest > head.compacted.max(1))
+        // There is nothing before the first revision. What was compacted before is swept away first: each time anew from the first key
+        // on, and else never to the last.
+        oldest.filter(|oldest| *oldest > head.compacted.max(1) && !kv::is_sweeping(head))
     }
 
     /// The revision that the store had reached by so long ago.
@@ -81,6 +83,9 @@ mod tests {
         assert_eq!(historian.look(at(0), &head(22, 0)), None, "not for each revision anew");
         assert_eq!(historian.look(at(0), &head(23, 0)), Some(3));
         assert_eq!(historian.look(at(0), &head(25, 3)), None);
+        let swept = v1::Head { sweep_from: Some("k".into()), ..head(500, 3) };
+        assert_eq!(historian.look(at(0), &swept), None, "one after the other");
+        assert_eq!(historian.look(at(0), &head(500, 3)), Some(480));
         assert_eq!(Historian::new(History::Revisions(0)).look(at(0), &head(7, 6)), Some(7));
         assert_eq!(Historian::new(History::Revisions(0)).look(at(0), &head(7, 7)), None);
     }

@@ -61,6 +61,8 @@ pub struct RaftHandle {
 pub(super) struct Shared {
     status: Mutex<Arc<Status>>,
     changed: Notify,
+    /// Told only when another leads, or nobody.
+    leader_changed: Notify,
     removed: AtomicBool,
     /// What cluster time was, and when: as of the latest stamp, or of the beginning of the term in which this member leads.
     time: Mutex<(ClusterTime, Monotonic)>,
@@ -75,6 +77,7 @@ impl Shared {
         Self {
             status: Mutex::new(Arc::new(status)),
             changed: Notify::new(),
+            leader_changed: Notify::new(),
             removed: AtomicBool::default(),
             time: Mutex::new((time, now)),
             heard: Mutex::default(),
@@ -83,7 +86,13 @@ impl Shared {
     }
 
     pub(super) fn note_status(&self, status: Status) {
-        *self.status.lock().expect("no code panics while it holds the status") = Arc::new(status);
+        let leader = status.leader;
+        let mut current = self.status.lock().expect("no code panics while it holds the status");
+        let before = std::mem::replace(&mut *current, Arc::new(status)).leader;
+        drop(current);
+        if before != leader {
+            self.leader_changed.notify_waiters();
+        }
         self.changed.notify_waiters();
     }
 
@@ -262,6 +271,17 @@ impl RaftHandle {
     /// Waits until the manager has ended.
     pub async fn ended(&self) {
         self.requests.closed().await;
+    }
+
+    /// Waits until another leads.
+    pub async fn other_leader(&self, than: NodeId) {
+        loop {
+            let changed = self.shared.leader_changed.notified();
+            if self.lock().leader.is_some_and(|leader| leader != than) {
+                return;
+            }
+            changed.await;
+        }
     }
 
     /// Hands over leadership if this member has it, makes the state durable and ends the manager.

@@ -37,6 +37,8 @@ fn keys_take_what_they_may_until_room_is_made() {
     assert!(put("k0").status.success());
     assert_eq!(json(at, &["alarm", "list"]), serde_json::json!([]));
     fails(2, &["lots", "64Mi"], &["start", "--data-dir", "unused", "--keys-quota", "lots"]);
+    fails(2, &["0 bytes", "none"], &["start", "--data-dir", "unused", "--keys-quota", "0"]);
+    fails(1, &["give join"], &["start", "--data-dir", "unused", "--bootstrap", "--standby"]);
 }
 
 #[test]
