@@ -339,19 +339,14 @@ impl SharedNodeState {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` if it is out of bounds. `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown.
-    pub async fn check_and_execute(
-        &self,
-        mut command: v1::Command,
-        deadline: Monotonic,
-        forwarded: bool,
-    ) -> Result<v1::Reply, Status> {
+    pub async fn check_and_execute(&self, mut command: v1::Command, deadline: Monotonic) -> Result<v1::Reply, Status> {
         self.check(&mut command)?;
         let kind = command.kind.as_ref().ok_or_else(|| Status::invalid_argument("kind: missing"))?;
         let physical = match kind {
-            CommandKind::Compact(compact) if compact.physical && !forwarded => u64::try_from(compact.revision).ok(),
+            CommandKind::Compact(compact) if compact.physical => u64::try_from(compact.revision).ok(),
             _ => None,
         };
-        let reply = self.execute(kind, command.encode_to_vec().into(), deadline, forwarded).await?;
+        let reply = self.execute(kind, command.encode_to_vec().into(), deadline, false).await?;
         let reply = v1::Reply::decode(reply).map_err(|error| Status::internal(format!("decode a reply: {error}")))?;
         if let (Some(revision), Some(reply::Kind::Compact(_))) = (physical, &reply.kind) {
             self.swept(revision, deadline).await?;
@@ -409,7 +404,7 @@ impl Desired for SharedNodeState {
         let deadline = self.io.clock.now() + patience;
         let command = v1::Command { session: None, kind: Some(kind) };
         Box::pin(async move {
-            let reply = self.check_and_execute(command, deadline, false).await;
+            let reply = self.check_and_execute(command, deadline).await;
             crate::worker::answer(reply.map_err(|status| Refusal::Failed(status.message().into()))?)
         })
     }

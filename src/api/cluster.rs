@@ -85,13 +85,12 @@ impl ClusterService {
             )));
         }
         let is_here = |member: &&Member| member.address == request.address;
-        let expected = |member: &&Member| member.role() == MemberRole::Expected;
-        let awaited = others.iter().filter(expected).find(is_here).filter(|_| !is_worker);
+        let awaited = others.iter().filter(is_expected).find(is_here).filter(|_| !is_worker);
         if let Some(same) = live(&servers, &others).find(is_here).filter(|_| awaited.is_none()) {
             return Err(taken(same));
         }
-        if !is_worker && awaited.is_none() && servers.len() + others.iter().filter(expected).count() >= MEMBERS_MAX {
-            return Err(Status::failed_precondition(format!("a cluster has at most {MEMBERS_MAX} members")));
+        if !is_worker && awaited.is_none() {
+            check_room(&servers, &others)?;
         }
         sometimes!(awaited.is_some(), "a node joined that was expected");
         let id = awaited.map_or(head.members_added + 1, |member| member.id);
@@ -109,15 +108,14 @@ impl ClusterService {
         let (head, rows) = self.0.reader.view().map_err(internal)?;
         let (servers, others): (Vec<Member>, Vec<Member>) =
             member::all(&rows).map_err(internal)?.into_iter().partition(member::is_server);
-        let expected = |member: &&Member| member.role() == MemberRole::Expected;
         match live(&servers, &others).find(|member| member.address == request.address) {
-            Some(same) if expected(&same) && same.standby == request.standby => return Ok(ExpectReply { id: same.id }),
+            Some(same) if is_expected(&same) && same.standby == request.standby => {
+                return Ok(ExpectReply { id: same.id });
+            }
             Some(same) => return Err(taken(same)),
             None => {}
         }
-        if servers.len() + others.iter().filter(expected).count() >= MEMBERS_MAX {
-            return Err(Status::failed_precondition(format!("a cluster has at most {MEMBERS_MAX} members")));
-        }
+        check_room(&servers, &others)?;
         let id = head.members_added + 1;
         let ExpectRequest { address, standby } = request;
         let member = Member { id, address, standby, role: MemberRole::Expected.into(), ..Member::default() };
@@ -147,6 +145,18 @@ impl ClusterService {
         member.set_role(MemberRole::Voter);
         member.standby = false;
         self.change(member, Index(head.applied_index), deadline).await.map(|()| PromoteReply {})
+    }
+}
+
+fn is_expected(member: &&Member) -> bool {
+    member.role() == MemberRole::Expected
+}
+
+/// Whether one more may come to keep the state.
+fn check_room(servers: &[Member], others: &[Member]) -> Result<(), Status> {
+    match servers.len() + others.iter().filter(is_expected).count() < MEMBERS_MAX {
+        true => Ok(()),
+        false => Err(Status::failed_precondition(format!("a cluster has at most {MEMBERS_MAX} members"))),
     }
 }
 

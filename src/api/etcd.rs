@@ -132,7 +132,7 @@ pub async fn execute<T>(
 ) -> Result<T, Status> {
     let command = Command { session: None, kind: Some(kind) };
     command::check(&command).map_err(|reject| rejected(&reject))?;
-    match shared.check_and_execute(command, deadline, false).await.map_err(failed)?.kind {
+    match shared.check_and_execute(command, deadline).await.map_err(failed)?.kind {
         Some(reply::Kind::Rejection(rejection)) => Err(match command::reject(&rejection) {
             Some(reject) => rejected(&reject),
             None => Status::unknown("refused for a reason that only a newer version knows"),

@@ -34,6 +34,18 @@ fn not_found() -> Status {
     Status::not_found("etcdserver: member not found")
 }
 
+/// Why members were not changed, as etcd says it; `refused` where they may not be.
+fn unchanged(status: Status, refused: &str) -> Status {
+    match status.code() {
+        Code::NotFound => not_found(),
+        Code::FailedPrecondition => {
+            tracing::warn!(why = status.message(), "members are not changed");
+            Status::failed_precondition(refused)
+        }
+        _ => unread(status),
+    }
+}
+
 fn url_exists() -> Status {
     Status::failed_precondition("etcdserver: Peer URLs already exists")
 }
@@ -164,15 +176,8 @@ impl Cluster for MembersService {
         }
         let promote = v1::PromoteRequest { id };
         let promoted = self.change(promote, deadline, async |cluster, request| cluster.promote(request).await).await;
-        promoted.map_err(|status| match status.code() {
-            Code::NotFound => not_found(),
-            Code::FailedPrecondition => {
-                tracing::warn!(why = status.message(), "a member is not promoted");
-                let text = "etcdserver: can only promote a learner member which is in sync with leader";
-                Status::failed_precondition(text)
-            }
-            _ => unread(status),
-        })?;
+        let refused = "etcdserver: can only promote a learner member which is in sync with leader";
+        promoted.map_err(|status| unchanged(status, refused))?;
         let members = self.members(deadline).await?;
         Ok(Response::new(MemberPromoteResponse { header: header(&self.0, 0), members }))
     }
@@ -189,15 +194,8 @@ impl Cluster for MembersService {
         }
         let remove = v1::RemoveRequest { id };
         let removed = self.change(remove, deadline, async |cluster, request| cluster.remove(request).await).await;
-        removed.map_err(|status| match status.code() {
-            Code::NotFound => not_found(),
-            Code::FailedPrecondition => {
-                tracing::warn!(why = status.message(), "a member is not removed");
-                let text = "etcdserver: re-configuration failed due to not enough started members";
-                Status::failed_precondition(text)
-            }
-            _ => unread(status),
-        })?;
+        let refused = "etcdserver: re-configuration failed due to not enough started members";
+        removed.map_err(|status| unchanged(status, refused))?;
         // Whoever removes itself can ask nobody any more.
         members.retain(|member| member.id != id);
         Ok(Response::new(MemberRemoveResponse { header: header(&self.0, 0), members }))

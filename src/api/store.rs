@@ -9,7 +9,7 @@ use tonic::{Request, Response, Status};
 use crate::forward;
 use crate::limits::{PASSED_COMMANDS_MAX, REQUEST_TIMEOUT_MAX};
 use crate::proto::v1::{self, Command, PassOnReply, PassOnRequest, Passed, QueryReply, QueryRequest, Reply};
-use crate::shared::{FORWARDED, SharedNodeState};
+use crate::shared::SharedNodeState;
 
 /// The service for clients.
 pub struct StoreService(pub Arc<SharedNodeState>);
@@ -18,8 +18,7 @@ pub struct StoreService(pub Arc<SharedNodeState>);
 impl v1::store_server::Store for StoreService {
     async fn execute(&self, request: Request<Command>) -> Result<Response<Reply>, Status> {
         let deadline = self.0.deadline(&request);
-        let forwarded = request.metadata().contains_key(FORWARDED);
-        self.0.check_and_execute(request.into_inner(), deadline, forwarded).await.map(Response::new)
+        self.0.check_and_execute(request.into_inner(), deadline).await.map(Response::new)
     }
 
     async fn pass_on(&self, request: Request<PassOnRequest>) -> Result<Response<PassOnReply>, Status> {
