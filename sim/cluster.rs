@@ -123,7 +123,7 @@ impl Member {
     }
 
     /// Whether its disk is damaged, and nobody has replaced it.
-    fn is_rotten(&self) -> bool {
+    pub fn is_rotten(&self) -> bool {
         self.rotten.load(Ordering::Relaxed)
     }
 

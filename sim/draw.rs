@@ -296,11 +296,12 @@ fn bound(faults: &mut Vec<(Duration, Fault)>, places: usize, admits: impl Fn(&Fa
 
 /// What keys may take, and what is kept of their past.
 pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
-    // A row of the stock has some two thousand bytes; of the others a few hundred fit.
-    let stock = plan.stock * 2_400;
+    // What lives fits: a row of the stock has some two thousand bytes, one of the others some fifty, what a holder has some hundred.
+    let lives = plan.stock * 2_100 + 600 + 300 * plan.holders as u64;
+    let most = *rng.pick(&[300, 1_000, 4_000]);
     match rng.range(0, 100) {
-        0..12 => plan.keys_quota = Some(stock + rng.range(2_500, 9_000)),
-        12..20 => plan.history = History::Revisions(*rng.pick(&[0, 5, 30, 100])),
+        0..15 => plan.keys_quota = Some(lives + rng.range(0, most)),
+        15..20 => plan.history = History::Revisions(*rng.pick(&[0, 5, 30, 100])),
         // The end of a lease is a change, and nobody is told of its revision.
         20..32 if plan.holders == 0 => plan.history = History::Age(Duration::from_millis(rng.range(1_000, 15_000))),
         _ => {}

@@ -595,9 +595,12 @@ impl Run {
             return Ok(()); // here nothing may get lost, so nothing is broken
         }
         let Some(voters) = cluster.watch.voters() else { return Ok(()) };
-        let is_voter = |place: &Place| cluster.members[*place].id().is_some_and(|id| voters.contains(&id));
+        let is_voter = |place: &Place| {
+            let member = &cluster.members[*place];
+            member.id().is_some_and(|id| voters.contains(&id)) && !member.is_rotten()
+        };
         let places = (0..cluster.members.len()).filter(is_voter).collect();
-        // One that is lost counts as a voter until it is removed, and cannot be healed.
+        // One that is lost counts as a voter until it is removed, and cannot be healed; nor can damage to a disk, whenever it is found.
         let Some(core) = recovery::core(places, voters.len(), &mut rng) else { return Ok(()) };
         sometimes!(core.len() < cluster.plan.nodes, "a majority served while others stayed broken");
         cluster.world.trace.event(format_args!("core {core:?}"));
