@@ -300,7 +300,13 @@ pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
     let lives = plan.stock * 2_100 + 600 + 300 * plan.holders as u64;
     let most = *rng.pick(&[300, 1_000, 4_000]);
     match rng.range(0, 100) {
-        0..15 => plan.keys_quota = Some(lives + rng.range(0, most)),
+        0..15 => {
+            plan.keys_quota = Some(lives + rng.range(0, most));
+            if rng.chance(400) {
+                // Some find at once that there is no room.
+                (plan.clients, plan.pause) = (8, Duration::from_millis(30));
+            }
+        }
         15..20 => plan.history = History::Revisions(*rng.pick(&[0, 5, 30, 100])),
         // The end of a lease is a change, and nobody is told of its revision.
         20..32 if plan.holders == 0 => plan.history = History::Age(Duration::from_millis(rng.range(1_000, 15_000))),

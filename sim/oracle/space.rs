@@ -6,8 +6,11 @@ use crate::sim::history::{Op, Record, Seen};
 use crate::sim::janitor::Spell;
 
 const ORACLE: &str = "keys take what they may";
-/// Bytes that what was under way at once may add beyond what keys may take, and that removals and ends of leases may at any time.
-const ROW_BYTES: u64 = 200;
+/// Bytes of a client's row, at most. What was under way at once may add so many beyond what keys may take, and a removal may at any
+/// time.
+const ROW_BYTES: u64 = 64;
+/// Bytes of all rows that one who holds leases may leave when they end.
+const HOLDER_BYTES: u64 = 12_000;
 
 /// Checks what clients saw: nobody was refused for want of space where there is no bound, and nothing was added while an alarm was
 /// raised for certain.
@@ -27,11 +30,12 @@ pub fn check(records: &[Record], spells: &[Spell], quota: Option<u64>, violation
 /// How many bytes keys and their history may take after such a history; any number where nothing is said.
 pub fn most(records: &[Record], holders: usize, quota: Option<u64>) -> Option<u64> {
     // What takes no space away at once, and what may be done long after it was asked for. Holders' keys and locks are few.
-    let extra = records.iter().filter(|record| record.op == Op::Delete || record.seen == Seen::Unknown).count();
+    let is_extra = |seen| matches!(seen, Seen::Deleted(true) | Seen::Unknown);
+    let extra = records.iter().filter(|record| is_extra(record.seen)).count();
     let mut clients: Vec<u64> = records.iter().map(|record| record.client).collect();
     clients.sort_unstable();
     clients.dedup();
-    quota.map(|quota| quota + ROW_BYTES * (extra + clients.len() + 60 * holders) as u64)
+    quota.map(|quota| quota + ROW_BYTES * (extra + 2 * clients.len()) as u64 + HOLDER_BYTES * holders as u64)
 }
 
 #[cfg(test)]
