@@ -50,6 +50,9 @@ pub enum Reject {
     /// A request about keys makes no sense, or not now.
     #[error("{0}")]
     Kv(#[from] KvReject),
+    /// Somebody may not do that, or users and roles cannot be changed so.
+    #[error("{0}")]
+    Auth(#[from] AuthReject),
     /// There is no such thing, or no more.
     #[error("{0} does not exist")]
     NotFound(String),
@@ -139,6 +142,53 @@ pub enum KvReject {
         /// The newest revision.
         newest: u64,
     },
+}
+
+/// What somebody may not do, or what is wrong with a change of users and roles. The rules are etcd's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthReject {
+    /// Nobody has logged in, or no user is named.
+    #[error("no user is named; log in: --user NAME")]
+    UserMissing,
+    /// The user may not do that.
+    #[error("the user may not do that")]
+    Denied,
+    /// A user has a password, unless it is said that there is none.
+    #[error("no password is given")]
+    PasswordMissing,
+    /// No role is named.
+    #[error("no role is named")]
+    RoleMissing,
+    /// It is not said of which keys.
+    #[error("no keys are given")]
+    PermissionMissing,
+    /// Somebody must be able to do everything.
+    #[error("there is no user root, who is to be able to do everything: add it first")]
+    RootUserMissing,
+    /// Somebody must be able to do everything.
+    #[error("the user root does not have the role root: grant it first")]
+    RootRoleMissing,
+    /// Somebody must be able to do everything.
+    #[error("while it is looked at what users may do, the user root stays, and so does the role root")]
+    RootNeeded,
+    /// There is such a user.
+    #[error("there is such a user already")]
+    UserExists,
+    /// There is no such user.
+    #[error("there is no such user")]
+    UserNotFound,
+    /// There is such a role.
+    #[error("there is such a role already")]
+    RoleExists,
+    /// There is no such role.
+    #[error("there is no such role")]
+    RoleNotFound,
+    /// The user does not have the role.
+    #[error("the user does not have that role")]
+    RoleNotGranted,
+    /// The role has nothing to say of just this range.
+    #[error("the role has no permission for just this range of keys")]
+    PermissionNotGranted,
 }
 
 /// What went wrong on this node. The message names the thing and the value.

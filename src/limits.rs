@@ -1,5 +1,6 @@
 //! Every bound of the system by name. Relations between them are asserted when the crate is compiled.
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 /// Largest request that changes keys, encoded, in bytes (etcd's default, too).
@@ -127,6 +128,24 @@ pub const EXPIRE_LEASES_MAX: usize = 1_000;
 pub const KEEP_ALIVES_MAX: usize = 256;
 /// Bytes that keys and their history may take where nothing else is said (etcd's default, too).
 pub const KEYS_QUOTA: u64 = 2 * 1024 * 1024 * 1024;
+/// Users.
+pub const USERS_MAX: usize = 1_000;
+/// Roles.
+pub const ROLES_MAX: usize = 1_000;
+/// Roles that a user has.
+pub const ROLES_OF_USER_MAX: usize = 100;
+/// Ranges of keys that a role says something of.
+pub const PERMISSIONS_MAX: usize = 200;
+/// Length of the name of a user or a role, in bytes.
+pub const AUTH_NAME_BYTES_MAX: usize = 256;
+/// Length of a password, in bytes.
+pub const PASSWORD_BYTES_MAX: usize = 1024;
+/// How often a password is mixed before it is kept: what a guess costs.
+pub const PASSWORD_ROUNDS: NonZeroU32 = NonZeroU32::new(100_000).unwrap();
+/// Passwords that wait to be looked at; one more is refused.
+pub const PASSWORDS_WAITING_MAX: usize = 64;
+/// Cluster time for which a user's token is good.
+pub const USER_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// Sessions open at once; opening one more is refused.
 pub const SESSIONS_MAX: u64 = 100_000;
 /// Replies a session keeps above the client's acknowledged sequence; a client that runs further ahead is refused.

@@ -16,6 +16,11 @@ pub mod mvccpb {
     tonic::include_proto!("mvccpb");
 }
 
+/// What etcd's clients call: users and roles.
+pub mod authpb {
+    tonic::include_proto!("authpb");
+}
+
 /// What etcd's clients call: the services.
 pub mod etcdserverpb {
     tonic::include_proto!("etcdserverpb");

@@ -1,26 +1,29 @@
 //! What all services of a node share: the way to propose, to read, and to find the leader.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use prost::Message;
+use tokio::sync::{mpsc, oneshot};
 use tonic::{Code, Request, Status};
 
 use crate::controller;
-use crate::error::{Fault, KvReject};
+use crate::error::{AuthReject, Fault, Reject};
 use crate::forward::{self, Forwarder, not_done, not_leader, unknown_outcome};
 use crate::ids::{Address, Index, NodeId, TaskId};
-use crate::io::{Channel, Io, RngStream};
-use crate::limits::{REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
+use crate::io::{self, Channel, Io, RngStream};
+use crate::limits::{PASSWORD_BYTES_MAX, PASSWORDS_WAITING_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
 use crate::metrics::Metrics;
-use crate::proto::v1::{self, TaskPhase, command::Kind as CommandKind, reply};
+use crate::proto::v1::{self, TaskPhase, change_auth::Change, command::Kind as CommandKind, reply};
 use crate::raft::core::Role;
 use crate::raft::handle::{ProposeError, RaftHandle};
 use crate::raft::log::Identity;
 use crate::scheduler;
+use crate::state::auth::{Password, ROOT, Rights};
 use crate::state::kv::{self, NoAnswer, Store};
 use crate::state::machine::StateReader;
 use crate::state::table::View;
@@ -38,11 +41,41 @@ pub struct Bounds {
     pub free_space_floor: u64,
     /// Bytes that keys and their history may take while this member leads.
     pub keys_quota: u64,
+    /// How often a password is mixed before it is kept.
+    pub password_rounds: NonZeroU32,
 }
 
 /// The metadata, with the value `true`, of a stream that is to end when its member has known no leader for long: etcd's clients send
 /// it, too.
 pub const REQUIRES_LEADER: &str = "hasleader";
+
+/// Who calls.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The name; empty if nobody has logged in.
+    pub user: Arc<str>,
+    /// Whether it may speak as a member.
+    pub is_member: bool,
+}
+
+impl Default for Caller {
+    /// Nobody.
+    fn default() -> Self {
+        Self { user: "".into(), is_member: false }
+    }
+}
+
+impl Caller {
+    /// Who makes a call, as was found out when it was let through.
+    pub fn of<T>(request: &Request<T>) -> Self {
+        request.extensions().get().cloned().unwrap_or_default()
+    }
+
+    /// Who may do everything.
+    pub fn root() -> Self {
+        Self { user: ROOT.into(), is_member: true }
+    }
+}
 
 /// A running node as its services see it.
 pub struct SharedNodeState {
@@ -66,6 +99,24 @@ pub struct SharedNodeState {
     short_of_space: Mutex<Option<(u64, u64)>>,
     /// Where the ids of leases come from that may be any.
     lease_ids: Mutex<RngStream>,
+    /// Where what is secret comes from.
+    secrets: Mutex<RngStream>,
+    /// Passwords are looked at on a thread of its own.
+    passwords: mpsc::Sender<Work>,
+}
+
+/// What takes long.
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Does it.
+struct AtWork;
+
+impl io::Worker for AtWork {
+    type Job = Work;
+
+    fn run(&mut self, jobs: &mut Vec<Work>) {
+        jobs.drain(..).for_each(|work| work());
+    }
 }
 
 const _: () = {
@@ -85,6 +136,8 @@ impl SharedNodeState {
         bounds: Bounds,
     ) -> Arc<Self> {
         let lease_ids = Mutex::new(io.rng.stream("lease ids"));
+        let secrets = Mutex::new(io.rng.stream("secrets"));
+        let passwords = io::own(&*io.spawn, "passwords", AtWork, PASSWORDS_WAITING_MAX);
         let forwarder = Forwarder::new(io.clone());
         Arc::new(Self {
             forwarder,
@@ -98,6 +151,8 @@ impl SharedNodeState {
             channels: Mutex::default(),
             short_of_space: Mutex::default(),
             lease_ids,
+            secrets,
+            passwords,
         })
     }
 
@@ -258,22 +313,44 @@ impl SharedNodeState {
     ///
     /// # Errors
     /// See [`Self::view`]; `INVALID_ARGUMENT` if the query is none.
-    pub async fn query(&self, query: v1::QueryRequest, deadline: Monotonic) -> Result<v1::QueryReply, Status> {
+    pub async fn query(
+        &self,
+        query: v1::QueryRequest,
+        caller: &Caller,
+        deadline: Monotonic,
+    ) -> Result<v1::QueryReply, Status> {
         use v1::{query_reply::Kind as Answer, query_request::Kind};
         let kind = query.kind.ok_or_else(|| Status::invalid_argument("kind: missing, or from a newer version"))?;
         let (head, rows) = self.view(query.serializable, deadline).await?;
         let applied_index = head.applied_index;
-        let rejected = |reject: KvReject| Answer::Rejection(command::rejection(&reject.into()));
+        let rejected = |reject: Reject| Answer::Rejection(command::rejection(&reject));
+        // What is about no keys in particular is nobody's in particular.
+        let may = rows.auth().rights(&caller.user).and_then(|rights| match kind {
+            Kind::GetTask(_) | Kind::ListTasks(_) | Kind::ListWorkers(_) => rights.all(),
+            Kind::Range(_) | Kind::Txn(_) | Kind::LeaseTimeToLive(_) | Kind::LeaseLeases(_) => Ok(()),
+        });
+        if let Err(reject) = may {
+            return Ok(v1::QueryReply { applied_index, kind: Some(rejected(reject.into())) });
+        }
         let answer = match kind {
             Kind::Range(range) => {
-                self.read_keys((head, rows), |store| store.range(&range))?.map_or_else(rejected, Answer::Range)
+                let may = |rights: Rights<'_>| rights.read(&range.key, &range.range_end);
+                let answer = self.read_keys((head, rows), caller, may, |store| store.range(&range))?;
+                answer.map_or_else(rejected, Answer::Range)
             }
             Kind::Txn(txn) => {
-                self.read_keys((head, rows), |store| store.read_txn(&txn))?.map_or_else(rejected, Answer::Txn)
+                let may = |rights: Rights<'_>| rights.read_txn(&txn);
+                let answer = self.read_keys((head, rows), caller, may, |store| store.read_txn(&txn))?;
+                answer.map_or_else(rejected, Answer::Txn)
             }
-            Kind::LeaseTimeToLive(asked) => Answer::LeaseTimeToLive(
-                lease::time_to_live(&head, &rows, &asked, self.raft.cluster_time()).map_err(internal)?,
-            ),
+            Kind::LeaseTimeToLive(asked) => {
+                let now = self.raft.cluster_time();
+                let reply = lease::time_to_live(&head, &rows, &asked, now).map_err(internal)?;
+                match rows.auth().read_all(&caller.user, &reply.keys) {
+                    Ok(()) => Answer::LeaseTimeToLive(reply),
+                    Err(reject) => rejected(reject.into()),
+                }
+            }
             Kind::LeaseLeases(_) => Answer::LeaseLeases(lease::all(&head, &rows).map_err(internal)?),
             Kind::GetTask(get) => Answer::GetTask(get_task(&head, &rows, &get).map_err(internal)?),
             Kind::ListTasks(list) => Answer::ListTasks(task::list(&rows, &list).map_err(internal)?),
@@ -297,19 +374,25 @@ impl SharedNodeState {
         self.reader.view().map_err(internal)
     }
 
-    /// Reads keys from a view.
+    /// Reads keys from a view, if whoever asks has the rights for that, as of the same view.
     ///
     /// # Errors
     /// The database failed.
     pub fn read_keys<T>(
         &self,
         mut view: (v1::Head, View),
+        caller: &Caller,
+        may: impl Fn(Rights<'_>) -> Result<(), AuthReject>,
         read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
-    ) -> Result<Result<T, KvReject>, Status> {
+    ) -> Result<Result<T, Reject>, Status> {
         loop {
+            if let Err(reject) = view.1.auth().rights(&caller.user).and_then(&may) {
+                sometimes!("a user was refused a look at what it may not read");
+                return Ok(Err(reject.into()));
+            }
             match read(&Store::of(&view.0, &view.1)) {
                 Ok(answer) => return Ok(Ok(answer)),
-                Err(NoAnswer::Rejected(reject)) => return Ok(Err(reject)),
+                Err(NoAnswer::Rejected(reject)) => return Ok(Err(reject.into())),
                 Err(NoAnswer::Fault(fault)) => return Err(internal(fault)),
                 // A newer view shows what has been compacted.
                 Err(NoAnswer::Overtaken) => view = self.reader.view().map_err(internal)?,
@@ -339,8 +422,8 @@ impl SharedNodeState {
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` if it is out of bounds. `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown.
-    pub async fn check_and_execute(&self, mut command: v1::Command, deadline: Monotonic) -> Result<v1::Reply, Status> {
-        self.check(&mut command)?;
+    pub async fn check_and_execute(&self, command: v1::Command, deadline: Monotonic) -> Result<v1::Reply, Status> {
+        command::check(&command).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
         let kind = command.kind.as_ref().ok_or_else(|| Status::invalid_argument("kind: missing"))?;
         let physical = match kind {
             CommandKind::Compact(compact) if compact.physical => u64::try_from(compact.revision).ok(),
@@ -359,24 +442,82 @@ impl SharedNodeState {
     /// # Errors
     /// See [`Self::check_and_execute`].
     pub async fn execute_passed(&self, command: Bytes, deadline: Monotonic) -> Result<Bytes, Status> {
-        let mut decoded = v1::Command::decode(command.clone())
+        let decoded = v1::Command::decode(command.clone())
             .map_err(|error| Status::invalid_argument(format!("decode a command: {error}")))?;
-        let command = if self.check(&mut decoded)? { decoded.encode_to_vec().into() } else { command };
+        command::check(&decoded).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
         let kind = decoded.kind.as_ref().ok_or_else(|| Status::invalid_argument("kind: missing"))?;
         self.execute(kind, command, deadline, true).await
     }
 
-    /// Checks a command, and fills in what is left to the member that takes it; true if anything was.
-    fn check(&self, command: &mut v1::Command) -> Result<bool, Status> {
-        command::check(command).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
-        let Some(CommandKind::LeaseGrant(grant)) = &mut command.kind else { return Ok(false) };
-        let any = grant.id == 0;
-        // Any id will do. A repetition under the same session gets the answer of the first.
-        while grant.id == 0 {
-            let drawn = self.lease_ids.lock().expect("no code panics while it holds the stream").bits();
-            grant.id = (drawn >> 1).cast_signed();
+    /// Fills in what a command leaves to the member that takes it: ids that may be any, what is secret, and of a password what is kept
+    /// of it.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if a password is too long, `RESOURCE_EXHAUSTED` if too many wait to be looked at.
+    pub async fn fill_in(&self, command: &mut v1::Command) -> Result<(), Status> {
+        match &mut command.kind {
+            // A repetition under the same session gets the answer of the first.
+            Some(CommandKind::LeaseGrant(grant)) => {
+                while grant.id == 0 {
+                    let drawn = self.lease_ids.lock().expect("no code panics while it holds the stream").bits();
+                    grant.id = (drawn >> 1).cast_signed();
+                }
+            }
+            Some(CommandKind::ChangeAuth(change)) => match &mut change.change {
+                Some(Change::Enable(_)) => change.key = self.draw::<32>().to_vec().into(),
+                Some(Change::AddUser(add)) => add.hashed_password = self.keep(&mut add.password).await?,
+                Some(Change::ChangePassword(change)) => {
+                    change.hashed_password = self.keep(&mut change.password).await?;
+                }
+                _ => {}
+            },
+            _ => {}
         }
-        Ok(any)
+        Ok(())
+    }
+
+    fn draw<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.secrets.lock().expect("no code panics while it holds the stream").fill(&mut bytes);
+        bytes
+    }
+
+    /// What is kept of a password, which is taken; nothing of an empty one.
+    async fn keep(&self, password: &mut String) -> Result<String, Status> {
+        let password = std::mem::take(password);
+        match password.len() {
+            0 => Ok(String::new()),
+            1..=PASSWORD_BYTES_MAX => {
+                let (salt, rounds) = (self.draw(), self.bounds.password_rounds);
+                self.work(move || Password::make(&password, salt, rounds).to_string()).await
+            }
+            bytes => Err(Status::invalid_argument(format!("password: {bytes} bytes; at most {PASSWORD_BYTES_MAX}"))),
+        }
+    }
+
+    /// Whether a password is the one of which this is kept. Takes as long if nothing is.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if too many wait to be looked at.
+    pub async fn is_password(&self, kept: Option<String>, password: String) -> Result<bool, Status> {
+        let (salt, rounds) = ([0; 16], self.bounds.password_rounds);
+        self.work(move || match kept.as_deref().and_then(Password::read) {
+            Some(kept) => kept.is(&password),
+            None => {
+                drop(Password::make(&password, salt, rounds));
+                false
+            }
+        })
+        .await
+    }
+
+    /// Has something that takes long done elsewhere.
+    async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+        let (answer, answered) = oneshot::channel();
+        let work: Work = Box::new(move || drop(answer.send(work())));
+        let busy = |_| Status::resource_exhausted("too many passwords wait to be looked at; try again later");
+        self.passwords.try_send(work).map_err(busy)?;
+        answered.await.map_err(|_| Status::unavailable("this node stops"))
     }
 
     /// Whether this member leads.
@@ -402,7 +543,7 @@ impl Desired for SharedNodeState {
 
     fn execute(&self, kind: CommandKind, patience: Duration) -> BoxFuture<'_, Result<reply::Kind, Refusal>> {
         let deadline = self.io.clock.now() + patience;
-        let command = v1::Command { session: None, kind: Some(kind) };
+        let command = command::plain(ROOT, kind);
         Box::pin(async move {
             let reply = self.check_and_execute(command, deadline).await;
             crate::worker::answer(reply.map_err(|status| Refusal::Failed(status.message().into()))?)

@@ -292,7 +292,7 @@ impl Runner for StateRunner {
             other => return Err(format!("no command {other}").into()),
         };
         args.reject_next()?;
-        let bytes = v1::Command { session, kind: Some(kind) }.encode_to_vec().into();
+        let bytes = v1::Command { session, kind: Some(kind), user: String::new() }.encode_to_vec().into();
         self.apply(Body::Commands { stamp: ClusterTime(self.time), commands: vec![bytes] })
     }
 }

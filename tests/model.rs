@@ -119,7 +119,7 @@ fn command(step: &Step, revision: u64) -> Bytes {
         _ => unreachable!("not a command"),
     };
     let session = seq.map(|seq| v1::SessionHeader { session: 1, seq, acknowledged: 0 });
-    v1::Command { session, kind: Some(kind) }.encode_to_vec().into()
+    v1::Command { session, kind: Some(kind), user: String::new() }.encode_to_vec().into()
 }
 
 fn answer(reply: &[u8]) -> Answer {
@@ -157,7 +157,7 @@ proptest! {
     fn the_state_is_the_models(steps in proptest::collection::vec(step(), 1..60), batch in 1usize..5) {
         let disk = SimDisk::new("disk".into());
         let mut state = State::open(disk.boot(), Index(0)).unwrap();
-        let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession {})) };
+        let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession {})), user: String::new() };
         let mut log = vec![entry(1, commands(0, vec![open.encode_to_vec().into()]))];
         state.apply(&log).unwrap();
         let mut model = Model { rows: BTreeMap::new(), revision: 1, compacted: 0, replies: BTreeMap::new() };
@@ -203,7 +203,7 @@ proptest! {
     ) {
         let disk = SimDisk::new("disk".into());
         let mut state = State::open(disk.boot(), Index(0)).unwrap();
-        let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession {})) };
+        let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession {})), user: String::new() };
         state.apply(&[entry(1, commands(0, vec![open.encode_to_vec().into()]))]).unwrap();
         for step in steps.iter().filter(|step| !matches!(step, Step::Checkpoint | Step::Crash { .. })) {
             let next = state.applied().0.next();

@@ -6,20 +6,26 @@ use std::sync::atomic::AtomicUsize;
 use tonic::{Code, Response, Status};
 
 use super::Entered;
-use crate::error::{KvReject, Reject};
+use crate::error::{AuthReject, KvReject, Reject};
 use crate::proto::etcdserverpb::{
-    AlarmResponse, CompactionResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse,
-    LeaseLeasesResponse, LeaseRevokeResponse, LeaseTimeToLiveResponse, PutResponse, RangeResponse, ResponseHeader,
-    TxnResponse,
+    AlarmResponse, AuthDisableResponse, AuthEnableResponse, AuthRoleAddResponse, AuthRoleDeleteResponse,
+    AuthRoleGrantPermissionResponse, AuthRoleRevokePermissionResponse, AuthUserAddResponse,
+    AuthUserChangePasswordResponse, AuthUserDeleteResponse, AuthUserGrantRoleResponse, AuthUserRevokeRoleResponse,
+    CompactionResponse, DeleteRangeResponse, LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse,
+    LeaseRevokeResponse, LeaseTimeToLiveResponse, PutResponse, RangeResponse, ResponseHeader, TxnResponse,
 };
-use crate::proto::v1::{Command, command::Kind, reply};
-use crate::shared::SharedNodeState;
+use crate::proto::v1::{command::Kind, reply};
+use crate::shared::{Caller, SharedNodeState};
 use crate::state::command;
 use crate::time::Monotonic;
 
 /// A refusal as etcd says it.
 pub fn rejected(reject: &Reject) -> Status {
-    let Reject::Kv(reject) = reject else { return Status::invalid_argument(format!("etcdserver: {reject}")) };
+    let reject = match reject {
+        Reject::Kv(reject) => reject,
+        Reject::Auth(reject) => return unauthorized(*reject),
+        other => return Status::invalid_argument(format!("etcdserver: {other}")),
+    };
     let (code, text) = match reject {
         KvReject::KeyMissing => (Code::InvalidArgument, "etcdserver: key is not provided"),
         KvReject::ValueGiven => (Code::InvalidArgument, "etcdserver: value is provided"),
@@ -39,6 +45,28 @@ pub fn rejected(reject: &Reject) -> Status {
         KvReject::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
         KvReject::Corrupt => (Code::DataLoss, "etcdserver: corrupt cluster"),
         KvReject::Future { .. } => (Code::OutOfRange, "etcdserver: mvcc: required revision is a future revision"),
+    };
+    Status::new(code, text)
+}
+
+fn unauthorized(reject: AuthReject) -> Status {
+    let (code, text) = match reject {
+        AuthReject::UserMissing => (Code::InvalidArgument, "etcdserver: user name is empty"),
+        AuthReject::Denied => (Code::PermissionDenied, "etcdserver: permission denied"),
+        AuthReject::PasswordMissing => (Code::InvalidArgument, "etcdserver: password is empty"),
+        AuthReject::RoleMissing => (Code::InvalidArgument, "etcdserver: role name is empty"),
+        AuthReject::PermissionMissing => (Code::InvalidArgument, "etcdserver: permission not given"),
+        AuthReject::RootUserMissing => (Code::FailedPrecondition, "etcdserver: root user does not exist"),
+        AuthReject::RootRoleMissing => (Code::FailedPrecondition, "etcdserver: root user does not have root role"),
+        AuthReject::RootNeeded => (Code::InvalidArgument, "etcdserver: invalid auth management"),
+        AuthReject::UserExists => (Code::FailedPrecondition, "etcdserver: user name already exists"),
+        AuthReject::UserNotFound => (Code::FailedPrecondition, "etcdserver: user name not found"),
+        AuthReject::RoleExists => (Code::FailedPrecondition, "etcdserver: role name already exists"),
+        AuthReject::RoleNotFound => (Code::FailedPrecondition, "etcdserver: role name not found"),
+        AuthReject::RoleNotGranted => (Code::FailedPrecondition, "etcdserver: role is not granted to the user"),
+        AuthReject::PermissionNotGranted => {
+            (Code::FailedPrecondition, "etcdserver: permission is not granted to the role")
+        }
     };
     Status::new(code, text)
 }
@@ -85,6 +113,9 @@ headed! {
     RangeResponse PutResponse DeleteRangeResponse TxnResponse CompactionResponse
     LeaseGrantResponse LeaseRevokeResponse LeaseKeepAliveResponse LeaseTimeToLiveResponse LeaseLeasesResponse
     AlarmResponse
+    AuthEnableResponse AuthDisableResponse AuthUserAddResponse AuthUserDeleteResponse AuthUserChangePasswordResponse
+    AuthUserGrantRoleResponse AuthUserRevokeRoleResponse AuthRoleAddResponse AuthRoleDeleteResponse
+    AuthRoleGrantPermissionResponse AuthRoleRevokePermissionResponse
 }
 
 /// The header of an answer that a member gives, as of a revision.
@@ -126,11 +157,13 @@ pub fn enter(entered: &Arc<AtomicUsize>, max: usize) -> Result<Entered, Status> 
 /// As etcd says it.
 pub async fn execute<T>(
     shared: &SharedNodeState,
+    caller: &Caller,
     kind: Kind,
     deadline: Monotonic,
     pick: fn(reply::Kind) -> Option<T>,
 ) -> Result<T, Status> {
-    let command = Command { session: None, kind: Some(kind) };
+    let mut command = command::plain(&caller.user, kind);
+    shared.fill_in(&mut command).await?;
     command::check(&command).map_err(|reject| rejected(&reject))?;
     match shared.check_and_execute(command, deadline).await.map_err(failed)?.kind {
         Some(reply::Kind::Rejection(rejection)) => Err(match command::reject(&rejection) {
@@ -150,9 +183,10 @@ pub async fn execute<T>(
 /// As etcd says it.
 pub async fn answer<T: Headed>(
     shared: &SharedNodeState,
+    caller: &Caller,
     kind: Kind,
     deadline: Monotonic,
     pick: fn(reply::Kind) -> Option<T>,
 ) -> Result<Response<T>, Status> {
-    execute(shared, kind, deadline, pick).await.map(|reply| Response::new(sign(shared, reply)))
+    execute(shared, caller, kind, deadline, pick).await.map(|reply| Response::new(sign(shared, reply)))
 }

@@ -11,7 +11,8 @@ use crate::proto::etcdserverpb::{
     RangeRequest, RangeResponse, TxnRequest, TxnResponse,
 };
 use crate::proto::v1::{command::Kind, reply};
-use crate::shared::SharedNodeState;
+use crate::shared::{Caller, SharedNodeState};
+use crate::state::auth::Rights;
 use crate::state::kv;
 
 /// The service.
@@ -32,43 +33,45 @@ fn is_serializable(txn: &TxnRequest) -> bool {
 #[tonic::async_trait]
 impl Kv for KvService {
     async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
-        let deadline = self.0.deadline(&request);
+        let (deadline, caller) = (self.0.deadline(&request), Caller::of(&request));
         let range = request.into_inner();
         kv::check_range(&range).map_err(|reject| rejected(&reject.into()))?;
         let view = self.0.view(range.serializable, deadline).await.map_err(unread)?;
-        let answer = self.0.read_keys(view, |store| store.range(&range))?;
-        let reply = answer.map_err(|reject| rejected(&reject.into()))?;
+        let may = |rights: Rights<'_>| rights.read(&range.key, &range.range_end);
+        let answer = self.0.read_keys(view, &caller, may, |store| store.range(&range))?;
+        let reply = answer.map_err(|reject| rejected(&reject))?;
         Ok(Response::new(sign(&self.0, reply)))
     }
 
     async fn put(&self, request: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        let deadline = self.0.deadline(&request);
-        answer(&self.0, Kind::Put(request.into_inner()), deadline, only!(Put)).await
+        let (deadline, caller) = (self.0.deadline(&request), Caller::of(&request));
+        answer(&self.0, &caller, Kind::Put(request.into_inner()), deadline, only!(Put)).await
     }
 
     async fn delete_range(
         &self,
         request: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        let deadline = self.0.deadline(&request);
-        answer(&self.0, Kind::DeleteRange(request.into_inner()), deadline, only!(DeleteRange)).await
+        let (deadline, caller) = (self.0.deadline(&request), Caller::of(&request));
+        answer(&self.0, &caller, Kind::DeleteRange(request.into_inner()), deadline, only!(DeleteRange)).await
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
-        let deadline = self.0.deadline(&request);
+        let (deadline, caller) = (self.0.deadline(&request), Caller::of(&request));
         let txn = request.into_inner();
         kv::check_txn(&txn).map_err(|reject| rejected(&reject.into()))?;
         if kv::only_reads(&txn) {
             let view = self.0.view(is_serializable(&txn), deadline).await.map_err(unread)?;
-            let answer = self.0.read_keys(view, |store| store.read_txn(&txn))?;
-            let reply = answer.map_err(|reject| rejected(&reject.into()))?;
+            let answer =
+                self.0.read_keys(view, &caller, |rights| rights.read_txn(&txn), |store| store.read_txn(&txn))?;
+            let reply = answer.map_err(|reject| rejected(&reject))?;
             return Ok(Response::new(sign(&self.0, reply)));
         }
-        answer(&self.0, Kind::Txn(txn), deadline, only!(Txn)).await
+        answer(&self.0, &caller, Kind::Txn(txn), deadline, only!(Txn)).await
     }
 
     async fn compact(&self, request: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
-        let deadline = self.0.deadline(&request);
-        answer(&self.0, Kind::Compact(request.into_inner()), deadline, only!(Compact)).await
+        let (deadline, caller) = (self.0.deadline(&request), Caller::of(&request));
+        answer(&self.0, &caller, Kind::Compact(request.into_inner()), deadline, only!(Compact)).await
     }
 }

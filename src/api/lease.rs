@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicUsize;
 use futures_util::stream::{self, BoxStream, TryStreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::etcd::{answer, enter, execute, only, sign, unread};
+use super::etcd::{answer, enter, execute, only, rejected, sign, unread};
 use crate::limits::{KEEP_ALIVES_MAX, KEY_STREAMS_MAX, REQUEST_TIMEOUT};
 use crate::proto::etcdserverpb::lease_server::Lease;
 use crate::proto::etcdserverpb::{
@@ -14,7 +14,7 @@ use crate::proto::etcdserverpb::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 use crate::proto::v1::{command::Kind, reply};
-use crate::shared::{SharedNodeState, internal};
+use crate::shared::{Caller, SharedNodeState, internal};
 use crate::state::lease;
 
 /// The service.
@@ -32,10 +32,11 @@ impl LeaseService {
 
 async fn keep_alive(
     shared: &SharedNodeState,
+    caller: &Caller,
     request: LeaseKeepAliveRequest,
 ) -> Result<LeaseKeepAliveResponse, Status> {
     let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
-    execute(shared, Kind::LeaseKeepAlive(request), deadline, only!(LeaseKeepAlive))
+    execute(shared, caller, Kind::LeaseKeepAlive(request), deadline, only!(LeaseKeepAlive))
         .await
         .map(|reply| sign(shared, reply))
 }
@@ -45,16 +46,16 @@ impl Lease for LeaseService {
     type LeaseKeepAliveStream = BoxStream<'static, Result<LeaseKeepAliveResponse, Status>>;
 
     async fn lease_grant(&self, request: Request<LeaseGrantRequest>) -> Result<Response<LeaseGrantResponse>, Status> {
-        let deadline = self.shared.deadline(&request);
-        answer(&self.shared, Kind::LeaseGrant(request.into_inner()), deadline, only!(LeaseGrant)).await
+        let (deadline, caller) = (self.shared.deadline(&request), Caller::of(&request));
+        answer(&self.shared, &caller, Kind::LeaseGrant(request.into_inner()), deadline, only!(LeaseGrant)).await
     }
 
     async fn lease_revoke(
         &self,
         request: Request<LeaseRevokeRequest>,
     ) -> Result<Response<LeaseRevokeResponse>, Status> {
-        let deadline = self.shared.deadline(&request);
-        answer(&self.shared, Kind::LeaseRevoke(request.into_inner()), deadline, only!(LeaseRevoke)).await
+        let (deadline, caller) = (self.shared.deadline(&request), Caller::of(&request));
+        answer(&self.shared, &caller, Kind::LeaseRevoke(request.into_inner()), deadline, only!(LeaseRevoke)).await
     }
 
     /// Answers in the order of the questions, and ends with the first that cannot be answered: its client asks another member.
@@ -63,12 +64,12 @@ impl Lease for LeaseService {
         request: Request<Streaming<LeaseKeepAliveRequest>>,
     ) -> Result<Response<Self::LeaseKeepAliveStream>, Status> {
         let entered = enter(&self.streams, KEY_STREAMS_MAX)?;
-        let shared = self.shared.clone();
+        let (shared, caller) = (self.shared.clone(), Caller::of(&request));
         let answers = request
             .into_inner()
             .map_ok(move |request| {
-                let shared = shared.clone();
-                async move { keep_alive(&shared, request).await }
+                let (shared, caller) = (shared.clone(), caller.clone());
+                async move { keep_alive(&shared, &caller, request).await }
             })
             .try_buffered(KEEP_ALIVES_MAX);
         // A stream that has failed has ended.
@@ -85,7 +86,9 @@ impl Lease for LeaseService {
         let deadline = self.shared.deadline(&request);
         let (head, rows) = self.shared.view(false, deadline).await.map_err(unread)?;
         let now = self.shared.raft.cluster_time();
+        let caller = Caller::of(&request);
         let reply = lease::time_to_live(&head, &rows, &request.into_inner(), now).map_err(internal)?;
+        rows.auth().read_all(&caller.user, &reply.keys).map_err(|reject| rejected(&reject.into()))?;
         Ok(Response::new(sign(&self.shared, reply)))
     }
 

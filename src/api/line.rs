@@ -14,7 +14,7 @@ use futures_util::stream::{self, BoxStream};
 use tonic::{Request, Response, Status};
 
 use super::Entered;
-use super::etcd::{enter, execute, header, only, unread};
+use super::etcd::{enter, execute, header, only, rejected, unread};
 use crate::client::{Line, is_at, is_created_at};
 use crate::ids::{Index, LeaseId};
 use crate::limits::{KEY_STREAMS_MAX, REQUEST_TIMEOUT};
@@ -32,7 +32,8 @@ use crate::proto::v3electionpb::{
 };
 use crate::proto::v3lockpb::lock_server::Lock;
 use crate::proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
-use crate::shared::{SharedNodeState, internal};
+use crate::shared::{Caller, SharedNodeState, internal};
+use crate::state::auth::Rights;
 use crate::state::kv::{self, NoAnswer, Store};
 use crate::state::table::View;
 
@@ -51,6 +52,7 @@ pub struct LineService {
 /// A place in a line. Who loses patience leaves it: the key of a place that is dropped is removed, unless somebody has taken it over.
 struct Place {
     shared: Arc<SharedNodeState>,
+    caller: Caller,
     line: Line,
     key: Bytes,
     /// When the key came into being.
@@ -70,26 +72,32 @@ impl Drop for Place {
         if self.kept || !self.is_new {
             return;
         }
-        let (shared, key, wrote) = (self.shared.clone(), self.key.clone(), kv::signed(self.created));
+        let (shared, caller) = (self.shared.clone(), self.caller.clone());
+        let (key, wrote) = (self.key.clone(), kv::signed(self.created));
         let leave = async move {
             let delete = Operation::RequestDeleteRange(DeleteRangeRequest { key: key.clone(), ..Default::default() });
-            let _ = only_if(&shared, is_at(key, wrote), delete).await;
+            let _ = only_if(&shared, &caller, is_at(key, wrote), delete).await;
         };
         self.shared.io.spawn.spawn("a place in a line", Box::pin(leave)).detach();
     }
 }
 
 /// Carries out a transaction.
-async fn txn(shared: &SharedNodeState, txn: TxnRequest) -> Result<TxnResponse, Status> {
+async fn txn(shared: &SharedNodeState, caller: &Caller, txn: TxnRequest) -> Result<TxnResponse, Status> {
     let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
-    execute(shared, Kind::Txn(txn), deadline, only!(Txn)).await
+    execute(shared, caller, Kind::Txn(txn), deadline, only!(Txn)).await
 }
 
 /// Does something if a comparison holds. Gives the revision at which that was done.
-async fn only_if(shared: &SharedNodeState, holds: Compare, then: Operation) -> Result<Option<i64>, Status> {
+async fn only_if(
+    shared: &SharedNodeState,
+    caller: &Caller,
+    holds: Compare,
+    then: Operation,
+) -> Result<Option<i64>, Status> {
     let request =
         TxnRequest { compare: vec![holds], success: vec![RequestOp { request: Some(then) }], failure: Vec::new() };
-    let reply = txn(shared, request).await?;
+    let reply = txn(shared, caller, request).await?;
     Ok(reply.succeeded.then(|| reply.header.map_or(0, |header| header.revision)))
 }
 
@@ -100,16 +108,17 @@ impl LineService {
     }
 
     /// Enters a line.
-    async fn enter(&self, name: &[u8], lease: i64, says: Bytes) -> Result<Place, Status> {
+    async fn enter(&self, caller: Caller, name: &[u8], lease: i64, says: Bytes) -> Result<Place, Status> {
         let shared = &self.shared;
         let room = enter(&self.waiting, KEY_STREAMS_MAX)?;
         let is_own = lease == 0;
-        let lease = LeaseId(if is_own { grant(shared).await? } else { lease });
+        let lease = LeaseId(if is_own { grant(shared, &caller).await? } else { lease });
         let line = Line::new(name);
-        let reply = txn(shared, line.enter(lease, says)).await?;
+        let reply = txn(shared, &caller, line.enter(lease, says)).await?;
         let entered = line.entered(lease, &reply);
         Ok(Place {
             shared: shared.clone(),
+            caller,
             line,
             key: entered.key,
             created: entered.created.0,
@@ -122,19 +131,30 @@ impl LineService {
     }
 }
 
-async fn grant(shared: &SharedNodeState) -> Result<i64, Status> {
+async fn grant(shared: &SharedNodeState, caller: &Caller) -> Result<i64, Status> {
     let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
     let grant = Kind::LeaseGrant(LeaseGrantRequest { ttl: LEASE_SECS, id: 0 });
-    execute(shared, grant, deadline, only!(LeaseGrant)).await.map(|reply| reply.id)
+    execute(shared, caller, grant, deadline, only!(LeaseGrant)).await.map(|reply| reply.id)
 }
 
-/// Looks at the store as this member has it.
-fn look<T>(shared: &SharedNodeState, read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>) -> Result<T, Status> {
+/// Looks at the keys of a line as this member has them, for who may read them.
+fn look<T>(
+    shared: &SharedNodeState,
+    caller: &Caller,
+    line: &Line,
+    read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
+) -> Result<T, Status> {
     let view = shared.reader.view().map_err(internal)?;
-    shared.read_keys(view, read)?.map_err(|reject| Status::internal(reject.to_string()))
+    let (key, range_end) = line.keys();
+    let may = |rights: Rights<'_>| rights.read(&key, &range_end);
+    shared.read_keys(view, caller, may, read)?.map_err(|reject| rejected(&reject))
 }
 
 impl Place {
+    fn look<T>(&self, read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>) -> Result<T, Status> {
+        look(&self.shared, &self.caller, &self.line, read)
+    }
+
     /// Waits until no key that came into being before is left. Gives the revision of the store then.
     async fn turn(&self) -> Result<i64, Status> {
         let shared = &self.shared;
@@ -144,7 +164,7 @@ impl Place {
             let seen = shared.raft.status().applied;
             // What was there when this place was taken can only have become less since, on whichever member.
             let is_there = match &before {
-                Some((key, created)) => look(shared, |store| Ok(store.created(key)? == Some(*created)))?,
+                Some((key, created)) => self.look(|store| Ok(store.created(key)? == Some(*created)))?,
                 None => false,
             };
             if !is_there {
@@ -160,7 +180,7 @@ impl Place {
             if self.is_own && now.since(kept_alive) >= KEEP_ALIVE {
                 kept_alive = now;
                 let keep = Kind::LeaseKeepAlive(LeaseKeepAliveRequest { id: self.lease.0 });
-                execute(shared, keep, now + REQUEST_TIMEOUT, Some).await?;
+                execute(shared, &self.caller, keep, now + REQUEST_TIMEOUT, Some).await?;
             }
         }
     }
@@ -168,15 +188,14 @@ impl Place {
     /// The key just before this one, and when that came into being; and the revision of the store.
     fn before(&self) -> Result<(Option<(Bytes, u64)>, u64), Status> {
         let (key, range_end) = self.line.keys();
-        look(&self.shared, |store| Ok((store.created_before(&key, &range_end, self.created)?, store.revision())))
+        self.look(|store| Ok((store.created_before(&key, &range_end, self.created)?, store.revision())))
     }
 
     /// The own key must still be there: its lease may have ended meanwhile.
     async fn confirm(&self) -> Result<i64, Status> {
         let deadline = self.shared.io.clock.now() + REQUEST_TIMEOUT;
         self.shared.read_barrier(deadline).await.map_err(unread)?;
-        let (created, newest) =
-            look(&self.shared, |store| Ok((store.created(&self.key)?, kv::signed(store.revision()))))?;
+        let (created, newest) = self.look(|store| Ok((store.created(&self.key)?, kv::signed(store.revision()))))?;
         match created == Some(self.created) {
             true => Ok(newest),
             false => Err(Status::unknown("mutex: session is expired")),
@@ -185,9 +204,15 @@ impl Place {
 }
 
 /// Who is first in a line, unless that is what was last changed at the revision `known`; and the revision of the store.
-fn first(shared: &SharedNodeState, name: &[u8], known: i64) -> Result<(Option<KeyValue>, i64), Status> {
-    let (key, range_end) = Line::new(name).keys();
-    look(shared, |store| {
+fn first(
+    shared: &SharedNodeState,
+    caller: &Caller,
+    name: &[u8],
+    known: i64,
+) -> Result<(Option<KeyValue>, i64), Status> {
+    let line = Line::new(name);
+    let (key, range_end) = line.keys();
+    look(shared, caller, &line, |store| {
         let row = store.created_first(&key, &range_end, known.cast_unsigned())?;
         Ok((row, kv::signed(store.revision())))
     })
@@ -196,17 +221,18 @@ fn first(shared: &SharedNodeState, name: &[u8], known: i64) -> Result<(Option<Ke
 #[tonic::async_trait]
 impl Lock for LineService {
     async fn lock(&self, request: Request<LockRequest>) -> Result<Response<LockResponse>, Status> {
+        let caller = Caller::of(&request);
         let LockRequest { name, lease } = request.into_inner();
-        let mut place = self.enter(&name, lease, Bytes::new()).await?;
+        let mut place = self.enter(caller, &name, lease, Bytes::new()).await?;
         let revision = place.turn().await?;
         place.kept = true;
         Ok(Response::new(LockResponse { header: header(&self.shared, revision), key: place.key.clone() }))
     }
 
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
-        let deadline = self.shared.deadline(&request);
+        let (deadline, caller) = (self.shared.deadline(&request), Caller::of(&request));
         let delete = DeleteRangeRequest { key: request.into_inner().key, ..DeleteRangeRequest::default() };
-        let reply = execute(&self.shared, Kind::DeleteRange(delete), deadline, only!(DeleteRange)).await?;
+        let reply = execute(&self.shared, &caller, Kind::DeleteRange(delete), deadline, only!(DeleteRange)).await?;
         let revision = reply.header.map_or(0, |header| header.revision);
         Ok(Response::new(UnlockResponse { header: header(&self.shared, revision) }))
     }
@@ -221,8 +247,9 @@ impl Election for LineService {
     type ObserveStream = BoxStream<'static, Result<LeaderResponse, Status>>;
 
     async fn campaign(&self, request: Request<CampaignRequest>) -> Result<Response<CampaignResponse>, Status> {
+        let caller = Caller::of(&request);
         let CampaignRequest { name, lease, value } = request.into_inner();
-        let mut place = self.enter(&name, lease, value).await?;
+        let mut place = self.enter(caller, &name, lease, value).await?;
         let revision = place.turn().await?;
         place.kept = true;
         let leader = LeaderKey { name, key: place.key.clone(), rev: kv::signed(place.created), lease: place.lease.0 };
@@ -230,10 +257,11 @@ impl Election for LineService {
     }
 
     async fn proclaim(&self, request: Request<ProclaimRequest>) -> Result<Response<ProclaimResponse>, Status> {
+        let caller = Caller::of(&request);
         let ProclaimRequest { leader, value } = request.into_inner();
         let LeaderKey { key, rev, lease, .. } = leader_of(leader)?;
         let put = PutRequest { key: key.clone(), value, lease, ..PutRequest::default() };
-        match only_if(&self.shared, is_created_at(key, rev), Operation::RequestPut(put)).await? {
+        match only_if(&self.shared, &caller, is_created_at(key, rev), Operation::RequestPut(put)).await? {
             Some(revision) => Ok(Response::new(ProclaimResponse { header: header(&self.shared, revision) })),
             None => Err(Status::unknown("election: not leader")),
         }
@@ -242,7 +270,7 @@ impl Election for LineService {
     async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
         let deadline = self.shared.deadline(&request);
         self.shared.read_barrier(deadline).await.map_err(unread)?;
-        match first(&self.shared, &request.into_inner().name, 0)? {
+        match first(&self.shared, &Caller::of(&request), &request.get_ref().name, 0)? {
             (Some(row), revision) => {
                 Ok(Response::new(LeaderResponse { header: header(&self.shared, revision), kv: Some(row) }))
             }
@@ -254,17 +282,18 @@ impl Election for LineService {
     async fn observe(&self, request: Request<LeaderRequest>) -> Result<Response<Self::ObserveStream>, Status> {
         let entered = enter(&self.waiting, KEY_STREAMS_MAX)?;
         self.shared.read_barrier(self.shared.deadline(&request)).await.map_err(unread)?;
-        let (shared, name) = (self.shared.clone(), request.into_inner().name);
-        let told = stream::try_unfold((shared, name, entered, Index(0), 0), |state| async move {
-            let (shared, name, entered, mut seen, last) = state;
+        let (shared, caller) = (self.shared.clone(), Caller::of(&request));
+        let who = (caller, request.into_inner().name);
+        let told = stream::try_unfold((shared, who, entered, Index(0), 0), |state| async move {
+            let (shared, who, entered, mut seen, last) = state;
             loop {
                 let applied = shared.raft.wait(move |status| (status.applied > seen).then_some(status.applied));
                 seen = applied.await;
-                let (row, revision) = first(&shared, &name, last)?;
+                let (row, revision) = first(&shared, &who.0, &who.1, last)?;
                 if let Some(row) = row {
                     let last = row.mod_revision;
                     let told = LeaderResponse { header: header(&shared, revision), kv: Some(row) };
-                    return Ok(Some((told, (shared, name, entered, seen, last))));
+                    return Ok(Some((told, (shared, who, entered, seen, last))));
                 }
             }
         });
@@ -272,10 +301,12 @@ impl Election for LineService {
     }
 
     async fn resign(&self, request: Request<ResignRequest>) -> Result<Response<ResignResponse>, Status> {
+        let caller = Caller::of(&request);
         let LeaderKey { key, rev, .. } = leader_of(request.into_inner().leader)?;
         let delete = DeleteRangeRequest { key: key.clone(), ..DeleteRangeRequest::default() };
         // Whoever does not lead any more has gone already.
-        let revision = only_if(&self.shared, is_created_at(key, rev), Operation::RequestDeleteRange(delete)).await?;
+        let revision =
+            only_if(&self.shared, &caller, is_created_at(key, rev), Operation::RequestDeleteRange(delete)).await?;
         Ok(Response::new(ResignResponse { header: header(&self.shared, revision.unwrap_or_default()) }))
     }
 }

@@ -23,7 +23,7 @@ use crate::proto::etcdserverpb::{
 use crate::proto::v1::{self, BackupHead, cluster_server::Cluster as _, command::Kind, reply};
 use crate::raft::core::Role;
 use crate::raft::snapshot::Copied;
-use crate::shared::{SharedNodeState, internal};
+use crate::shared::{Caller, SharedNodeState, internal};
 use crate::state::kv::signed;
 use crate::state::{alarm, backup, machine};
 
@@ -131,10 +131,10 @@ impl Maintenance for MaintenanceService {
     type SnapshotStream = BoxStream<'static, Result<SnapshotResponse, Status>>;
 
     async fn alarm(&self, request: Request<AlarmRequest>) -> Result<Response<AlarmResponse>, Status> {
-        let deadline = self.shared.deadline(&request);
+        let (deadline, caller) = (self.shared.deadline(&request), Caller::of(&request));
         let request = request.into_inner();
         if request.action() != AlarmAction::Get {
-            return answer(&self.shared, Kind::Alarm(request), deadline, only!(Alarm)).await;
+            return answer(&self.shared, &caller, Kind::Alarm(request), deadline, only!(Alarm)).await;
         }
         let (head, rows) = self.shared.view(false, deadline).await.map_err(unread)?;
         let alarms = alarm::all(&rows, &request).map_err(internal)?;
@@ -170,9 +170,13 @@ impl Maintenance for MaintenanceService {
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         let revision = request.into_inner().revision;
         let view = self.shared.reader.view().map_err(internal)?;
-        let answer =
-            self.shared.read_keys(view, |store| Ok((store.hash(revision)?, store.compacted(), store.revision())))?;
-        let (hash, compacted, newest) = answer.map_err(|reject| rejected(&reject.into()))?;
+        let answer = self.shared.read_keys(
+            view,
+            &Caller::root(),
+            |_| Ok(()),
+            |store| Ok((store.hash(revision)?, store.compacted(), store.revision())),
+        )?;
+        let (hash, compacted, newest) = answer.map_err(|reject| rejected(&reject))?;
         let header = header(&self.shared, signed(newest));
         Ok(Response::new(HashKvResponse { header, hash, compact_revision: signed(compacted) }))
     }

@@ -1,7 +1,9 @@
 //! The gRPC services: decode, check, call, encode.
 
+mod auth;
 mod cluster;
 mod etcd;
+mod gate;
 mod health;
 mod kv;
 mod lease;
@@ -19,10 +21,12 @@ mod worker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use axum::middleware::{from_fn, from_fn_with_state};
 use tonic::service::Routes;
 
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::metrics::Metrics;
+use crate::proto::etcdserverpb::auth_server::AuthServer;
 use crate::proto::etcdserverpb::cluster_server::ClusterServer as MembersServer;
 use crate::proto::etcdserverpb::kv_server::KvServer;
 use crate::proto::etcdserverpb::lease_server::LeaseServer;
@@ -74,12 +78,14 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health, events_max: usize) -
         .add_service(LockServer::new(line.clone()))
         .add_service(ElectionServer::new(line))
         .add_service(MembersServer::new(members::MembersService(node.clone())))
+        .add_service(AuthServer::new(auth::AuthService(node.clone())))
         .add_service(MaintenanceServer::new(maintenance::MaintenanceService::new(node.clone())))
         .add_service(ClusterServer::new(ClusterService(node.clone())))
         .add_service(TasksServer::new(tasks::TasksService(node.clone())))
         .add_service(WorkServer::new(work::WorkService::new(node.clone())))
         .prepare();
-    Routes::from(services.into_axum_router().merge(metrics::route(node.clone())))
+    let routes = services.into_axum_router().merge(metrics::route(node.clone()));
+    Routes::from(routes.layer(from_fn_with_state(node.clone(), gate::admit)))
 }
 
 /// All services of a worker that keeps no state.
@@ -90,5 +96,6 @@ pub fn worker_routes(worker: &WorkerService, health: &Health, metrics: &Arc<Metr
         .add_service(ClusterServer::new(worker.clone()))
         .add_service(TasksServer::new(worker.clone()))
         .prepare();
-    Routes::from(services.into_axum_router().merge(metrics::plain_route(metrics.clone())))
+    let routes = services.into_axum_router().merge(metrics::plain_route(metrics.clone()));
+    Routes::from(routes.layer(from_fn(gate::admit_members)))
 }

@@ -9,7 +9,8 @@ use tonic::{Request, Response, Status};
 use crate::forward;
 use crate::limits::{PASSED_COMMANDS_MAX, REQUEST_TIMEOUT_MAX};
 use crate::proto::v1::{self, Command, PassOnReply, PassOnRequest, Passed, QueryReply, QueryRequest, Reply};
-use crate::shared::SharedNodeState;
+use crate::shared::{Caller, SharedNodeState};
+use crate::state::auth::is_of_members;
 
 /// The service for clients.
 pub struct StoreService(pub Arc<SharedNodeState>);
@@ -17,8 +18,14 @@ pub struct StoreService(pub Arc<SharedNodeState>);
 #[tonic::async_trait]
 impl v1::store_server::Store for StoreService {
     async fn execute(&self, request: Request<Command>) -> Result<Response<Reply>, Status> {
-        let deadline = self.0.deadline(&request);
-        self.0.check_and_execute(request.into_inner(), deadline).await.map(Response::new)
+        let (deadline, caller) = (self.0.deadline(&request), Caller::of(&request));
+        let mut command = request.into_inner();
+        if command.kind.as_ref().is_some_and(is_of_members) && !caller.is_member {
+            return Err(Status::permission_denied("only members ask for this, of themselves"));
+        }
+        command.user = caller.user.to_string();
+        self.0.fill_in(&mut command).await?;
+        self.0.check_and_execute(command, deadline).await.map(Response::new)
     }
 
     async fn pass_on(&self, request: Request<PassOnRequest>) -> Result<Response<PassOnReply>, Status> {
@@ -36,7 +43,7 @@ impl v1::store_server::Store for StoreService {
     }
 
     async fn query(&self, request: Request<QueryRequest>) -> Result<Response<QueryReply>, Status> {
-        let deadline = self.0.deadline(&request);
-        self.0.query(request.into_inner(), deadline).await.map(Response::new)
+        let (deadline, caller) = (self.0.deadline(&request), Caller::of(&request));
+        self.0.query(request.into_inner(), &caller, deadline).await.map(Response::new)
     }
 }

@@ -31,7 +31,8 @@ use crate::proto::etcdserverpb::watch_server::Watch as WatchRpc;
 use crate::proto::etcdserverpb::{ResponseHeader, WatchCreateRequest, WatchRequest, WatchResponse};
 use crate::proto::mvccpb::event::EventType;
 use crate::proto::mvccpb::{Event, KeyValue};
-use crate::shared::{REQUIRES_LEADER, SharedNodeState, internal};
+use crate::shared::{Caller, REQUIRES_LEADER, SharedNodeState, internal};
+use crate::state::auth::Auth;
 use crate::state::kv::{self, Change, Store};
 use crate::state::table::View;
 use crate::time::Monotonic;
@@ -65,6 +66,8 @@ impl WatchRpc for WatchService {
         }
         let watching = Watching {
             shared: self.shared.clone(),
+            caller: Caller::of(&request),
+            auth_revision: 0,
             events_max: self.events_max,
             asks: request.into_inner(),
             requires_leader,
@@ -123,6 +126,9 @@ struct Watch {
 /// A stream.
 struct Watching {
     shared: Arc<SharedNodeState>,
+    caller: Caller,
+    /// As of which the watches were last found to be allowed.
+    auth_revision: u64,
     /// Changes that are read at once.
     events_max: usize,
     asks: Streaming<WatchRequest>,
@@ -213,8 +219,15 @@ impl Watching {
         Ok(head.revision)
     }
 
+    /// Whether whoever watches may read the keys of a range.
+    fn may(&self, auth: &Auth, key: &[u8], range_end: &[u8]) -> Result<(), String> {
+        let may = auth.rights(&self.caller.user).and_then(|rights| rights.read(key, range_end));
+        may.map_err(|reject| etcd::rejected(&reject.into()).message().to_owned())
+    }
+
     fn create(&mut self, create: WatchCreateRequest) -> Result<(), Status> {
-        let newest = self.newest()?;
+        let (head, rows) = self.shared.reader.view().map_err(internal)?;
+        let newest = head.revision;
         let (key, range_end) = (create.key.clone(), create.range_end.clone());
         // No key is empty: all keys from the first on.
         let key = if key.is_empty() { Bytes::from_static(&[0]) } else { key };
@@ -225,7 +238,7 @@ impl Watching {
         } else if self.watches.len() >= KEY_WATCHES_MAX {
             Some(format!("etcdserver: {KEY_WATCHES_MAX} watches are on this stream already; open another"))
         } else {
-            None
+            self.may(rows.auth(), &key, &range_end).err()
         };
         if let Some(cancel_reason) = refusal {
             self.answers.push_back(WatchResponse {
@@ -279,6 +292,7 @@ impl Watching {
         let store = Store::of(&head, &rows);
         self.seen = applied.max(Index(head.applied_index));
         self.cancel_compacted(&store);
+        self.cancel_forbidden(rows.auth(), store.revision());
         let first = self.watches.values().map(|watch| watch.next).min().unwrap_or(u64::MAX);
         let mut upto = store.revision();
         if first <= upto {
@@ -304,6 +318,23 @@ impl Watching {
                 compact_revision: kv::signed(store.compacted()),
                 ..WatchResponse::default()
             });
+        }
+    }
+
+    /// Ends those whose user may not read all of their keys any more.
+    fn cancel_forbidden(&mut self, auth: &Auth, newest: u64) {
+        if auth.revision() == std::mem::replace(&mut self.auth_revision, auth.revision()) {
+            return;
+        }
+        let why = |watch: &Watch| self.may(auth, &watch.key, &watch.range_end).err();
+        let forbidden: Vec<(i64, String)> =
+            self.watches.iter().filter_map(|(id, watch)| Some((*id, why(watch)?))).collect();
+        for (watch_id, cancel_reason) in forbidden {
+            sometimes!("a watch ended because its user may not read its keys any more");
+            self.watches.remove(&watch_id);
+            let header = self.header(newest);
+            let answer = WatchResponse { header, watch_id, canceled: true, cancel_reason, ..WatchResponse::default() };
+            self.answers.push_back(answer);
         }
     }
 

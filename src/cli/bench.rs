@@ -60,8 +60,8 @@ impl Load {
         let sync = os::time_syncs(&self.disk, SYNCS)
             .context(|| format!("time the disk under {}", self.disk.display()))
             .map(|mut times| percentile(&mut times, 50))?;
-        let io = connection.access.client_io()?;
-        let connect = || Client::new(io.clone(), &connection.endpoints, connection.command_timeout);
+        let (io, login) = (connection.access.client_io()?, connection.login()?);
+        let connect = || connection.connect(io.clone(), login.as_ref());
         let shared: Vec<Client> = (0..self.connections.min(self.clients)).map(|_| connect()).collect();
         // Sessions are opened before the clock runs, and a cluster that cannot be reached is said at once.
         for client in &shared {

@@ -13,6 +13,7 @@ macro_rules! say {
 
 mod access;
 mod alarm;
+mod auth;
 mod bench;
 mod config;
 mod kv;
@@ -31,8 +32,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::client::{Client, ClientError};
-use crate::error::Fault;
+use crate::error::{Context, Fault};
 use crate::ids::{Address, NodeId};
+use crate::io::Io;
 use crate::os;
 use crate::proto::v1::MemberRole;
 
@@ -136,6 +138,18 @@ enum Command {
         connection: Connection,
         #[command(subcommand)]
         command: alarm::Alarm,
+    },
+    /// Say who may do what: users log in, and have roles, which say what may be done with which keys
+    #[command(
+        after_help = "Examples:\n  node auth user add root\n  node auth user grant root root\n  node auth enable\n  \
+        export CAIRN_USER=root\n  node auth role add web\n  node auth role grant web readwrite web/ --prefix\n  \
+        node auth user add alice\n  node auth user grant alice web\n  node kv put web/greeting hello --user alice"
+    )]
+    Auth {
+        #[command(flatten)]
+        connection: Connection,
+        #[command(subcommand)]
+        command: auth::Auth,
     },
     /// Write the state of a cluster to a file, and begin a new cluster with one
     #[command(after_help = "Examples:\n  node snapshot save monday.backup\n  node snapshot status monday.backup\n  \
@@ -241,6 +255,12 @@ struct Connection {
     command_timeout: Duration,
     #[command(flatten)]
     access: access::Access,
+    /// Who to log in as. Without the password after the name, it is asked for, or read from standard input
+    #[arg(long, global = true, env = "CAIRN_USER", value_name = "NAME[:PASSWORD]", hide_env_values = true)]
+    user: Option<String>,
+    /// The password
+    #[arg(long, global = true, env = "CAIRN_PASSWORD", hide_env_values = true, requires = "user")]
+    password: Option<String>,
     /// What to print
     #[arg(short = 'o', long = "output", global = true, default_value = "table")]
     output: Output,
@@ -263,7 +283,30 @@ fn seconds(text: &str) -> Result<Duration, String> {
 
 impl Connection {
     fn client(&self) -> Result<Client, Failure> {
-        Ok(Client::new(self.access.client_io()?, &self.endpoints, self.command_timeout))
+        let (io, login) = (self.access.client_io()?, self.login()?);
+        Ok(self.connect(io, login.as_ref()))
+    }
+
+    /// Name and password of who is to log in.
+    fn login(&self) -> Result<Option<(String, String)>, Failure> {
+        let Some(user) = &self.user else { return Ok(None) };
+        let login = |name: &str, password: &str| Some((name.to_owned(), password.to_owned()));
+        Ok(match (user.split_once(':'), &self.password) {
+            (Some((name, password)), _) => login(name, password),
+            (None, Some(password)) => login(user, password),
+            (None, None) => {
+                let read = os::read_secret(&format!("Password of {user}: "));
+                login(user, &read.context(|| "read the password".into())?)
+            }
+        })
+    }
+
+    fn connect(&self, io: Io, login: Option<&(String, String)>) -> Client {
+        let client = Client::new(io, &self.endpoints, self.command_timeout);
+        match login {
+            Some((name, password)) => client.as_user(name, password),
+            None => client,
+        }
     }
 }
 
@@ -346,6 +389,7 @@ pub fn main() -> i32 {
             Command::Kv { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Lease { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Alarm { connection, command } => command.run(&connection).await.map(|()| 0),
+            Command::Auth { connection, command } => command.run(&connection).await.map(|()| 0),
             Command::Lock { connection, lock } => lock.run(&connection).await,
             Command::Elect { connection, elect } => elect.run(&connection).await,
             Command::Snapshot { connection, command } => command.run(&connection).await.map(|()| 0),

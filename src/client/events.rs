@@ -83,6 +83,7 @@ impl KeyWatch {
                         return Ok(changes);
                     }
                 }
+                Err(status) if self.client.is_outdated(&status) => self.stream = None,
                 Err(status) if matches!(status.code(), Code::Unauthenticated | Code::Unimplemented) => {
                     return Err(ClientError::Invalid(status.message().into()));
                 }
@@ -100,7 +101,9 @@ impl KeyWatch {
         let clock = &self.client.io.clock;
         let (asks, outgoing) = mpsc::channel(2);
         asks.try_send(ask(RequestUnion::CreateRequest(self.create.clone()))).ok()?;
-        let mut watch = WatchClient::new(self.client.preferred()).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let member = self.client.preferred();
+        self.client.log_in(&member, clock.now() + PATIENCE).await.ok()?;
+        let mut watch = WatchClient::new(member).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         request.metadata_mut().insert(REQUIRES_LEADER, "true".parse().expect("plain text"));
         let call = watch.watch(request);

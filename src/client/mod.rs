@@ -5,6 +5,7 @@
 //! deadline ends as [`ClientError::Unknown`], never as a guess.
 
 mod alarms;
+mod auth;
 mod backup;
 mod events;
 mod kv;
@@ -88,6 +89,8 @@ pub struct Client {
     io: Io,
     endpoints: Arc<Vec<(Address, Channel)>>,
     state: Arc<Mutex<State>>,
+    /// Who it is, if it is to be somebody.
+    login: Option<Arc<auth::Login>>,
     timeout: Duration,
     attempt_timeout: Duration,
 }
@@ -139,6 +142,7 @@ fn failure(status: Status) -> Failure {
         | Code::NotFound
         | Code::AlreadyExists
         | Code::FailedPrecondition
+        | Code::PermissionDenied
         | Code::Unauthenticated => Failure::Final(ClientError::Invalid(text)),
         _ if is_not_done(&status) => Failure::NotDone(text),
         _ => Failure::Unknown(text),
@@ -162,7 +166,7 @@ impl Client {
     pub fn over(io: Io, channels: Vec<(Address, Channel)>, timeout: Duration) -> Self {
         assert!(!channels.is_empty(), "a client needs an endpoint");
         let endpoints = Arc::new(channels);
-        Self { io, endpoints, state: Arc::default(), timeout, attempt_timeout: ATTEMPT_TIMEOUT }
+        Self { io, endpoints, state: Arc::default(), login: None, timeout, attempt_timeout: ATTEMPT_TIMEOUT }
     }
 
     /// The same, with calls that give up after `timeout`.
@@ -215,7 +219,7 @@ impl Client {
     /// answer within a second.
     pub async fn ask_each(&self, members: &[v1::Member]) -> BTreeMap<NodeId, Option<(bool, v1::StatusReply)>> {
         let ask = |member: &v1::Member| {
-            let channel = member.address.parse().ok().map(|address| self.io.network.connect(&address));
+            let channel = member.address.parse().ok().map(|address| self.signed(self.io.network.connect(&address)));
             async move {
                 let channel = channel?;
                 let check = HealthCheckRequest::default();
@@ -304,7 +308,7 @@ impl Client {
     /// See [`ClientError`]; a refusal of the state is an answer.
     pub async fn execute_again(&self, kind: Kind) -> Result<v1::Reply, ClientError> {
         self.attempts(|channel, deadline| {
-            let mut request = Request::new(v1::Command { session: None, kind: Some(kind.clone()) });
+            let mut request = Request::new(command::plain("", kind.clone()));
             request.set_timeout(deadline.since(self.io.clock.now()));
             Box::pin(async move { store(channel).execute(request).await })
         })
@@ -335,7 +339,8 @@ impl Client {
             .attempts_noting(&mut unsure, |channel, deadline| {
                 let acknowledged = self.acknowledged(session);
                 let header = v1::SessionHeader { session: session.0, seq: seq.0, acknowledged };
-                let mut request = Request::new(v1::Command { session: Some(header), kind: Some(kind.clone()) });
+                let command = v1::Command { session: Some(header), ..command::plain("", kind.clone()) };
+                let mut request = Request::new(command);
                 request.set_timeout(deadline.since(self.io.clock.now()));
                 Box::pin(async move { store(channel).execute(request).await })
             })
@@ -410,7 +415,7 @@ impl Client {
 
     /// Carries out a command that may take effect more than once.
     async fn execute_plain(&self, kind: Kind) -> Result<reply::Kind, ClientError> {
-        let command = v1::Command { session: None, kind: Some(kind) };
+        let command = command::plain("", kind);
         let reply = self
             .attempts(|channel, deadline| {
                 let mut request = Request::new(command.clone());
@@ -460,17 +465,23 @@ impl Client {
             let (address, channel) = &self.endpoints[turn];
             let until = deadline.min(clock.now() + self.attempt_timeout);
             let mut hint = None;
-            let outcome = match clock.deadline(until, attempt(channel.clone(), until)).await {
-                Ok(Ok(response)) => {
+            let asked = async {
+                self.log_in(channel, until).await?;
+                Ok(clock.deadline(until, attempt(channel.clone(), until)).await)
+            };
+            let outcome = match asked.await {
+                Err(failure) => failure,
+                Ok(Ok(Ok(response))) => {
                     sometimes!(*unsure, "a command was answered after an attempt of unknown outcome");
                     return Ok(response.into_inner());
                 }
-                Ok(Err(status)) => {
+                Ok(Ok(Err(status))) if self.is_outdated(&status) => Failure::NotDone(status.message().to_owned()),
+                Ok(Ok(Err(status))) => {
                     let value = status.metadata().get(LEADER_HINT).and_then(|value| value.to_str().ok());
                     hint = value.map(str::to_owned);
                     failure(status)
                 }
-                Err(_) => Failure::Unknown("no answer in time".into()),
+                Ok(Err(_)) => Failure::Unknown("no answer in time".into()),
             };
             match outcome {
                 // This attempt did nothing; an earlier one may have, or may yet.

@@ -9,11 +9,12 @@ use crate::error::Fault;
 use crate::ids::NodeId;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::{AlarmRequest, AlarmType, CompactionRequest};
-use crate::proto::v1::{self, Member, MemberRole, command};
+use crate::proto::v1::{self, Member, MemberRole, command::Kind};
 use crate::raft::core::{Role, Status};
 use crate::scheduler;
+use crate::state::auth::ROOT;
 use crate::state::table::Read;
-use crate::state::{kv, lease, session, task, worker};
+use crate::state::{command, kv, lease, session, task, worker};
 use crate::time::ClusterTime;
 
 /// Entries that a learner may lack and still count as caught up.
@@ -38,16 +39,16 @@ pub fn expire(
     let workers: Vec<u64> = expired.map(|worker| worker.id).collect();
     let mut kinds = Vec::new();
     if !sessions.is_empty() {
-        kinds.push(command::Kind::ExpireSessions(v1::ExpireSessions { sessions }));
+        kinds.push(Kind::ExpireSessions(v1::ExpireSessions { sessions }));
     }
     if !leases.is_empty() {
-        kinds.push(command::Kind::ExpireLeases(v1::ExpireLeases { leases }));
+        kinds.push(Kind::ExpireLeases(v1::ExpireLeases { leases }));
     }
     let may_expire = head.sessions_live + head.workers_live + head.leases_live > 0;
     if !workers.is_empty() || kinds.is_empty() && keep_time && may_expire {
-        kinds.push(command::Kind::ExpireWorkers(v1::ExpireWorkers { workers }));
+        kinds.push(Kind::ExpireWorkers(v1::ExpireWorkers { workers }));
     }
-    Ok(kinds.into_iter().map(|kind| v1::Command { session: None, kind: Some(kind) }).collect())
+    Ok(kinds.into_iter().map(|kind| command::plain(ROOT, kind)).collect())
 }
 
 /// The command that gives tasks to workers; `None` if there is none to give.
@@ -61,27 +62,27 @@ pub fn assign(head: &v1::Head, rows: &impl Read) -> Result<Option<v1::Command>, 
     let now = ClusterTime(head.cluster_time_ms);
     let assignments = scheduler::place(&task::placeable(rows, now)?, &worker::all(rows)?, now);
     let wanted = !assignments.is_empty();
-    let kind = command::Kind::AssignTasks(v1::AssignTasks { assignments });
-    Ok(wanted.then_some(v1::Command { session: None, kind: Some(kind) }))
+    let kind = Kind::AssignTasks(v1::AssignTasks { assignments });
+    Ok(wanted.then_some(command::plain(ROOT, kind)))
 }
 
 /// The command that removes some of what was compacted from the database; `None` if nothing is left.
 pub fn sweep(head: &v1::Head) -> Option<v1::Command> {
-    let kind = command::Kind::SweepVersions(v1::SweepVersions {});
-    kv::is_sweeping(head).then_some(v1::Command { session: None, kind: Some(kind) })
+    let kind = Kind::SweepVersions(v1::SweepVersions {});
+    kv::is_sweeping(head).then_some(command::plain(ROOT, kind))
 }
 
 /// The command that forgets what was superseded before a revision.
 pub fn compact(revision: u64) -> v1::Command {
-    let kind = command::Kind::Compact(CompactionRequest { revision: kv::signed(revision), physical: false });
-    v1::Command { session: None, kind: Some(kind) }
+    let kind = Kind::Compact(CompactionRequest { revision: kv::signed(revision), physical: false });
+    command::plain(ROOT, kind)
 }
 
 /// The command that raises the alarm that a member's keys take more than they may.
 pub fn raise_no_space(member: NodeId) -> v1::Command {
     let request =
         AlarmRequest { action: AlarmAction::Activate.into(), member_id: member.0, alarm: AlarmType::Nospace.into() };
-    v1::Command { session: None, kind: Some(command::Kind::Alarm(request)) }
+    command::plain(ROOT, Kind::Alarm(request))
 }
 
 /// Whether a learner answers its leader and lacks little of the log.

@@ -1,4 +1,5 @@
-//! Who may call: every call carries the cluster's token, and a node answers nothing without it but health checks.
+//! Who may call: every call carries the cluster's token, and a node answers nothing without it but health checks, and users who
+//! have a token of their own, or are about to get one: what those may do, the node itself finds out.
 //!
 //! It is a [`Network`] around a network, so members, joining nodes and clients carry the token by the same lines, over
 //! sockets as in simulation. The token proves that the caller belongs here; that nobody reads it on the way is
@@ -27,6 +28,24 @@ use crate::limits::{TOKEN_CHARS_MAX, TOKEN_CHARS_MIN};
 const BEARER: &str = "Bearer ";
 /// Probers know no tokens, and learn nothing but whether the node serves.
 const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
+
+/// The metadata with the token of a user; etcd's clients send it so.
+pub const USER_TOKEN: &str = "token";
+/// Where a user gets one.
+pub const LOG_IN: &str = "/etcdserverpb.Auth/Authenticate";
+
+/// What is said to who has none.
+pub const TOKEN_NEEDED: &str =
+    "this cluster answers only to those who have its token; name the file that holds it with --token-file";
+
+/// What a caller has shown, as an extension of its request. None is there where the cluster has no token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// The cluster's token.
+    Token,
+    /// Nothing, or the token of a user.
+    Nothing,
+}
 
 /// The tokens of a cluster: the first is sent, any of them is taken. While members change over to a new one, each takes
 /// both.
@@ -160,14 +179,19 @@ where
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: http::Request<B>) -> Self::Future {
-        let refusal = match request.headers().get(AUTHORIZATION) {
-            _ if request.uri().path().starts_with(OPEN_TO_ALL) => return Either::Left(self.inner.call(request)),
-            Some(presented) if self.tokens.take(presented) => return Either::Left(self.inner.call(request)),
-            Some(_) => "the token is not one of this cluster's",
-            None => {
-                "this cluster answers only to those who have its token; name the file that holds it with --token-file"
-            }
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        let path = request.uri().path();
+        let by_user = path == LOG_IN || request.headers().contains_key(USER_TOKEN);
+        let (refusal, shown) = match request.headers().get(AUTHORIZATION) {
+            _ if path.starts_with(OPEN_TO_ALL) => (None, Shown::Nothing),
+            Some(presented) if self.tokens.take(presented) => (None, Shown::Token),
+            Some(_) => (Some("the token is not one of this cluster's"), Shown::Nothing),
+            None if by_user => (None, Shown::Nothing),
+            None => (Some(TOKEN_NEEDED), Shown::Nothing),
+        };
+        let Some(refusal) = refusal else {
+            request.extensions_mut().insert(shown);
+            return Either::Left(self.inner.call(request));
         };
         let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
         let response = if request.headers().get(CONTENT_TYPE).is_some_and(grpc) {

@@ -19,6 +19,7 @@ mod space;
 pub use restore::restore;
 
 use std::collections::BTreeSet;
+use std::num::NonZeroU32;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +38,7 @@ use crate::client::{Client, Remote};
 use crate::controller::{self, Historian, History};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId};
-use crate::io::{Channel, Io, Listener, TaskHandle};
+use crate::io::{Channel, Io, Listener, Shown, TaskHandle};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::proto::v1::{JoinReply, Member, MemberRole};
@@ -89,6 +90,7 @@ pub struct NodeBuilder {
     worker: WorkerConfig,
     free_space_floor: u64,
     keys_quota: u64,
+    password_rounds: NonZeroU32,
     history: History,
     standby: bool,
     observer: Arc<dyn Observer>,
@@ -111,6 +113,7 @@ impl NodeBuilder {
             worker: WorkerConfig::default(),
             free_space_floor: limits::FREE_SPACE_FLOOR,
             keys_quota: limits::KEYS_QUOTA,
+            password_rounds: limits::PASSWORD_ROUNDS,
             history: History::default(),
             standby: false,
             observer: Arc::new(()),
@@ -180,6 +183,12 @@ impl NodeBuilder {
     /// Bytes that keys and their history may take while it leads: beyond them it raises an alarm.
     pub fn keys_quota(mut self, bytes: u64) -> Self {
         self.keys_quota = bytes;
+        self
+    }
+
+    /// How often it mixes a password before it is kept: what a guess costs.
+    pub fn password_rounds(mut self, rounds: NonZeroU32) -> Self {
+        self.password_rounds = rounds;
         self
     }
 
@@ -267,7 +276,11 @@ impl NodeBuilder {
             raft.note_removed();
         }
         let outputs = worker::outputs(&io).filter(|_| self.role == Role::Both);
-        let bounds = Bounds { free_space_floor: self.free_space_floor, keys_quota: self.keys_quota };
+        let bounds = Bounds {
+            free_space_floor: self.free_space_floor,
+            keys_quota: self.keys_quota,
+            password_rounds: self.password_rounds,
+        };
         let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics, bounds);
         let health = Health::default();
         let routes = api::routes(&shared, &health, self.events_max);
@@ -533,7 +546,9 @@ impl Node {
     /// A channel to this node in this process, for generated clients.
     pub fn channel(&self) -> Channel {
         let routes = self.routes.clone();
-        Channel::new(service_fn(move |request| {
+        Channel::new(service_fn(move |mut request: http::Request<_>| {
+            // Whoever is in this process may do everything.
+            request.extensions_mut().insert(Shown::Token);
             let answer = routes.clone().oneshot(request);
             // It goes no further than this process: it cannot fail on the way.
             async { answer.await.map_err(|never| match never {}) }

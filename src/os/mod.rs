@@ -116,6 +116,30 @@ pub fn read_text(path: &Path) -> std::io::Result<String> {
     std::fs::read_to_string(path)
 }
 
+/// Reads a line that nobody is to see: from a terminal, which asks for it and does not show it, or from whatever standard input is.
+///
+/// # Errors
+/// What the operating system says.
+pub fn read_secret(asks: &str) -> std::io::Result<String> {
+    use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+    use std::io::{IsTerminal, stdin};
+    let mut line = String::new();
+    if !stdin().is_terminal() {
+        stdin().read_line(&mut line)?;
+    } else {
+        eprint!("{asks}");
+        let shown = tcgetattr(stdin())?;
+        let mut hidden = shown.clone();
+        hidden.local_flags.remove(LocalFlags::ECHO);
+        tcsetattr(stdin(), SetArg::TCSANOW, &hidden)?;
+        let read = stdin().read_line(&mut line);
+        tcsetattr(stdin(), SetArg::TCSANOW, &shown)?;
+        eprintln!();
+        read?;
+    }
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
+}
+
 /// Makes a directory and those above it, if they are not there.
 ///
 /// # Errors

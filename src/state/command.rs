@@ -3,11 +3,16 @@
 use prost::Message;
 
 use super::machine::Apply;
-use super::{alarm, kv, lease, session, task, worker};
-use crate::error::{Context, Fault, KvReject, Reject};
+use super::{alarm, auth, kv, lease, session, task, worker};
+use crate::error::{AuthReject, Context, Fault, KvReject, Reject};
 use crate::ids::{LeaseId, NodeId, Seq, SessionId, TaskId, Token};
 use crate::limits::COMMAND_BYTES_MAX;
 use crate::proto::v1::{self, command, rejection, reply};
+
+/// A command under no session that a user asks for; see [`auth::ROOT`] for what the cluster does by itself.
+pub fn plain(user: &str, kind: command::Kind) -> v1::Command {
+    v1::Command { session: None, kind: Some(kind), user: user.into() }
+}
 
 /// Checks what can be checked of a command without the state, before it is proposed.
 ///
@@ -25,6 +30,7 @@ pub fn check(command: &v1::Command) -> Result<(), Reject> {
         Some(command::Kind::Txn(txn)) => kv::check_txn(txn).map_err(Reject::from),
         Some(command::Kind::LeaseGrant(grant)) => lease::check_grant(grant).map_err(Reject::from),
         Some(command::Kind::Alarm(request)) => alarm::check(request),
+        Some(command::Kind::ChangeAuth(change)) => auth::check_change(change),
         Some(command::Kind::SubmitTask(submit)) => task::check_spec(submit.spec.as_ref()),
         Some(command::Kind::RegisterWorker(register)) => worker::check_features(&register.features),
         Some(command::Kind::ReportAttempt(report)) => task::check_exit(report.exit.as_ref()),
@@ -46,20 +52,24 @@ pub(super) fn execute(apply: &mut Apply<'_>, bytes: &[u8]) -> Result<bytes::Byte
         return Err(Fault::new("the log holds a command that this version does not know; upgrade this member"));
     };
     let Some(header) = &command.session else {
-        return Ok(run(apply, kind)?.encode_to_vec().into());
+        return Ok(run(apply, &command.user, kind)?.encode_to_vec().into());
     };
-    match session::begin(apply, header)? {
+    match session::begin(apply, header, &command.user)? {
         session::Begin::Replay(reply) => Ok(reply),
         session::Begin::Refuse(reject) => Ok(refusal(&reject).encode_to_vec().into()),
         session::Begin::Fresh => {
-            let reply = run(apply, kind)?.encode_to_vec();
+            let reply = run(apply, &command.user, kind)?.encode_to_vec();
             session::finish(apply, header, &reply)?;
             Ok(reply.into())
         }
     }
 }
 
-fn run(apply: &mut Apply<'_>, kind: &command::Kind) -> Result<v1::Reply, Fault> {
+fn run(apply: &mut Apply<'_>, user: &str, kind: &command::Kind) -> Result<v1::Reply, Fault> {
+    if let Err(reject) = auth::check(apply, user, kind) {
+        sometimes!("a user was refused what it may not do");
+        return Ok(refusal(&reject.into()));
+    }
     if let Some(reject) = alarm::refusal(&apply.head, kind) {
         sometimes!("an alarm kept something from being done");
         return Ok(refusal(&reject.into()));
@@ -80,9 +90,10 @@ fn run(apply: &mut Apply<'_>, kind: &command::Kind) -> Result<v1::Reply, Fault> 
             Ok(reply::Kind::ExpireLeases(v1::ExpireLeasesReply { expired }))
         }
         command::Kind::Alarm(request) => alarm::change(apply, request)?.map(reply::Kind::Alarm),
-        command::Kind::OpenSession(_) => session::open(apply)?.map(reply::Kind::OpenSession),
+        command::Kind::ChangeAuth(change) => auth::change(apply, change)?.map(reply::Kind::ChangeAuth),
+        command::Kind::OpenSession(_) => session::open(apply, user)?.map(reply::Kind::OpenSession),
         command::Kind::KeepSession(_) => Ok(reply::Kind::KeepSession(v1::KeepSessionReply {})),
-        command::Kind::CloseSession(close) => session::close(apply, SessionId(close.session))?
+        command::Kind::CloseSession(close) => session::close(apply, SessionId(close.session), user)?
             .map(|()| reply::Kind::CloseSession(v1::CloseSessionReply {})),
         command::Kind::ExpireSessions(expire) => {
             let expired = session::expire(apply, &expire.sessions)?;
@@ -125,6 +136,7 @@ pub fn rejection(reject: &Reject) -> v1::Rejection {
         Reject::WindowFull { session, seq, acknowledged } => Kind::WindowFull(stale(session, seq, acknowledged)),
         Reject::LimitReached { what, limit } => Kind::Limit(rejection::Limit { what: what.clone(), limit: *limit }),
         Reject::Kv(reject) => Kind::Keys(keys_rejection(*reject)),
+        Reject::Auth(reject) => Kind::Auth(auth_rejection(*reject).into()),
         Reject::NotFound(what) => Kind::NotFound(what.clone()),
         Reject::Conflict(what) => Kind::Conflict(what.clone()),
         Reject::Fenced(token) => Kind::Fenced(token.0),
@@ -154,11 +166,53 @@ pub fn reject(rejection: &v1::Rejection) -> Option<Reject> {
         }
         Kind::Limit(l) => Reject::LimitReached { what: l.what.clone(), limit: l.limit },
         Kind::Keys(keys) => Reject::Kv(keys_reject(keys)?),
+        Kind::Auth(auth) => Reject::Auth(auth_reject(rejection::Auth::try_from(*auth).ok()?)?),
         Kind::NotFound(what) => Reject::NotFound(what.clone()),
         Kind::Conflict(what) => Reject::Conflict(what.clone()),
         Kind::Fenced(token) => Reject::Fenced(Token(*token)),
         Kind::WorkerOffline(worker) => Reject::WorkerOffline(NodeId(*worker)),
         Kind::Invalid(i) => Reject::Invalid { field: i.field.clone(), why: i.why.clone() },
+    })
+}
+
+fn auth_rejection(reject: AuthReject) -> rejection::Auth {
+    use rejection::Auth;
+    match reject {
+        AuthReject::UserMissing => Auth::UserMissing,
+        AuthReject::Denied => Auth::Denied,
+        AuthReject::PasswordMissing => Auth::PasswordMissing,
+        AuthReject::RoleMissing => Auth::RoleMissing,
+        AuthReject::PermissionMissing => Auth::PermissionMissing,
+        AuthReject::RootUserMissing => Auth::RootUserMissing,
+        AuthReject::RootRoleMissing => Auth::RootRoleMissing,
+        AuthReject::RootNeeded => Auth::RootNeeded,
+        AuthReject::UserExists => Auth::UserExists,
+        AuthReject::UserNotFound => Auth::UserNotFound,
+        AuthReject::RoleExists => Auth::RoleExists,
+        AuthReject::RoleNotFound => Auth::RoleNotFound,
+        AuthReject::RoleNotGranted => Auth::RoleNotGranted,
+        AuthReject::PermissionNotGranted => Auth::PermissionNotGranted,
+    }
+}
+
+fn auth_reject(auth: rejection::Auth) -> Option<AuthReject> {
+    use rejection::Auth;
+    Some(match auth {
+        Auth::Unspecified => return None,
+        Auth::UserMissing => AuthReject::UserMissing,
+        Auth::Denied => AuthReject::Denied,
+        Auth::PasswordMissing => AuthReject::PasswordMissing,
+        Auth::RoleMissing => AuthReject::RoleMissing,
+        Auth::PermissionMissing => AuthReject::PermissionMissing,
+        Auth::RootUserMissing => AuthReject::RootUserMissing,
+        Auth::RootRoleMissing => AuthReject::RootRoleMissing,
+        Auth::RootNeeded => AuthReject::RootNeeded,
+        Auth::UserExists => AuthReject::UserExists,
+        Auth::UserNotFound => AuthReject::UserNotFound,
+        Auth::RoleExists => AuthReject::RoleExists,
+        Auth::RoleNotFound => AuthReject::RoleNotFound,
+        Auth::RoleNotGranted => AuthReject::RoleNotGranted,
+        Auth::PermissionNotGranted => AuthReject::PermissionNotGranted,
     })
 }
 

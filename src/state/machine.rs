@@ -12,6 +12,7 @@ use prost::Message;
 use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::auth::Auth;
 use super::kv::KeyIndex;
 use super::table::{Rows, View, full_digest};
 use super::{command, member};
@@ -66,6 +67,8 @@ pub(super) struct Apply<'txn> {
     pub(super) head: v1::Head,
     /// The index of keys. Readers see it change before the rows: they look for nothing newer than their revision.
     pub(super) index: Arc<RwLock<KeyIndex>>,
+    /// What users may do, as of these rows.
+    pub(super) auth: Arc<Auth>,
 }
 
 /// The replicated state of one member. Owned by one thread; read through [`StateReader`]s by any.
@@ -83,17 +86,21 @@ pub struct State {
     since_durable: u64,
 }
 
-/// A database and the index of its keys.
+/// A database, the index of its keys, and what its users may do.
 #[derive(Clone)]
 struct Store {
     db: Arc<Database>,
     index: Arc<RwLock<KeyIndex>>,
+    auth: Arc<Auth>,
 }
 
 impl Store {
     fn new(db: Database, head: &v1::Head) -> Result<Self, Fault> {
         let index = load_index(&db, head)?;
-        Ok(Self { db: Arc::new(db), index: Arc::new(RwLock::new(index)) })
+        let rows = View::new(db.begin_read().context(|| "read the users".into())?, Arc::default());
+        let auth = Arc::new(Auth::load(&rows, head)?);
+        drop(rows);
+        Ok(Self { db: Arc::new(db), index: Arc::new(RwLock::new(index)), auth })
     }
 }
 
@@ -243,9 +250,10 @@ impl State {
         let mut bytes = 0;
         let mut txn = self.store.db.begin_write().context(what)?;
         let since = last.index.0 - self.durable.0;
-        let (head, outcomes) = {
+        let (head, auth, outcomes) = {
             let rows = Rows::new(&txn, self.head.rows_digest);
-            let mut apply = Apply { rows, head: self.head.clone(), index: self.store.index.clone() };
+            let (index, auth) = (self.store.index.clone(), self.store.auth.clone());
+            let mut apply = Apply { rows, head: self.head.clone(), index, auth };
             let mut outcomes = Vec::with_capacity(entries.len());
             for entry in entries {
                 assert_eq!(entry.index.0, apply.head.applied_index + 1, "entries are applied in order, each once");
@@ -261,13 +269,17 @@ impl State {
             }
             let mut table = txn.open_table(HEAD).context(what)?;
             table.insert((), &*apply.head.encode_to_vec()).context(what)?;
-            (apply.head, outcomes)
+            (apply.head, apply.auth, outcomes)
         };
         let checkpoint = since >= CHECKPOINT_ENTRIES_MAX || self.since_durable + bytes >= CHECKPOINT_BYTES_MAX;
         if !checkpoint {
             txn.set_durability(Durability::None).context(what)?;
         }
         txn.commit().context(what)?;
+        if head.auth_revision != self.head.auth_revision {
+            self.store.auth = auth.clone();
+            self.current.lock().expect("no code panics while it holds the database").auth = auth;
+        }
         self.head = head;
         self.since_durable += bytes;
         if checkpoint {
@@ -334,7 +346,18 @@ impl StateReader {
         let store = self.current.lock().expect("no code panics while it holds the database").clone();
         let txn = store.db.begin_read().context(what)?;
         let head = read_head(&txn.open_table(HEAD).context(what)?)?;
-        Ok((head, View::new(txn, store.index)))
+        let view = View::new(txn, store.index);
+        // What has been committed is told a little later: what users may do must be as of the rows.
+        let auth = match store.auth.revision() == head.auth_revision {
+            true => store.auth,
+            false => Arc::new(Auth::load(&view, &head)?),
+        };
+        Ok((head, view.with_auth(auth)))
+    }
+
+    /// What users may do, as of about now.
+    pub fn auth(&self) -> Arc<Auth> {
+        self.current.lock().expect("no code panics while it holds the database").auth.clone()
     }
 
     /// Bytes that keys and their history take.

@@ -5,6 +5,7 @@
 //! its rules and its tables; [`table`] is the only way to a row.
 
 pub mod alarm;
+pub mod auth;
 pub mod backup;
 pub mod command;
 pub mod kv;

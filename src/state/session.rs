@@ -49,9 +49,10 @@ pub(super) enum Begin {
 }
 
 /// Looks a request up and notes that the session is in use.
-pub(super) fn begin(apply: &mut Apply<'_>, header: &v1::SessionHeader) -> Result<Begin, Fault> {
+pub(super) fn begin(apply: &mut Apply<'_>, header: &v1::SessionHeader, user: &str) -> Result<Begin, Fault> {
     let (session, seq, acknowledged) = (SessionId(header.session), Seq(header.seq), Seq(header.acknowledged));
-    let Some(mut row) = read(&apply.rows, session)? else {
+    // What somebody else was answered is not this user's to see.
+    let Some(mut row) = read(&apply.rows, session)?.filter(|row| row.user == user) else {
         sometimes!("a request came under a session that is gone");
         return Ok(Begin::Refuse(Reject::SessionExpired(session)));
     };
@@ -109,20 +110,20 @@ fn forget(apply: &mut Apply<'_>, session: SessionId, from: Seq, to: Seq) -> Resu
     Ok(())
 }
 
-pub(super) fn open(apply: &mut Apply<'_>) -> Result<Result<v1::OpenSessionReply, Reject>, Fault> {
+pub(super) fn open(apply: &mut Apply<'_>, user: &str) -> Result<Result<v1::OpenSessionReply, Reject>, Fault> {
     if apply.head.sessions_live >= SESSIONS_MAX {
         return Ok(Err(Reject::LimitReached { what: "open sessions".into(), limit: SESSIONS_MAX }));
     }
     apply.head.sessions_opened += 1;
     apply.head.sessions_live += 1;
     let session = SessionId(apply.head.sessions_opened);
-    let row = v1::SessionRow { acknowledged: 0, active_ms: apply.head.cluster_time_ms };
+    let row = v1::SessionRow { acknowledged: 0, active_ms: apply.head.cluster_time_ms, user: user.into() };
     apply.rows.put(Table::Sessions, &key(session), &row.encode_to_vec())?;
     Ok(Ok(v1::OpenSessionReply { session: session.0, ttl_ms: SESSION_TTL.as_millis() as u64 }))
 }
 
-pub(super) fn close(apply: &mut Apply<'_>, session: SessionId) -> Result<Result<(), Reject>, Fault> {
-    if read(&apply.rows, session)?.is_none() {
+pub(super) fn close(apply: &mut Apply<'_>, session: SessionId, user: &str) -> Result<Result<(), Reject>, Fault> {
+    if read(&apply.rows, session)?.is_none_or(|row| row.user != user) {
         return Ok(Err(Reject::SessionExpired(session)));
     }
     end(apply, session)?;

@@ -12,6 +12,7 @@ use prost::Message;
 use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use xxhash_rust::xxh3::Xxh3;
 
+use super::auth::Auth;
 use super::kv::KeyIndex;
 use crate::error::{Context, Fault};
 
@@ -44,10 +45,14 @@ pub enum Table {
     LeaseEnds,
     /// Member and type to [`crate::proto::etcdserverpb::AlarmMember`], for the alarms that are raised.
     Alarms,
+    /// Name to [`crate::proto::v1::UserRow`].
+    Users,
+    /// Name to [`crate::proto::v1::RoleRow`].
+    Roles,
 }
 
 /// All tables, in the order of their numbers.
-pub const TABLES: [Table; 13] = [
+pub const TABLES: [Table; 15] = [
     Table::Versions,
     Table::Sessions,
     Table::Replies,
@@ -61,6 +66,8 @@ pub const TABLES: [Table; 13] = [
     Table::Leases,
     Table::LeaseEnds,
     Table::Alarms,
+    Table::Users,
+    Table::Roles,
 ];
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
@@ -81,6 +88,8 @@ impl Table {
             Self::Leases => "leases",
             Self::LeaseEnds => "lease ends",
             Self::Alarms => "alarms",
+            Self::Users => "users",
+            Self::Roles => "roles",
         }
     }
 
@@ -202,11 +211,22 @@ pub struct View {
     txn: ReadTransaction,
     tables: [OnceCell<ReadOnlyTable<&'static [u8], &'static [u8]>>; TABLES.len()],
     index: Arc<RwLock<KeyIndex>>,
+    auth: Arc<Auth>,
 }
 
 impl View {
     pub(super) fn new(txn: ReadTransaction, index: Arc<RwLock<KeyIndex>>) -> Self {
-        Self { txn, tables: [const { OnceCell::new() }; TABLES.len()], index }
+        Self { txn, tables: [const { OnceCell::new() }; TABLES.len()], index, auth: Arc::default() }
+    }
+
+    /// The same, with what users may do as of this point.
+    pub(super) fn with_auth(self, auth: Arc<Auth>) -> Self {
+        Self { auth, ..self }
+    }
+
+    /// What users may do.
+    pub fn auth(&self) -> &Arc<Auth> {
+        &self.auth
     }
 
     /// The index. It may know newer versions than the rows do.

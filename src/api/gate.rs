@@ -1,0 +1,170 @@
+//! Who calls, and whether that is enough for what is called: one table for all services. What is not in it is for root alone.
+//!
+//! ```text
+//!   a user's token ──(signed by this cluster, and still good)──► that user
+//!   the cluster's token, or a call within this process ────────► root
+//!   neither ──────────────────────────────────────────────────► nobody; a member, where the cluster has no token
+//! ```
+//!
+//! What a user may do with which keys is looked at where it is done: commands when they are applied, reads on the view that answers.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{Request, State};
+use axum::http::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tonic::Status;
+
+use super::etcd::rejected;
+use crate::io::{LOG_IN, Shown, TOKEN_NEEDED, USER_TOKEN};
+use crate::shared::{Caller, FORWARDED, SharedNodeState};
+use crate::state::auth::{Auth, ROOT, read_token};
+use crate::time::ClusterTime;
+
+/// How long a member may take to find out that a token which it does not know is good, or is not.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// What a call needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Need {
+    Nothing,
+    /// It is found out who calls; whether that is enough is looked at where the call is answered.
+    Caller,
+    /// Somebody who is among the users.
+    User,
+    Root,
+    /// Another member, or a node that is to be one.
+    Member,
+}
+
+fn need(path: &str) -> Need {
+    let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/')) else {
+        // Not a call of gRPC: the counters.
+        return Need::Member;
+    };
+    match (service, method) {
+        _ if path == LOG_IN => Need::Nothing,
+        ("grpc.health.v1.Health", _) => Need::Nothing,
+        ("cairn.v1.Store", "Execute" | "Query") => Need::Caller,
+        ("etcdserverpb.KV" | "etcdserverpb.Watch" | "v3lockpb.Lock" | "v3electionpb.Election", _) => Need::Caller,
+        ("etcdserverpb.Lease", "LeaseGrant" | "LeaseRevoke" | "LeaseKeepAlive" | "LeaseTimeToLive") => Need::Caller,
+        ("etcdserverpb.Auth", "UserGet" | "RoleGet") => Need::Caller,
+        ("etcdserverpb.Auth", "AuthStatus") | ("etcdserverpb.Lease", "LeaseLeases") => Need::User,
+        ("etcdserverpb.Maintenance" | "cairn.v1.Cluster", "Status") | ("etcdserverpb.Cluster", "MemberList") => {
+            Need::User
+        }
+        ("cairn.v1.Peer" | "cairn.v1.Work", _) | ("cairn.v1.Store", "PassOn") => Need::Member,
+        ("cairn.v1.Cluster", "Join" | "Heard" | "Move") => Need::Member,
+        _ => Need::Root,
+    }
+}
+
+/// Lets a call to a member that keeps the state through if whoever calls may make it.
+pub async fn admit(State(shared): State<Arc<SharedNodeState>>, request: Request, next: Next) -> Response {
+    let (mut parts, body) = request.into_parts();
+    match admitted(&shared, &parts).await {
+        Ok(caller) => {
+            parts.extensions.insert(caller);
+            next.run(Request::from_parts(parts, body)).await
+        }
+        Err(status) => refusal(&parts, status),
+    }
+}
+
+/// Lets a call to a node that keeps no state, and so knows no users, through if a member makes it.
+pub async fn admit_members(request: Request, next: Next) -> Response {
+    let (parts, body) = request.into_parts();
+    match need(parts.uri.path()) == Need::Nothing || is_member(&parts) {
+        true => next.run(Request::from_parts(parts, body)).await,
+        false => refusal(&parts, Status::unauthenticated(TOKEN_NEEDED)),
+    }
+}
+
+fn refusal(parts: &Parts, status: Status) -> Response {
+    let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+    match parts.headers.get(CONTENT_TYPE).is_some_and(grpc) {
+        true => status.into_http(),
+        false => (axum::http::StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")]).into_response(),
+    }
+}
+
+/// Whoever has the cluster's token can speak as a member, and where there is none whoever reaches it.
+fn is_member(parts: &Parts) -> bool {
+    parts.extensions.get() != Some(&Shown::Nothing)
+}
+
+async fn admitted(shared: &SharedNodeState, parts: &Parts) -> Result<Caller, Status> {
+    let need = need(parts.uri.path());
+    let is_member = is_member(parts);
+    // A member has found out who called it.
+    let by_member = need == Need::Member || parts.headers.contains_key(FORWARDED);
+    match need {
+        Need::Nothing => return Ok(Caller::default()),
+        _ if by_member && is_member => return Ok(Caller { user: ROOT.into(), is_member }),
+        Need::Member => return Err(Status::unauthenticated(TOKEN_NEEDED)),
+        Need::Caller | Need::User | Need::Root => {}
+    }
+    let caller = Caller { user: user(shared, parts, is_member).await?.into(), is_member };
+    let auth = shared.reader.auth();
+    let enough = match need {
+        Need::Root => auth.rights(&caller.user).and_then(|rights| rights.all()),
+        Need::User => auth.rights(&caller.user).map(|_| ()),
+        _ => Ok(()),
+    };
+    enough.map(|()| caller).map_err(|reject| rejected(&reject.into()))
+}
+
+/// The name of who calls; empty if nobody has logged in.
+async fn user(shared: &SharedNodeState, parts: &Parts, is_member: bool) -> Result<String, Status> {
+    let mut auth = shared.reader.auth();
+    if let Some(token) = parts.headers.get(USER_TOKEN) {
+        if let Some(user) = known(&auth, token, shared.raft.cluster_time()) {
+            return Ok(user);
+        }
+        // This member may not have heard of the user yet.
+        shared.read_barrier(shared.io.clock.now() + PATIENCE).await?;
+        auth = shared.reader.auth();
+        match known(&auth, token, shared.raft.cluster_time()) {
+            Some(user) => return Ok(user),
+            None if auth.is_enabled() => return Err(Status::unauthenticated("etcdserver: invalid auth token")),
+            None => {}
+        }
+    }
+    match parts.extensions.get() {
+        Some(Shown::Token) => Ok(ROOT.into()),
+        Some(Shown::Nothing) | None if is_member || auth.is_enabled() => Ok(String::new()),
+        Some(Shown::Nothing) | None => Err(Status::unauthenticated(TOKEN_NEEDED)),
+    }
+}
+
+/// Whose token it is, if it is good.
+fn known(auth: &Auth, token: &HeaderValue, now: ClusterTime) -> Option<String> {
+    let token = token.to_str().ok().filter(|_| auth.is_enabled())?;
+    let token = read_token(auth.key(), token)?;
+    let is_good = auth.user(&token.user).is_some_and(|row| row.since == token.since) && now.0 < token.end_ms;
+    is_good.then_some(token.user)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_named_is_for_root() {
+        assert_eq!(need("/etcdserverpb.KV/Put"), Need::Caller);
+        assert_eq!(need("/etcdserverpb.Auth/Authenticate"), Need::Nothing);
+        assert_eq!(need("/cairn.v1.Store/PassOn"), Need::Member);
+        assert_eq!(need("/metrics"), Need::Member);
+        for path in [
+            "/etcdserverpb.Auth/UserAdd",
+            "/etcdserverpb.Maintenance/Snapshot",
+            "/cairn.v1.Cluster/Remove",
+            "/new/Call",
+        ] {
+            assert_eq!(need(path), Need::Root, "{path}");
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! `node auth`.
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+use super::output::{self, printable};
+use super::{Connection, Failure, Output};
+use crate::error::{Context, Fault};
+use crate::os;
+use crate::proto::authpb::permission::Type;
+use crate::proto::authpb::{Permission, UserAddOptions};
+use crate::proto::etcdserverpb::{
+    AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGrantPermissionRequest,
+    AuthRoleRevokePermissionRequest, AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest,
+    AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest,
+};
+use crate::proto::v1::change_auth::Change;
+use crate::state::kv::prefix_end;
+
+/// What can be done with users and roles.
+#[derive(Subcommand)]
+pub enum Auth {
+    /// From here on look at what users may do; there must be a user root that has the role root
+    Enable,
+    /// Look no more at what users may do
+    Disable,
+    /// Say whether it is looked at what users may do
+    Status,
+    /// Users: who logs in
+    User {
+        #[command(subcommand)]
+        command: User,
+    },
+    /// Roles: what users may do
+    Role {
+        #[command(subcommand)]
+        command: Role,
+    },
+}
+
+/// What can be done with users.
+#[derive(Subcommand)]
+pub enum User {
+    /// Add one; its password is asked for, or read from standard input
+    Add {
+        /// Its name
+        name: String,
+        /// It has none: nobody can log in as it yet
+        #[arg(long)]
+        no_password: bool,
+    },
+    /// Print the names of all
+    List,
+    /// Print the roles of one
+    Get {
+        /// Its name
+        name: String,
+    },
+    /// Remove one
+    Delete {
+        /// Its name
+        name: String,
+    },
+    /// Give one another password, which is asked for, or read from standard input; who logged in with the old one is logged out
+    Passwd {
+        /// Its name
+        name: String,
+    },
+    /// Give one a role; who has the role root may do everything
+    Grant {
+        /// Its name
+        name: String,
+        /// The role
+        role: String,
+    },
+    /// Take a role from one
+    Revoke {
+        /// Its name
+        name: String,
+        /// The role
+        role: String,
+    },
+}
+
+/// What can be done with roles.
+#[derive(Subcommand)]
+pub enum Role {
+    /// Add one, which may do nothing yet
+    Add {
+        /// Its name
+        name: String,
+    },
+    /// Print the names of all
+    List,
+    /// Print what one may do
+    Get {
+        /// Its name
+        name: String,
+    },
+    /// Remove one, from all users that have it, too
+    Delete {
+        /// Its name
+        name: String,
+    },
+    /// Say what one may do with keys, instead of what was said of just these before
+    Grant {
+        /// Its name
+        name: String,
+        /// What it may do
+        #[arg(value_enum)]
+        access: What,
+        #[command(flatten)]
+        keys: Keys,
+    },
+    /// Say no more of keys of which just these were named
+    Revoke {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        keys: Keys,
+    },
+}
+
+/// What may be done with keys.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum What {
+    /// See them
+    Read,
+    /// Set and remove them
+    Write,
+    /// Both
+    Readwrite,
+}
+
+/// Some keys.
+#[derive(Args)]
+pub struct Keys {
+    /// The key; with --prefix, what all the keys begin with; with --to, the first one
+    key: String,
+    /// All keys that begin with it
+    #[arg(long, conflicts_with = "to")]
+    prefix: bool,
+    /// All keys from it to this one, which is not among them
+    #[arg(long)]
+    to: Option<String>,
+}
+
+impl Keys {
+    /// Key and end of the range, as in a request.
+    fn range(&self) -> (bytes::Bytes, bytes::Bytes) {
+        let key = bytes::Bytes::from(self.key.clone().into_bytes());
+        let end = match (self.prefix, &self.to) {
+            (true, _) => prefix_end(&key),
+            (false, Some(to)) => to.clone().into_bytes().into(),
+            (false, None) => bytes::Bytes::new(),
+        };
+        // No key is empty: all keys from the first on.
+        let key = if key.is_empty() && !end.is_empty() { vec![0].into() } else { key };
+        (key, end)
+    }
+}
+
+fn access(permission: &Permission) -> &'static str {
+    match permission.perm_type() {
+        Type::Read => "read",
+        Type::Write => "write",
+        Type::Readwrite => "readwrite",
+    }
+}
+
+/// The keys of a permission, for people.
+fn keys(permission: &Permission) -> String {
+    let (key, end) = (&permission.key, &permission.range_end);
+    match (&key[..], &end[..]) {
+        (_, []) => printable(key),
+        ([] | [0], [0]) => "all keys".into(),
+        (_, [0]) => format!("{} and all after it", printable(key)),
+        _ if *end == prefix_end(key) => format!("{}*", printable(key)),
+        _ => format!("{} up to {}", printable(key), printable(end)),
+    }
+}
+
+fn permission_json(permission: &Permission) -> Value {
+    json!({
+        "access": access(permission),
+        "key": printable(&permission.key),
+        "range_end": printable(&permission.range_end),
+    })
+}
+
+/// A new password, from whoever types it, or from a program.
+fn new_password(name: &str) -> Result<String, Failure> {
+    let password = os::read_secret(&format!("Password of {name}: ")).context(|| "read a password".into())?;
+    match password.is_empty() {
+        true => Err(Fault::new("a password has at least one character; for a user without one: --no-password").into()),
+        false => Ok(password),
+    }
+}
+
+impl Auth {
+    pub(super) async fn run(&self, connection: &Connection) -> Result<(), Failure> {
+        let client = connection.client()?;
+        let change = match self {
+            Self::Status => {
+                let status = client.auth_status().await?;
+                match connection.output {
+                    Output::Json => {
+                        output::json(&json!({ "enabled": status.enabled, "revision": status.auth_revision }));
+                    }
+                    Output::Table if status.enabled => say!("enabled: calls need the token of a user"),
+                    Output::Table => say!("not enabled: users may do everything"),
+                }
+                return Ok(());
+            }
+            Self::User { command: User::List } => return names(connection, "user", &client.users().await?),
+            Self::Role { command: Role::List } => return names(connection, "role", &client.roles().await?),
+            Self::User { command: User::Get { name } } => {
+                let roles = client.roles_of(name).await?;
+                match connection.output {
+                    Output::Json => output::json(&json!({ "user": name, "roles": roles })),
+                    Output::Table => return names(connection, "role", &roles),
+                }
+                return Ok(());
+            }
+            Self::Role { command: Role::Get { name } } => {
+                let permissions = client.permissions_of(name).await?;
+                match connection.output {
+                    Output::Json => {
+                        let permissions: Vec<Value> = permissions.iter().map(permission_json).collect();
+                        output::json(&json!({ "role": name, "permissions": permissions }));
+                    }
+                    Output::Table => {
+                        let row = |permission: &Permission| vec![access(permission).into(), keys(permission)];
+                        output::table(&["ACCESS", "KEYS"], &permissions.iter().map(row).collect::<Vec<_>>());
+                    }
+                }
+                return Ok(());
+            }
+            Self::Enable => Change::Enable(AuthEnableRequest {}),
+            Self::Disable => Change::Disable(AuthDisableRequest {}),
+            Self::User { command } => command.change()?,
+            Self::Role { command } => command.change(),
+        };
+        client.change_auth(change).await?;
+        match connection.output {
+            Output::Json => output::json(&json!({ "done": true })),
+            Output::Table => say!("done"),
+        }
+        if matches!(self, Self::Enable) && connection.access.token_file.is_none() {
+            eprintln!(
+                "This cluster has no token, so whoever reaches it can still speak as a member; see `node credentials`."
+            );
+        }
+        Ok(())
+    }
+}
+
+fn names(connection: &Connection, what: &str, names: &[String]) -> Result<(), Failure> {
+    match connection.output {
+        Output::Json => output::json(&json!(names)),
+        Output::Table if names.is_empty() => say!("no {what}"),
+        Output::Table => names.iter().for_each(|name| say!("{name}")),
+    }
+    Ok(())
+}
+
+impl User {
+    fn change(&self) -> Result<Change, Failure> {
+        Ok(match self {
+            Self::Add { name, no_password } => {
+                let password = if *no_password { String::new() } else { new_password(name)? };
+                let options = no_password.then_some(UserAddOptions { no_password: true });
+                let name = name.clone();
+                Change::AddUser(AuthUserAddRequest { name, password, options, ..AuthUserAddRequest::default() })
+            }
+            Self::Passwd { name } => {
+                let (name, password) = (name.clone(), new_password(name)?);
+                let change =
+                    AuthUserChangePasswordRequest { name, password, ..AuthUserChangePasswordRequest::default() };
+                Change::ChangePassword(change)
+            }
+            Self::Delete { name } => Change::DeleteUser(AuthUserDeleteRequest { name: name.clone() }),
+            Self::Grant { name, role } => {
+                Change::GrantRole(AuthUserGrantRoleRequest { user: name.clone(), role: role.clone() })
+            }
+            Self::Revoke { name, role } => {
+                Change::RevokeRole(AuthUserRevokeRoleRequest { name: name.clone(), role: role.clone() })
+            }
+            Self::List | Self::Get { .. } => unreachable!("answered before"),
+        })
+    }
+}
+
+impl Role {
+    fn change(&self) -> Change {
+        match self {
+            Self::Add { name } => Change::AddRole(AuthRoleAddRequest { name: name.clone() }),
+            Self::Delete { name } => Change::DeleteRole(AuthRoleDeleteRequest { role: name.clone() }),
+            Self::Grant { name, access, keys } => {
+                let perm_type = match access {
+                    What::Read => Type::Read,
+                    What::Write => Type::Write,
+                    What::Readwrite => Type::Readwrite,
+                };
+                let (key, range_end) = keys.range();
+                let perm = Some(Permission { perm_type: perm_type.into(), key, range_end });
+                Change::GrantPermission(AuthRoleGrantPermissionRequest { name: name.clone(), perm })
+            }
+            Self::Revoke { name, keys } => {
+                let (key, range_end) = keys.range();
+                Change::RevokePermission(AuthRoleRevokePermissionRequest { role: name.clone(), key, range_end })
+            }
+            Self::List | Self::Get { .. } => unreachable!("answered before"),
+        }
+    }
+}
