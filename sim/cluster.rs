@@ -1,6 +1,7 @@
 //! The members of a simulated cluster and everything that is done to them.
 
 use std::future::Future;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -283,7 +284,7 @@ impl Cluster {
         let builder = NodeBuilder::new(io.clone(), address).origin(origin).observer(self.watch.clone());
         let builder = builder.log_kept(self.plan.retention).snapshot_chunk_bytes(self.plan.chunk_bytes);
         let builder = builder.watch_batch_events(self.plan.events_max).history(self.plan.history);
-        let builder = builder.keys_quota(self.plan.keys_quota.unwrap_or(KEYS_QUOTA));
+        let builder = builder.keys_quota(self.plan.keys_quota.unwrap_or(KEYS_QUOTA)).password_rounds(NonZeroU32::MIN);
         let builder = builder
             .role(self.plan.role(place))
             .election_timeout(self.plan.election_timeout)

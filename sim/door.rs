@@ -9,7 +9,7 @@ use futures_util::stream;
 use tonic::{Code, Response, Status};
 
 use crate::client::{Client, ClientError};
-use crate::error::{KvReject, Reject};
+use crate::error::{AuthReject, KvReject, Reject};
 use crate::ids::{Address, LeaseId};
 use crate::io::{Channel, ChannelError, Io};
 use crate::proto::etcdserverpb::kv_client::KvClient;
@@ -72,6 +72,7 @@ fn told(status: &Status) -> Seen {
     match (status.code(), status.message()) {
         (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted") => Seen::Compacted,
         (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded") => Seen::Full,
+        (Code::PermissionDenied, "etcdserver: permission denied") => Seen::Denied,
         // The key that stands for a place in a line is gone.
         (Code::Unknown, "mutex: session is expired") => Seen::Got(None),
         (Code::Unavailable, "etcdserver: no leader")
@@ -87,6 +88,7 @@ fn failed(error: ClientError) -> Seen {
         ClientError::Rejected(Reject::Kv(KvReject::Compacted { .. })) => Seen::Compacted,
         ClientError::Rejected(Reject::Kv(KvReject::LeaseNotFound(_))) => Seen::Got(None),
         ClientError::Rejected(Reject::Kv(KvReject::NoSpace)) => Seen::Full,
+        ClientError::Rejected(Reject::Auth(AuthReject::Denied)) => Seen::Denied,
         ClientError::Unavailable(_) => Seen::NotDone,
         _ => Seen::Unknown,
     }

@@ -314,6 +314,14 @@ pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
     }
 }
 
+/// Users, where all others can show that they are not.
+pub(super) fn guests(rng: &mut RngStream, plan: &mut Plan) {
+    if !plan.early && rng.chance(250) {
+        plan.guests = *rng.pick(&[1, 2, 3]);
+        (plan.token, plan.keys) = (true, plan.keys.max(2));
+    }
+}
+
 /// One fault of each kind, for a cluster of so many.
 pub fn one_of_each_kind(rng: &mut RngStream, nodes: usize) -> Vec<Fault> {
     KINDS.iter().map(|kind| kind(&mut Draw { rng, first: 0, nodes: nodes as u64 })).collect()

@@ -34,7 +34,7 @@ pub fn json_lines(records: &[Record]) -> String {
 
 fn line(record: &Record) -> Value {
     let (kind, back) = match record.seen {
-        Seen::NotDone | Seen::Full => ("fail", json!(record.to.as_nanos() as u64)),
+        Seen::NotDone | Seen::Denied | Seen::Full => ("fail", json!(record.to.as_nanos() as u64)),
         Seen::Unknown => ("info", Value::Null),
         _ => ("ok", json!(record.to.as_nanos() as u64)),
     };
@@ -63,7 +63,7 @@ fn line(record: &Record) -> Value {
             set("value", json!(found.map(|(value, _)| value.to_string())));
             set("revision", json!(found.map(|(_, revision)| revision)));
         }
-        Seen::Done | Seen::Compacted | Seen::NotDone | Seen::Full | Seen::Unknown => {}
+        Seen::Done | Seen::Compacted | Seen::NotDone | Seen::Denied | Seen::Full | Seen::Unknown => {}
     }
     Value::Object(line)
 }
@@ -81,7 +81,7 @@ pub fn edn(records: &[Record]) -> String {
         let (begins, ends) = edn_fields(record);
         let head = |kind: &str| format!("{{:process {process}, :type :{kind}, ");
         let kind = match record.seen {
-            Seen::NotDone | Seen::Full => "fail",
+            Seen::NotDone | Seen::Denied | Seen::Full => "fail",
             Seen::Unknown => "info",
             _ => "ok",
         };

@@ -46,6 +46,8 @@ pub enum Seen {
     Compacted,
     /// There is no space for it, and nothing happened.
     Full,
+    /// Whoever asked for it may not have it, and nothing happened.
+    Denied,
     /// Certainly nothing happened.
     NotDone,
     /// It may have happened, and may yet.

@@ -213,6 +213,8 @@ impl Ask {
                         let at = revision(reply.header.as_ref());
                         (0..keys).map(|key| (key, Op::Get, Seen::Got(found(&reply.kvs, key)), at)).collect()
                     }
+                    // Which of the keys it was that may not be read, nobody says.
+                    Err(Seen::Denied) => Vec::new(),
                     Err(seen) => vec![(0, Op::Get, seen, 0)],
                 }
             }
@@ -256,6 +258,8 @@ async fn put(door: &Door, keys: &[u64], op: Op) -> Vec<Sight> {
             };
             vec![(first, op, Seen::Mismatch(actual), at)]
         }
+        // Which of the keys it was that may not be set, nobody says.
+        Err(Seen::Denied) if keys.len() > 1 => Vec::new(),
         // Each of them may have been set, or none; if the first has a condition, so have the others.
         Err(Seen::Unknown) => keys.iter().map(|key| (*key, of(*key), Seen::Unknown, 0)).collect(),
         Err(seen) => vec![(first, op, seen, 0)],

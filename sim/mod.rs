@@ -17,6 +17,7 @@ pub mod door;
 pub mod draw;
 pub mod export;
 pub mod fault;
+pub mod guests;
 pub mod history;
 pub mod holders;
 pub mod janitor;

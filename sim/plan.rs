@@ -58,6 +58,9 @@ pub struct Plan {
     /// Clients that hold leases on keys of their own.
     #[serde(default)]
     pub holders: usize,
+    /// Clients that are users, who may do what an administrator says; all others have the cluster's token.
+    #[serde(default)]
+    pub guests: usize,
     /// Clients that read from one member alone, for each member.
     pub readers: usize,
     /// How long they pause between two reads, at most.
@@ -172,6 +175,7 @@ impl Plan {
             inside: 0,
             watchers: 0,
             holders: 0,
+            guests: 0,
             readers: 0,
             readers_pause: Duration::from_millis(500),
             submitters: 1,
@@ -252,6 +256,7 @@ impl Plan {
             inside: *rng.stream("plan/inside").pick(&[0, 0, 0, 1, 2]),
             watchers: *rng.stream("plan/watchers").pick(&[0, 0, 1, 2]),
             holders: *rng.stream("plan/holders").pick(&[0, 0, 0, 1, 2, 4]),
+            guests: 0,
             // What damages files wants files.
             model_log: rng.stream("plan/log").chance(750) && !faults.iter().any(|(_, fault)| fault.is_on_files()),
             retention: Retention {
@@ -275,6 +280,7 @@ impl Plan {
         };
         aim::aim(&mut rng.stream("plan/aim"), &mut plan);
         draw::keeping(&mut rng.stream("plan/keeping"), &mut plan);
+        draw::guests(&mut rng.stream("plan/guests"), &mut plan);
         plan
     }
 }
@@ -300,7 +306,7 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's, {} within a member, {} watch, and {} hold leases; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
+            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's, {} within a member, {} watch, and {} hold leases, and {} users more; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
@@ -309,6 +315,7 @@ impl fmt::Display for Plan {
             self.inside,
             self.watchers,
             self.holders,
+            self.guests,
             self.one_session,
             self.one_door,
             self.idle_permille,

@@ -34,12 +34,7 @@ async fn save(client: &Client) -> Result<Vec<u8>, ClientError> {
 ///
 /// # Errors
 /// The cluster, or the new one, did not answer.
-pub async fn check(
-    world: &Arc<World>,
-    (io, client): (Io, Client),
-    spoil: u64,
-    violations: &Violations,
-) -> Result<(), String> {
+pub async fn check(world: &Arc<World>, client: Client, spoil: u64, violations: &Violations) -> Result<(), String> {
     let bytes = save(&client).await.map_err(|error| format!("it is not backed up: {error}"))?;
     let address: Address = "restored:7400".parse().expect("a name and a port");
     let mut damaged = bytes.clone();
@@ -61,7 +56,8 @@ pub async fn check(
         }
     });
     let node = running.await.map_err(|_| "the new cluster has died".to_owned())??;
-    let restored = Client::new(io, std::slice::from_ref(node.address()), RECOVERY_MAX);
+    // Who is in its process needs no token, whoever the users are that were restored.
+    let restored = node.client(RECOVERY_MAX);
     let found = all(&restored, 0).await.map_err(|error| format!("the new cluster does not answer: {error}"))?;
     // Leases may have ended since.
     let revision = head.revision.cast_signed();

@@ -20,6 +20,7 @@ use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, Condemned, Member};
 use crate::sim::cost::{self, Costs};
 use crate::sim::door::{Door, Etcd};
 use crate::sim::fault::{Class, Place};
+use crate::sim::guests::{self, FIRST_GUEST, Guests};
 use crate::sim::history::{History, Op, Record, Seen};
 use crate::sim::holders::Holders;
 use crate::sim::janitor::{JANITOR, Janitor};
@@ -30,7 +31,7 @@ use crate::sim::network::{MachineId, Weather};
 use crate::sim::oracle::recovery::{RECOVERY_MAX, TASKS_MAX};
 use crate::sim::oracle::{
     Violation, attempts, bounds, disks, exactly_once, holdings, linearizable, membership, outcomes, recovery,
-    revisions, space, watches,
+    revisions, rights, space, watches,
 };
 use crate::sim::plan::{self, Plan};
 use crate::sim::restore;
@@ -39,6 +40,7 @@ use crate::sim::trace::{Note, Stop, Trace};
 use crate::sim::watch::Watch;
 use crate::sim::watchers::Watchers;
 use crate::sim::world::{self, Down, Machine, Seed, World};
+use crate::state::auth::ROOT;
 
 /// How a seed ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -223,6 +225,9 @@ struct Run {
     watchers: Arc<Watchers>,
     holders: Arc<Holders>,
     janitor: Arc<Janitor>,
+    guests: Arc<Guests>,
+    /// Guests were added.
+    invited: AtomicBool,
     time: TimeHandle,
 }
 
@@ -243,6 +248,8 @@ impl Run {
             submissions: Arc::default(),
             watchers: Arc::default(),
             janitor: Arc::default(),
+            guests: Arc::default(),
+            invited: AtomicBool::new(false),
             time: TimeHandle::current(),
         }
     }
@@ -289,6 +296,7 @@ impl Run {
         self.form().await?;
         self.janitor();
         let stock = if self.cluster.plan.early { Vec::new() } else { self.stock(true).await };
+        self.invite().await;
         self.attack().await;
         self.check()?;
         if self.cluster.plan.beyond_budget {
@@ -365,6 +373,8 @@ impl Run {
         let holders: Vec<_> =
             (0..self.cluster.plan.holders).map(|number| self.holder(number, attacked.clone())).collect();
         (0..self.cluster.plan.watchers).for_each(|number| self.watcher(number));
+        let guests: Vec<_> = self.guest_numbers().into_iter().map(|guest| self.guest(guest)).collect();
+        let administrator = self.administrator(attacked.clone());
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
         for (at, fault) in &self.cluster.plan.faults {
@@ -377,8 +387,11 @@ impl Run {
         for client in clients {
             let _ = client.await;
         }
+        for guest in guests {
+            let _ = guest.await;
+        }
         attacked.store(false, Ordering::Relaxed);
-        for other in readers.into_iter().chain(follower).chain(holders) {
+        for other in readers.into_iter().chain(follower).chain(holders).chain(administrator) {
             let _ = other.await;
         }
         self.check_answers();
@@ -471,6 +484,55 @@ impl Run {
         node.spawn(async move { watchers.watch(&client, keys, from).await });
     }
 
+    /// Has users added who may do nothing yet, unless that does not go.
+    async fn invite(&self) {
+        if self.cluster.plan.guests == 0 {
+            return;
+        }
+        let (io, node) = self.caller();
+        let client = Client::new(io, &self.cluster.endpoints, RECOVERY_MAX);
+        let (guests, number) = (self.guests.clone(), self.cluster.plan.guests as u64);
+        let invited = node.spawn(async move { guests.invite(&client, number).await });
+        self.invited.store(invited.await.unwrap_or(false), Ordering::Relaxed);
+    }
+
+    /// Those who were added.
+    fn guest_numbers(&self) -> Vec<u64> {
+        let number = if self.invited.load(Ordering::Relaxed) { self.cluster.plan.guests as u64 } else { 0 };
+        (0..number).map(|number| FIRST_GUEST + number).collect()
+    }
+
+    /// A client on a machine of its own, without the cluster's token, that is a user, does its share, and watches a key meanwhile.
+    fn guest(&self, number: u64) -> madsim::task::JoinHandle<()> {
+        let (io, node) = self.cluster.world.machine().boot();
+        let client = guests::as_guest(Client::new(io, &self.doors(number), CLIENT_TIMEOUT), number);
+        let mut rng = self.cluster.world.rng.stream(&format!("guest {number}"));
+        let (load, ended, time) = (self.cluster.plan.load(), self.noting(), self.time.clone());
+        let (guests, key) = (self.guests.clone(), rng.range(0, load.keys));
+        let (watching, watch_time) = (client.clone(), self.time.clone());
+        let door = Door::Own(client);
+        node.spawn(async move { guests.watch(&watching, number, key, &|| watch_time.elapsed()).await });
+        node.spawn(async move {
+            let notes = Notes { client: number, elapsed: &|| time.elapsed(), ended: &ended };
+            load::run(&door, &load, rng, notes).await;
+        })
+    }
+
+    /// Who says what guests may do.
+    fn administrator(&self, attacked: Arc<AtomicBool>) -> Option<madsim::task::JoinHandle<()>> {
+        let number = self.guest_numbers().len() as u64;
+        let (io, node) = self.caller();
+        let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
+        let (guests, keys) = (self.guests.clone(), self.cluster.plan.keys);
+        let (rng, time) = (self.cluster.world.rng.stream("administrator"), self.time.clone());
+        (number > 0).then(|| {
+            node.spawn(async move {
+                let goes_on = || attacked.load(Ordering::Relaxed);
+                guests.administer(&client, (number, keys), rng, &|| time.elapsed(), &goes_on).await;
+            })
+        })
+    }
+
     /// Where keys may take little, a client on a machine of its own that makes room.
     fn janitor(&self) {
         if self.cluster.plan.keys_quota.is_none() {
@@ -540,6 +602,10 @@ impl Run {
             None => io,
         };
         let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
+        let client = match self.cluster.world.rng.stream("pretender").chance(500) {
+            true => client.as_user(ROOT, "guessed"),
+            false => client,
+        };
         let watch = self.cluster.watch.clone();
         self.cluster.plan.token.then(|| {
             node.spawn(async move {
@@ -722,9 +788,9 @@ impl Run {
             return Ok(());
         }
         let (io, node) = self.caller();
-        let client = Client::new(io.clone(), &self.cluster.endpoints, RECOVERY_MAX);
+        let client = Client::new(io, &self.cluster.endpoints, RECOVERY_MAX);
         let (world, watch, spoil) = (self.cluster.world.clone(), self.cluster.watch.clone(), rng.range(0, u64::MAX));
-        let restored = node.spawn(async move { restore::check(&world, (io, client), spoil, &watch.violations).await });
+        let restored = node.spawn(async move { restore::check(&world, client, spoil, &watch.violations).await });
         restored.await.unwrap_or_else(|_| Err("the client has died".into())).map_err(Verdict::Liveness)
     }
 
@@ -805,6 +871,8 @@ impl Run {
         cost::of("oracle: revisions", || revisions::check(&records, &by_itself, violations));
         let quota = self.cluster.plan.keys_quota;
         cost::of("oracle: space", || space::check(&records, &self.janitor.spells(), quota, violations));
+        let (numbers, steps, told) = (self.guest_numbers(), self.guests.steps(), self.guests.told());
+        cost::of("oracle: rights", || rights::check(&records, &numbers, &steps, &told, violations));
         let most = space::most(&records, self.cluster.plan.holders, quota);
         cost::of("oracle: holdings", || holdings::check(&self.holders.notes(), violations));
         cost::of("oracle: watches", || watches::check(&self.watchers.logs(), &records, violations));

@@ -170,6 +170,7 @@ impl Shrinker<'_> {
             |plan| plan.early = false,
             |plan| plan.model_log = true,
             |plan| plan.stock = 0,
+            |plan| plan.guests = 0,
             |plan| plan.submitters = 0,
             |plan| plan.clients = 1,
             |plan| plan.keys = 1,

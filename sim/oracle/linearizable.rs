@@ -82,7 +82,8 @@ fn is_conditional(op: Op) -> bool {
 pub fn check(records: &[Record], violations: &Violations) {
     let mut keys: BTreeMap<u64, Vec<&Record>> = BTreeMap::new();
     for record in records.iter().filter(|record| record.is_of_now()) {
-        let effect = !matches!((record.op, record.seen), (_, Seen::NotDone | Seen::Full) | (Op::Get, Seen::Unknown));
+        let none = matches!(record.seen, Seen::NotDone | Seen::Denied | Seen::Full);
+        let effect = !none && (record.op, record.seen) != (Op::Get, Seen::Unknown);
         if effect {
             keys.entry(record.key).or_default().push(record);
         }

@@ -23,6 +23,7 @@ pub mod past;
 pub mod promise;
 pub mod recovery;
 pub mod revisions;
+pub mod rights;
 pub mod sessions;
 pub mod space;
 pub mod watches;

@@ -101,7 +101,7 @@ fn compacted(records: &[Record], by_itself: &[(u64, Duration)], violations: &Vio
     let compactions: Vec<(u64, &Record)> = records
         .iter()
         .filter_map(|record| match (record.op, record.seen) {
-            (_, Seen::NotDone | Seen::Full | Seen::Compacted) => None,
+            (_, Seen::NotDone | Seen::Denied | Seen::Full | Seen::Compacted) => None,
             (Op::Compact { revision }, _) => Some((revision, record)),
             _ => None,
         })

@@ -114,7 +114,12 @@ async fn admitted(shared: &SharedNodeState, parts: &Parts) -> Result<Caller, Sta
         Need::User => auth.rights(&caller.user).map(|_| ()),
         _ => Ok(()),
     };
-    enough.map(|()| caller).map_err(|reject| rejected(&reject.into()))
+    // etcd's clients know a refusal by its text; people had rather read ours.
+    let is_own = parts.uri.path().starts_with("/cairn.");
+    enough.map(|()| caller).map_err(|reject| match rejected(&reject.into()) {
+        refusal if is_own => Status::new(refusal.code(), reject.to_string()),
+        refusal => refusal,
+    })
 }
 
 /// The name of who calls; empty if nobody has logged in.

@@ -8,6 +8,7 @@ use tower::ServiceExt;
 
 use super::{Client, ClientError, Failure, failure, unexpected};
 use crate::error::{AuthReject, Reject};
+use crate::ids::Revision;
 use crate::io::{Channel, USER_TOKEN};
 use crate::proto::authpb::Permission;
 use crate::proto::etcdserverpb::auth_client::AuthClient;
@@ -82,13 +83,13 @@ impl Client {
         status.code() == Code::Unauthenticated && self.login.as_ref().is_some_and(|login| login.set(None))
     }
 
-    /// Changes users, roles, or whether it is looked at what they may do.
+    /// Changes users, roles, or whether it is looked at what they may do. Gives the revision of the keys when that was done.
     ///
     /// # Errors
     /// See [`ClientError`]; rejected, if what it is about is not there, or is there already.
-    pub async fn change_auth(&self, change: Change) -> Result<(), ClientError> {
+    pub async fn change_auth(&self, change: Change) -> Result<Revision, ClientError> {
         match self.execute(Kind::ChangeAuth(ChangeAuth { change: Some(change), ..ChangeAuth::default() })).await? {
-            reply::Kind::ChangeAuth(_) => Ok(()),
+            reply::Kind::ChangeAuth(reply) => Ok(Revision(reply.revision)),
             other => Err(unexpected(&other)),
         }
     }

@@ -692,6 +692,96 @@ fn its_own_client_sees_want_of_space() {
     assert!(format!("{ours:?}").contains("database space exceeded"));
 }
 
+/// Users and roles are kept, and what they may not do is refused, with the words that etcd has for it.
+#[test]
+fn its_own_client_is_a_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let etcd = Etcd::start(dir.path());
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let story = |at: &str| {
+        let mut story = Vec::new();
+        let mut tell = |user: &str, line: &str| {
+            let login: &[&str] = if user.is_empty() { &[] } else { &["--user", user] };
+            let args: Vec<&str> = login.iter().copied().chain(line.split(' ')).collect();
+            let output = etcdctl(at, &args);
+            let said: Vec<String> =
+                text(&output.stderr).lines().filter(|line| !line.starts_with('{')).map(String::from).collect();
+            story.push((args.join(" "), output.status.code(), text(&output.stdout), said));
+        };
+        let root = "root:toor";
+        for line in ["user add root:toor", "user add root:toor", "auth enable", "put free 1"] {
+            tell("", line);
+        }
+        for line in
+            ["auth enable", "put web/1 v", "put other v", "role add web", "role add web", "role list", "user list"]
+        {
+            tell(root, line);
+        }
+        tell("root:wrong", "get web/1");
+        tell("nobody:toor", "get web/1");
+        for line in [
+            "role grant-permission web read web/ --prefix",
+            "role grant-permission web readwrite mine",
+            "role grant-permission nothing read x",
+            "role get web",
+            "role get nothing",
+            "user add alice:a",
+            "user add bob:b",
+            "user grant-role alice web",
+            "user grant-role alice nothing",
+            "user grant-role nobody web",
+            "user get alice",
+            "user get nobody",
+            "user delete nobody",
+            "user revoke-role bob web",
+            "user revoke-role root root",
+            "user delete root",
+            "role delete root",
+            "role revoke-permission web other",
+        ] {
+            tell(root, line);
+        }
+        let alice = "alice:a";
+        for line in [
+            "get web/1",
+            "get web/ --prefix",
+            "get other",
+            "get web/ --from-key",
+            "put web/1 w",
+            "put mine 1",
+            "put mine 2 --prev-kv",
+            "del mine",
+            "del web/1",
+            "user get alice",
+            "user get root",
+            "role get web",
+            "user list",
+            "role add mine",
+            "auth disable",
+        ] {
+            tell(alice, line);
+        }
+        tell("bob:b", "get web/1");
+        // What is taken from them they have no more.
+        tell(root, "role revoke-permission web mine");
+        tell(alice, "put mine 3");
+        tell(root, "role delete web");
+        tell(alice, "get web/1");
+        tell(root, "user get alice");
+        tell(root, "user delete bob");
+        tell("bob:b", "get web/1");
+        tell(root, "auth disable");
+        tell("", "get web/1");
+        tell(alice, "get other");
+        story
+    };
+    let (theirs, ours) = (story(&etcd.address), story(&node.address));
+    for (theirs, ours) in theirs.iter().zip(&ours) {
+        assert_eq!(theirs, ours);
+    }
+    assert!(format!("{ours:?}").contains("etcdserver: permission denied"), "{ours:#?}");
+}
+
 /// Members are announced, join, stand by and are promoted, with the words that etcd has for it.
 #[test]
 fn its_own_client_adds_members() {
