@@ -6,7 +6,6 @@ use bytes::Bytes;
 
 use crate::client::{Client, ClientError};
 use crate::ids::Address;
-use crate::io::Io;
 use crate::node::{self, NodeBuilder};
 use crate::proto::etcdserverpb::{RangeRequest, RangeResponse};
 use crate::sim::oracle::Violations;
