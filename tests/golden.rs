@@ -14,15 +14,21 @@ use cairn::controller;
 use cairn::entry::{Body, Entry};
 use cairn::ids::{Incarnation, Index, NodeId, Term};
 use cairn::io::Rng;
-use cairn::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader};
+use cairn::proto::authpb::{Permission, permission::Type};
+use cairn::proto::etcdserverpb::{
+    AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGrantPermissionRequest,
+    AuthRoleRevokePermissionRequest, AuthUserAddRequest, AuthUserDeleteRequest, AuthUserGrantRoleRequest,
+    AuthUserRevokeRoleRequest, CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader,
+};
 use cairn::proto::mvccpb::KeyValue;
-use cairn::proto::v1::{self, command::Kind, reply};
+use cairn::proto::v1::{self, change_auth::Change, command::Kind, reply};
 use cairn::raft::codec;
 use cairn::raft::core::{Core, CoreConfig, genesis};
 use cairn::raft::log::{Recovered, Write as LogWrite};
 use cairn::raft::tail::Retention;
 use cairn::scheduler;
 use cairn::sim::disk::SimDisk;
+use cairn::state::auth::Auth;
 use cairn::state::kv::{NoAnswer, Store};
 use cairn::state::machine::State;
 use cairn::state::{member, task, worker};
@@ -164,7 +170,9 @@ impl Runner for StateRunner {
                 acknowledged: number(&mut args, "ack")?.unwrap_or(0),
             }),
         };
+        let user = args.take_key("as").unwrap_or_default().to_owned();
         let kind = match command.name.as_str() {
+            "rights" => return Ok(rights(&self.state.reader().auth())),
             "put" => Kind::Put(PutRequest {
                 lease: number(&mut args, "lease")?.unwrap_or(0) as i64,
                 key: word(&mut args, "key")?.into(),
@@ -289,12 +297,60 @@ impl Runner for StateRunner {
                 assert_eq!(self.state.digest(), self.state.reader().full_digest()?);
                 return Ok(format!("applied {:?}\n", self.state.applied()));
             }
-            other => return Err(format!("no command {other}").into()),
+            other => change_auth(other, &mut args)?,
         };
         args.reject_next()?;
-        let bytes = v1::Command { session, kind: Some(kind), user: String::new() }.encode_to_vec().into();
+        let bytes = v1::Command { session, kind: Some(kind), user }.encode_to_vec().into();
         self.apply(Body::Commands { stamp: ClusterTime(self.time), commands: vec![bytes] })
     }
+}
+
+/// What users may do.
+fn rights(auth: &Auth) -> String {
+    let user = |name: &String| format!("{name} has {:?}\n", auth.user(name).unwrap().roles);
+    let says = |permission: &Permission| {
+        let kind = permission.perm_type().as_str_name().to_lowercase();
+        format!(" {kind} {:?} {:?}", permission.key, permission.range_end)
+    };
+    let role = |name: &String| {
+        let permissions: String = auth.role(name).unwrap().permissions.iter().map(says).collect();
+        format!("{name} may{permissions}\n")
+    };
+    let enabled = if auth.is_enabled() { "enabled" } else { "not enabled" };
+    let lines: String = auth.users().map(user).chain(auth.roles().map(role)).collect();
+    format!("{enabled}, {}\n{lines}", auth.revision())
+}
+
+/// A command that changes users and roles.
+fn change_auth(name: &str, args: &mut ArgumentConsumer<'_>) -> Result<Kind, Box<dyn Error>> {
+    let change = match name {
+        "enable" => Change::Enable(AuthEnableRequest {}),
+        "disable" => Change::Disable(AuthDisableRequest {}),
+        "user" => Change::AddUser(AuthUserAddRequest { name: word(args, "name")?, ..AuthUserAddRequest::default() }),
+        "drop-user" => Change::DeleteUser(AuthUserDeleteRequest { name: word(args, "name")? }),
+        "role" => Change::AddRole(AuthRoleAddRequest { name: word(args, "name")? }),
+        "drop-role" => Change::DeleteRole(AuthRoleDeleteRequest { role: word(args, "name")? }),
+        "role-to" => {
+            Change::GrantRole(AuthUserGrantRoleRequest { user: word(args, "user")?, role: word(args, "role")? })
+        }
+        "role-from" => {
+            Change::RevokeRole(AuthUserRevokeRoleRequest { name: word(args, "user")?, role: word(args, "role")? })
+        }
+        "allow" => {
+            let name = word(args, "role")?;
+            let kind = Type::from_str_name(&word(args, "what")?.to_uppercase()).ok_or("it may be read or write")?;
+            let (key, range_end) = (word(args, "key")?.into(), args.next_pos().unwrap_or_default().to_owned().into());
+            let perm = Some(Permission { perm_type: kind.into(), key, range_end });
+            Change::GrantPermission(AuthRoleGrantPermissionRequest { name, perm })
+        }
+        "forbid" => {
+            let (role, key) = (word(args, "role")?, word(args, "key")?.into());
+            let range_end = args.next_pos().unwrap_or_default().to_owned().into();
+            Change::RevokePermission(AuthRoleRevokePermissionRequest { role, key, range_end })
+        }
+        other => return Err(format!("no command {other}").into()),
+    };
+    Ok(Kind::ChangeAuth(v1::ChangeAuth { change: Some(change), ..v1::ChangeAuth::default() }))
 }
 
 #[test]

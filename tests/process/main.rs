@@ -7,6 +7,7 @@ mod keeping;
 mod leases;
 mod running;
 mod tasks;
+mod users;
 
 use std::fs;
 use std::io::{Read, Write};

@@ -1,0 +1,86 @@
+//! Users and roles, as they are typed.
+
+use std::process::{Output, Stdio};
+
+use super::fails;
+use super::running::{Running, node, run, text};
+
+/// Runs a command that reads a password.
+fn told(args: &[&str], password: &str) -> Output {
+    let mut child = node();
+    let child = child.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.as_ref().unwrap(), format!("{password}\n").as_bytes()).unwrap();
+    child.wait_with_output().unwrap()
+}
+
+#[test]
+fn users_do_what_they_may() {
+    let dir = tempfile::tempdir().unwrap();
+    let token = dir.path().join("token");
+    std::fs::write(&token, "0123456789abcdef0123456789abcdef").unwrap();
+    let token = token.to_str().unwrap();
+    let server = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap", "--token-file", token]);
+    let at = ["--endpoints", &server.address];
+    let with =
+        |args: &[&str], more: &[&str]| [args, &at, more].concat().into_iter().map(String::from).collect::<Vec<_>>();
+    let done = |args: &[&str], more: &[&str], password: &str| {
+        let args = with(args, more);
+        let output = told(&args.iter().map(String::as_str).collect::<Vec<_>>(), password);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let refused = |why: &str, args: &[&str], more: &[&str]| {
+        let args = with(args, more);
+        fails(1, &[why], &args.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    let operator = ["--token-file", token];
+    refused("has the cluster's token", &["kv", "get", "k"], &[]);
+    refused("there is no user root", &["auth", "enable"], &operator);
+    done(&["auth", "user", "add", "root"], &operator, "secret");
+    refused("does not have the role root", &["auth", "enable"], &operator);
+    done(&["auth", "user", "grant", "root", "root"], &operator, "");
+    assert!(done(&["auth", "status"], &operator, "").contains("not enabled"));
+    // A user's password is no token while it is not looked at users.
+    refused("has the cluster's token", &["kv", "get", "k"], &["--user", "root:secret"]);
+    done(&["auth", "enable"], &operator, "");
+    // Whoever can speak as a member is root.
+    done(&["kv", "put", "web/k", "v"], &operator, "");
+    let root = ["--user", "root:secret"];
+    done(&["auth", "role", "add", "web"], &root, "");
+    done(&["auth", "role", "grant", "web", "readwrite", "web/", "--prefix"], &root, "");
+    done(&["auth", "role", "grant", "web", "read", "a", "--to", "c"], &root, "");
+    assert_eq!(
+        done(&["auth", "role", "get", "web"], &root, ""),
+        "ACCESS     KEYS\nread       a up to c\nreadwrite  web/*\n"
+    );
+    done(&["auth", "user", "add", "alice"], &root, "a");
+    done(&["auth", "user", "grant", "alice", "web"], &root, "");
+    assert_eq!(done(&["auth", "user", "list"], &root, ""), "alice\nroot\n");
+    let alice = ["--user", "alice:a"];
+    assert_eq!(done(&["kv", "get", "web/k"], &alice, ""), "v\n");
+    // The password is asked for.
+    assert_eq!(done(&["kv", "get", "web/k"], &["--user", "alice"], "a"), "v\n");
+    assert_eq!(done(&["auth", "user", "get", "alice"], &alice, ""), "web\n");
+    done(&["lease", "grant", "60"], &alice, "");
+    for args in [&["kv", "get", "other"][..], &["kv", "list"], &["kv", "put", "a", "1"], &["kv", "compact", "2"]] {
+        refused("may not do that", args, &alice);
+    }
+    for args in [&["task", "list"][..], &["cluster", "remove", "1"], &["auth", "user", "list"], &["auth", "disable"]] {
+        refused("may not do that", args, &alice);
+    }
+    refused("may not do that", &["run"], &["--user", "alice:a", "--", "true"]);
+    refused("permission denied", &["snapshot", "save", dir.path().join("b").to_str().unwrap()], &alice);
+    refused("authentication failed", &["kv", "get", "web/k"], &["--user", "alice:b"]);
+    refused("permission denied", &["kv", "watch", "other"], &alice);
+    // Another password, and another role.
+    done(&["auth", "user", "passwd", "alice"], &root, "b");
+    refused("authentication failed", &["kv", "get", "web/k"], &alice);
+    done(&["auth", "role", "revoke", "web", "web/", "--prefix"], &root, "");
+    refused("may not do that", &["kv", "get", "web/k"], &["--user", "alice:b"]);
+    refused("stays", &["auth", "user", "delete", "root"], &root);
+    done(&["auth", "disable"], &root, "");
+    refused("has the cluster's token", &["kv", "get", "web/k"], &root);
+    assert!(
+        run(&with(&["kv", "get", "web/k"], &operator).iter().map(String::as_str).collect::<Vec<_>>()).status.success()
+    );
+}
