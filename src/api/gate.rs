@@ -107,40 +107,35 @@ async fn admitted(shared: &SharedNodeState, parts: &Parts) -> Result<Caller, Sta
         Need::Member => return Err(Status::unauthenticated(TOKEN_NEEDED)),
         Need::Caller | Need::User | Need::Root => {}
     }
-    let caller = Caller { user: user(shared, parts, is_member).await?.into(), is_member };
-    let auth = shared.reader.auth();
+    let (user, auth) = user(shared, parts, is_member).await?;
     let enough = match need {
-        Need::Root => auth.rights(&caller.user).and_then(|rights| rights.all()),
-        Need::User => auth.rights(&caller.user).map(|_| ()),
+        Need::Root => auth.rights(&user).and_then(|rights| rights.all()),
+        Need::User => auth.rights(&user).map(|_| ()),
         _ => Ok(()),
     };
-    // etcd's clients know a refusal by its text; people had rather read ours.
-    let is_own = parts.uri.path().starts_with("/cairn.");
-    enough.map(|()| caller).map_err(|reject| match rejected(&reject.into()) {
-        refusal if is_own => Status::new(refusal.code(), reject.to_string()),
-        refusal => refusal,
-    })
+    enough.map_err(|reject| rejected(&reject.into()))?;
+    Ok(Caller { user: user.into(), is_member })
 }
 
-/// The name of who calls; empty if nobody has logged in.
-async fn user(shared: &SharedNodeState, parts: &Parts, is_member: bool) -> Result<String, Status> {
+/// The name of who calls, empty if nobody has logged in; and what users may do.
+async fn user(shared: &SharedNodeState, parts: &Parts, is_member: bool) -> Result<(String, Arc<Auth>), Status> {
     let mut auth = shared.reader.auth();
     if let Some(token) = parts.headers.get(USER_TOKEN) {
         if let Some(user) = known(&auth, token, shared.raft.cluster_time()) {
-            return Ok(user);
+            return Ok((user, auth));
         }
         // This member may not have heard of the user yet.
         shared.read_barrier(shared.io.clock.now() + PATIENCE).await?;
         auth = shared.reader.auth();
         match known(&auth, token, shared.raft.cluster_time()) {
-            Some(user) => return Ok(user),
+            Some(user) => return Ok((user, auth)),
             None if auth.is_enabled() => return Err(Status::unauthenticated("etcdserver: invalid auth token")),
             None => {}
         }
     }
     match parts.extensions.get() {
-        Some(Shown::Token) => Ok(ROOT.into()),
-        Some(Shown::Nothing) | None if is_member || auth.is_enabled() => Ok(String::new()),
+        Some(Shown::Token) => Ok((ROOT.into(), auth)),
+        Some(Shown::Nothing) | None if is_member || auth.is_enabled() => Ok((String::new(), auth)),
         Some(Shown::Nothing) | None => Err(Status::unauthenticated(TOKEN_NEEDED)),
     }
 }

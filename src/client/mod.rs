@@ -22,7 +22,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use tonic::{Code, Request, Status};
 
-use crate::error::Reject;
+use crate::error::{AuthReject, Reject};
 use crate::forward::{LEADER_HINT, is_not_done};
 use crate::ids::{Address, NodeId, Revision, Seq, SessionId};
 use crate::io::{Channel, Io};
@@ -134,15 +134,19 @@ fn store(channel: Channel) -> StoreClient<Channel> {
 }
 
 fn failure(status: Status) -> Failure {
-    let text = status.message().to_owned();
+    // Some of the services are etcd's, and so are their words.
+    let text = status.message().trim_start_matches("etcdserver: ").to_owned();
     match status.code() {
+        Code::PermissionDenied => Failure::Final(ClientError::Rejected(AuthReject::Denied.into())),
+        Code::InvalidArgument if text == "user name is empty" => {
+            Failure::Final(ClientError::Rejected(AuthReject::UserMissing.into()))
+        }
         Code::InvalidArgument
         | Code::Unimplemented
         | Code::OutOfRange
         | Code::NotFound
         | Code::AlreadyExists
         | Code::FailedPrecondition
-        | Code::PermissionDenied
         | Code::Unauthenticated => Failure::Final(ClientError::Invalid(text)),
         _ if is_not_done(&status) => Failure::NotDone(text),
         _ => Failure::Unknown(text),

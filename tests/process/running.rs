@@ -20,6 +20,8 @@ pub fn node() -> Command {
         "CAIRN_ADVERTISE",
         "CAIRN_LOG",
         "CAIRN_ROLE",
+        "CAIRN_USER",
+        "CAIRN_PASSWORD",
     ] {
         command.env_remove(name);
     }

@@ -34,14 +34,14 @@ fn users_do_what_they_may() {
         fails(1, &[why], &args.iter().map(String::as_str).collect::<Vec<_>>());
     };
     let operator = ["--token-file", token];
-    refused("has the cluster's token", &["kv", "get", "k"], &[]);
+    refused("those who have its token", &["kv", "get", "k"], &[]);
     refused("there is no user root", &["auth", "enable"], &operator);
     done(&["auth", "user", "add", "root"], &operator, "secret");
     refused("does not have the role root", &["auth", "enable"], &operator);
     done(&["auth", "user", "grant", "root", "root"], &operator, "");
     assert!(done(&["auth", "status"], &operator, "").contains("not enabled"));
     // A user's password is no token while it is not looked at users.
-    refused("has the cluster's token", &["kv", "get", "k"], &["--user", "root:secret"]);
+    refused("those who have its token", &["kv", "get", "k"], &["--user", "root:secret"]);
     done(&["auth", "enable"], &operator, "");
     // Whoever can speak as a member is root.
     done(&["kv", "put", "web/k", "v"], &operator, "");
@@ -69,7 +69,7 @@ fn users_do_what_they_may() {
         refused("may not do that", args, &alice);
     }
     refused("may not do that", &["run"], &["--user", "alice:a", "--", "true"]);
-    refused("permission denied", &["snapshot", "save", dir.path().join("b").to_str().unwrap()], &alice);
+    refused("may not do that", &["snapshot", "save", dir.path().join("b").to_str().unwrap()], &alice);
     refused("authentication failed", &["kv", "get", "web/k"], &["--user", "alice:b"]);
     refused("permission denied", &["kv", "watch", "other"], &alice);
     // Another password, and another role.
@@ -79,7 +79,7 @@ fn users_do_what_they_may() {
     refused("may not do that", &["kv", "get", "web/k"], &["--user", "alice:b"]);
     refused("stays", &["auth", "user", "delete", "root"], &root);
     done(&["auth", "disable"], &root, "");
-    refused("has the cluster's token", &["kv", "get", "web/k"], &root);
+    refused("those who have its token", &["kv", "get", "web/k"], &root);
     assert!(
         run(&with(&["kv", "get", "web/k"], &operator).iter().map(String::as_str).collect::<Vec<_>>()).status.success()
     );
