@@ -79,7 +79,10 @@ pub(in super::super) fn change(
     change: &ChangeAuth,
 ) -> Result<Result<ChangeAuthReply, Reject>, Fault> {
     let auth = apply.auth.clone();
-    let done = match change.change.as_ref().expect("a change was checked before it was proposed") {
+    let Some(what) = &change.change else {
+        return Err(Fault::new("the log holds a change of users that this version does not know; upgrade this member"));
+    };
+    let done = match what {
         Change::Enable(_) => {
             if auth.enabled {
                 return Ok(Ok(reply(apply)));
