@@ -67,7 +67,7 @@ impl WatchRpc for WatchService {
         let watching = Watching {
             shared: self.shared.clone(),
             caller: Caller::of(&request),
-            auth_revision: 0,
+            auth_revision: self.shared.reader.auth().revision(),
             events_max: self.events_max,
             asks: request.into_inner(),
             requires_leader,
@@ -127,7 +127,7 @@ struct Watch {
 struct Watching {
     shared: Arc<SharedNodeState>,
     caller: Caller,
-    /// As of which the watches were last found to be allowed.
+    /// As of which all watches were found to be allowed, when they began or since.
     auth_revision: u64,
     /// Changes that are read at once.
     events_max: usize,
