@@ -169,6 +169,9 @@ pub enum AuthReject {
     #[error("the user root does not have the role root: grant it first")]
     RootRoleMissing,
     /// Somebody must be able to do everything.
+    #[error("the user root has no password, so nobody could log in as it: give it one first")]
+    RootPasswordMissing,
+    /// Somebody must be able to do everything.
     #[error("while it is looked at what users may do, the user root stays, and so does the role root")]
     RootNeeded,
     /// There is such a user.

@@ -136,6 +136,8 @@ pub const ROLES_MAX: usize = 1_000;
 pub const ROLES_OF_USER_MAX: usize = 100;
 /// Ranges of keys that a role says something of.
 pub const PERMISSIONS_MAX: usize = 200;
+/// Bytes that all of these ranges take.
+pub const PERMISSIONS_BYTES_MAX: usize = 256 * 1024;
 /// Length of the name of a user or a role, in bytes.
 pub const AUTH_NAME_BYTES_MAX: usize = 256;
 /// Length of a password, in bytes.

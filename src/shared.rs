@@ -27,7 +27,7 @@ use crate::state::auth::{Password, ROOT, Rights};
 use crate::state::kv::{self, NoAnswer, Store};
 use crate::state::machine::StateReader;
 use crate::state::table::View;
-use crate::state::{alarm, command, lease, member, task, worker};
+use crate::state::{alarm, auth, command, lease, member, task, worker};
 use crate::time::{ClusterTime, Monotonic};
 use crate::worker::{Desired, Look, Outputs, Refusal};
 
@@ -168,7 +168,7 @@ impl SharedNodeState {
     /// `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown.
     async fn execute(
         &self,
-        kind: &CommandKind,
+        (user, kind): (&str, &CommandKind),
         command: Bytes,
         deadline: Monotonic,
         forwarded: bool,
@@ -188,7 +188,7 @@ impl SharedNodeState {
                 }
             }
             self.check_space(kind)?;
-            self.check_quota(kind, command.len(), deadline).await?;
+            self.check_quota((user, kind), command.len(), deadline).await?;
             let began = self.io.clock.now();
             match self.io.clock.deadline(deadline, self.raft.propose(command.clone())).await {
                 Ok(Ok(reply)) => {
@@ -248,12 +248,18 @@ impl SharedNodeState {
     }
 
     /// Raises an alarm before a command is proposed for which the keys would take more than they may: then the state refuses it.
-    async fn check_quota(&self, kind: &CommandKind, bytes: usize, deadline: Monotonic) -> Result<(), Status> {
+    async fn check_quota(
+        &self,
+        (user, kind): (&str, &CommandKind),
+        bytes: usize,
+        deadline: Monotonic,
+    ) -> Result<(), Status> {
         if !alarm::adds(kind) || self.reader.keys_bytes() + bytes as u64 <= self.bounds.keys_quota {
             return Ok(());
         }
-        let (head, _) = self.reader.view().map_err(internal)?;
-        if head.alarms_no_space > 0 {
+        let (head, rows) = self.reader.view().map_err(internal)?;
+        // What is refused anyway takes no space.
+        if head.alarms_no_space > 0 || auth::check_command(rows.auth(), user, kind).is_err() {
             return Ok(());
         }
         sometimes!("keys and their history took more than they may");
@@ -429,7 +435,8 @@ impl SharedNodeState {
             CommandKind::Compact(compact) if compact.physical => u64::try_from(compact.revision).ok(),
             _ => None,
         };
-        let reply = self.execute(kind, command.encode_to_vec().into(), deadline, false).await?;
+        let (user, bytes) = (command.user.as_str(), command.encode_to_vec().into());
+        let reply = self.execute((user, kind), bytes, deadline, false).await?;
         let reply = v1::Reply::decode(reply).map_err(|error| Status::internal(format!("decode a reply: {error}")))?;
         if let (Some(revision), Some(reply::Kind::Compact(_))) = (physical, &reply.kind) {
             self.swept(revision, deadline).await?;
@@ -446,7 +453,7 @@ impl SharedNodeState {
             .map_err(|error| Status::invalid_argument(format!("decode a command: {error}")))?;
         command::check(&decoded).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
         let kind = decoded.kind.as_ref().ok_or_else(|| Status::invalid_argument("kind: missing"))?;
-        self.execute(kind, command, deadline, true).await
+        self.execute((&decoded.user, kind), command, deadline, true).await
     }
 
     /// Fills in what a command leaves to the member that takes it: ids that may be any, what is secret, and of a password what is kept

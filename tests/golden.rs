@@ -17,8 +17,9 @@ use cairn::io::Rng;
 use cairn::proto::authpb::{Permission, permission::Type};
 use cairn::proto::etcdserverpb::{
     AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleDeleteRequest, AuthRoleGrantPermissionRequest,
-    AuthRoleRevokePermissionRequest, AuthUserAddRequest, AuthUserDeleteRequest, AuthUserGrantRoleRequest,
-    AuthUserRevokeRoleRequest, CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, ResponseHeader,
+    AuthRoleRevokePermissionRequest, AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest,
+    AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest, CompactionRequest, DeleteRangeRequest, PutRequest,
+    RangeRequest, ResponseHeader,
 };
 use cairn::proto::mvccpb::KeyValue;
 use cairn::proto::v1::{self, change_auth::Change, command::Kind, reply};
@@ -326,7 +327,16 @@ fn change_auth(name: &str, args: &mut ArgumentConsumer<'_>) -> Result<Kind, Box<
     let change = match name {
         "enable" => Change::Enable(AuthEnableRequest {}),
         "disable" => Change::Disable(AuthDisableRequest {}),
-        "user" => Change::AddUser(AuthUserAddRequest { name: word(args, "name")?, ..AuthUserAddRequest::default() }),
+        "user" => Change::AddUser(AuthUserAddRequest {
+            name: word(args, "name")?,
+            hashed_password: args.next_pos().unwrap_or_default().into(),
+            ..AuthUserAddRequest::default()
+        }),
+        "passwd" => Change::ChangePassword(AuthUserChangePasswordRequest {
+            name: word(args, "name")?,
+            hashed_password: word(args, "password")?,
+            ..AuthUserChangePasswordRequest::default()
+        }),
         "drop-user" => Change::DeleteUser(AuthUserDeleteRequest { name: word(args, "name")? }),
         "role" => Change::AddRole(AuthRoleAddRequest { name: word(args, "name")? }),
         "drop-role" => Change::DeleteRole(AuthRoleDeleteRequest { role: word(args, "name")? }),

@@ -18,7 +18,7 @@ use crate::proto::v1::{
 };
 use crate::raft::handle::ProposeError;
 use crate::raft::log::Identity;
-use crate::shared::{FORWARDED, SharedNodeState, internal};
+use crate::shared::{Caller, FORWARDED, SharedNodeState, internal};
 use crate::state::member;
 use crate::time::Monotonic;
 
@@ -26,9 +26,11 @@ use crate::time::Monotonic;
 pub struct ClusterService(pub Arc<SharedNodeState>);
 
 impl ClusterService {
-    fn status_now(&self) -> Result<StatusReply, Status> {
+    fn status_now(&self, caller: &Caller) -> Result<StatusReply, Status> {
         let status = self.0.raft.status();
         let (head, rows) = self.0.reader.view().map_err(internal)?;
+        // By how it changes it tells of rows.
+        let may_all = rows.auth().rights(&caller.user).and_then(|rights| rights.all()).is_ok();
         let with_match = |member: Member| {
             let id = NodeId(member.id);
             let matched = if id == status.id { Some(&status.last) } else { status.matched.get(&id) };
@@ -48,7 +50,7 @@ impl ClusterService {
             version: env!("CARGO_PKG_VERSION").into(),
             members: member::all(&rows).map_err(internal)?.into_iter().map(with_match).collect(),
             cluster_time_ms: head.cluster_time_ms,
-            digest: head.rows_digest,
+            digest: if may_all { head.rows_digest } else { 0 },
             joint: status.joint,
             keys_bytes: self.0.reader.keys_bytes(),
             keys_quota: self.0.bounds.keys_quota,
@@ -280,8 +282,8 @@ fn check_address(address: &str) -> Result<(), Status> {
 
 #[tonic::async_trait]
 impl v1::cluster_server::Cluster for ClusterService {
-    async fn status(&self, _: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
-        self.status_now().map(Response::new)
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        self.status_now(&Caller::of(&request)).map(Response::new)
     }
 
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {

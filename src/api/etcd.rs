@@ -58,6 +58,7 @@ fn unauthorized(reject: AuthReject) -> Status {
         AuthReject::PermissionMissing => (Code::InvalidArgument, "etcdserver: permission not given"),
         AuthReject::RootUserMissing => (Code::FailedPrecondition, "etcdserver: root user does not exist"),
         AuthReject::RootRoleMissing => (Code::FailedPrecondition, "etcdserver: root user does not have root role"),
+        AuthReject::RootPasswordMissing => (Code::FailedPrecondition, "etcdserver: root user has no password"),
         AuthReject::RootNeeded => (Code::InvalidArgument, "etcdserver: invalid auth management"),
         AuthReject::UserExists => (Code::FailedPrecondition, "etcdserver: user name already exists"),
         AuthReject::UserNotFound => (Code::FailedPrecondition, "etcdserver: user name not found"),

@@ -55,6 +55,8 @@ enum Backup {
 struct Reading {
     shared: Arc<SharedNodeState>,
     copied: Copied,
+    /// The first chunk: whoever has a backup is not to be able to sign users' tokens.
+    first: Bytes,
     head: BackupHead,
     /// The payload that is next: 0 is the head.
     next: usize,
@@ -88,20 +90,26 @@ impl Backup {
 impl Reading {
     fn new(shared: Arc<SharedNodeState>, copied: Copied, entered: Entered) -> Result<Self, Fault> {
         let chunk = copied.chunk(0)?.unwrap_or_default();
-        let first = v1::SnapshotPart::decode(chunk).context(|| "read a copy of the state".into())?;
+        let whole = chunk.len() as u64;
+        let mut first = v1::SnapshotPart::decode(chunk).context(|| "read a copy of the state".into())?;
+        let mut state = first.head.take().unwrap_or_default();
+        state.auth_key = Bytes::new();
         let body = copied.of.body.unwrap_or_default();
         let head = backup::head(BackupHead {
             cluster_id: shared.identity.cluster.0,
             applied_index: copied.of.index,
             applied_term: copied.of.term,
-            revision: first.head.unwrap_or_default().revision,
+            revision: state.revision,
             digest: body.digest,
             version: env!("CARGO_PKG_VERSION").into(),
             ..BackupHead::default()
         });
-        let remaining = backup::length(head.encoded_len() as u64 + copied.bytes(), body.chunks);
+        first.head = Some(state);
+        let first = Bytes::from(first.encode_to_vec());
+        let bytes = copied.bytes() - whole + first.len() as u64;
+        let remaining = backup::length(head.encoded_len() as u64 + bytes, body.chunks);
         let writer = Some(backup::Writer::new());
-        Ok(Self { shared, copied, head, next: 0, writer, remaining, _entered: entered })
+        Ok(Self { shared, copied, first, head, next: 0, writer, remaining, _entered: entered })
     }
 
     /// The next message.
@@ -109,6 +117,7 @@ impl Reading {
         let Some(mut writer) = self.writer.take() else { return Ok(None) };
         let payload = match self.next {
             0 => Some(self.head.encode_to_vec().into()),
+            1 if self.copied.of.body.as_ref().is_some_and(|body| body.chunks > 0) => Some(self.first.clone()),
             number => self.copied.chunk(number - 1)?,
         };
         self.next += 1;

@@ -8,7 +8,9 @@ use tonic::{Request, Response, Status};
 
 use crate::forward;
 use crate::limits::{PASSED_COMMANDS_MAX, REQUEST_TIMEOUT_MAX};
-use crate::proto::v1::{self, Command, PassOnReply, PassOnRequest, Passed, QueryReply, QueryRequest, Reply};
+use crate::proto::v1::{
+    self, Command, PassOnReply, PassOnRequest, Passed, QueryReply, QueryRequest, Reply, command::Kind,
+};
 use crate::shared::{Caller, SharedNodeState};
 use crate::state::auth::is_of_members;
 
@@ -24,6 +26,11 @@ impl v1::store_server::Store for StoreService {
             return Err(Status::permission_denied("only members ask for this, of themselves"));
         }
         command.user = caller.user.to_string();
+        if let Some(Kind::ChangeAuth(_)) = &command.kind {
+            // Before a password is looked at, which takes long.
+            let may = self.0.reader.auth().rights(&caller.user).and_then(|rights| rights.all());
+            may.map_err(|reject| Status::permission_denied(reject.to_string()))?;
+        }
         self.0.fill_in(&mut command).await?;
         self.0.check_and_execute(command, deadline).await.map(Response::new)
     }

@@ -41,7 +41,7 @@ pub enum Auth {
 /// What can be done with users.
 #[derive(Subcommand)]
 pub enum User {
-    /// Add one; its password is asked for, or read from standard input
+    /// Add one; its password is asked for, or read from standard input (after that of who logs in, if that is read there, too)
     Add {
         /// Its name
         name: String,
@@ -208,7 +208,7 @@ impl Auth {
                         output::json(&json!({ "enabled": status.enabled, "revision": status.auth_revision }));
                     }
                     Output::Table if status.enabled => say!("enabled: calls need the token of a user"),
-                    Output::Table => say!("not enabled: users may do everything"),
+                    Output::Table => say!("not enabled: whoever may call may do everything"),
                 }
                 return Ok(());
             }
@@ -248,7 +248,7 @@ impl Auth {
         }
         if matches!(self, Self::Enable) && connection.access.token_file.is_none() {
             eprintln!(
-                "This cluster has no token, so whoever reaches it can still speak as a member; see `node credentials`."
+                "No token was given here. If the cluster has none, whoever reaches it can still speak as a member; see `node credentials`."
             );
         }
         Ok(())

@@ -258,8 +258,8 @@ struct Connection {
     /// Who to log in as. Without the password after the name, it is asked for, or read from standard input
     #[arg(long, global = true, env = "CAIRN_USER", value_name = "NAME[:PASSWORD]", hide_env_values = true)]
     user: Option<String>,
-    /// The password
-    #[arg(long, global = true, env = "CAIRN_PASSWORD", hide_env_values = true, requires = "user")]
+    /// The password of who logs in; then there is none in --user
+    #[arg(long, global = true, env = "CAIRN_PASSWORD", hide_env_values = true)]
     password: Option<String>,
     /// What to print
     #[arg(short = 'o', long = "output", global = true, default_value = "table")]
@@ -292,8 +292,8 @@ impl Connection {
         let Some(user) = &self.user else { return Ok(None) };
         let login = |name: &str, password: &str| Some((name.to_owned(), password.to_owned()));
         Ok(match (user.split_once(':'), &self.password) {
-            (Some((name, password)), _) => login(name, password),
-            (None, Some(password)) => login(user, password),
+            (_, Some(password)) => login(user, password),
+            (Some((name, password)), None) => login(name, password),
             (None, None) => {
                 let read = os::read_secret(&format!("Password of {user}: "));
                 login(user, &read.context(|| "read the password".into())?)

@@ -24,6 +24,8 @@ pub(super) struct Login {
     name: String,
     password: String,
     token: Mutex<Option<HeaderValue>>,
+    /// One at a time gets a token.
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl Login {
@@ -31,8 +33,8 @@ impl Login {
         self.token.lock().expect("no code panics while it holds the token").clone()
     }
 
-    fn set(&self, token: Option<HeaderValue>) -> bool {
-        std::mem::replace(&mut *self.token.lock().expect("no code panics while it holds the token"), token).is_some()
+    fn set(&self, token: Option<HeaderValue>) {
+        *self.token.lock().expect("no code panics while it holds the token") = token;
     }
 }
 
@@ -40,7 +42,12 @@ impl Client {
     /// The same, as a user: it logs in when that is first needed, and again when its token is good no more. While it is not looked at
     /// what users may do, it is as if it had not.
     pub fn as_user(self, name: &str, password: &str) -> Self {
-        let login = Arc::new(Login { name: name.into(), password: password.into(), token: Mutex::default() });
+        let login = Arc::new(Login {
+            name: name.into(),
+            password: password.into(),
+            token: Mutex::default(),
+            turn: Default::default(),
+        });
         let with = |channel: &Channel| with_token(channel.clone(), &login);
         let endpoints = self.endpoints.iter().map(|(address, channel)| (address.clone(), with(channel))).collect();
         Self { login: Some(login), endpoints: Arc::new(endpoints), state: Arc::default(), ..self }
@@ -57,11 +64,17 @@ impl Client {
     /// Gets a token, if there is none and one is needed.
     pub(super) async fn log_in(&self, channel: &Channel, until: Monotonic) -> Result<(), Failure> {
         let Some(login) = self.login.as_ref().filter(|login| login.token().is_none()) else { return Ok(()) };
+        let clock = &self.io.clock;
+        let late = |_| Failure::NotDone("log in: others log in, and it takes long".into());
+        let _turn = clock.deadline(until, login.turn.lock()).await.map_err(late)?;
+        if login.token().is_some() {
+            return Ok(());
+        }
         let (name, password) = (login.name.clone(), login.password.clone());
         let mut request = Request::new(AuthenticateRequest { name, password });
-        request.set_timeout(until.since(self.io.clock.now()));
+        request.set_timeout(until.since(clock.now()));
         let mut client = AuthClient::new(channel.clone());
-        let answer = self.io.clock.deadline(until, client.authenticate(request)).await;
+        let answer = clock.deadline(until, client.authenticate(request)).await;
         match answer.unwrap_or_else(|_| Err(Status::unavailable("no answer in time"))) {
             Ok(answer) => {
                 let token = HeaderValue::from_str(&answer.into_inner().token);
@@ -78,9 +91,21 @@ impl Client {
         }
     }
 
-    /// Whether a refusal is of a token that was good once: it is forgotten then.
-    pub(super) fn is_outdated(&self, status: &Status) -> bool {
-        status.code() == Code::Unauthenticated && self.login.as_ref().is_some_and(|login| login.set(None))
+    /// The token that calls carry now.
+    pub(super) fn token(&self) -> Option<HeaderValue> {
+        self.login.as_ref()?.token()
+    }
+
+    /// Whether a refusal is of this token, which was good once: it is forgotten then, unless there is another by now.
+    pub(super) fn is_outdated(&self, status: &Status, used: Option<&HeaderValue>) -> bool {
+        let Some(login) = self.login.as_ref().filter(|_| status.code() == Code::Unauthenticated && used.is_some())
+        else {
+            return false;
+        };
+        if login.token().as_ref() == used {
+            login.set(None);
+        }
+        true
     }
 
     /// Changes users, roles, or whether it is looked at what they may do. Gives the revision of the keys when that was done.

@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio::sync::mpsc;
 use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
-use super::{Client, ClientError};
+use super::{Client, ClientError, Failure};
 use crate::error::{KvReject, Reject};
 use crate::limits::{MESSAGE_BYTES_MAX, RECONNECT_PAUSE_MIN};
 use crate::proto::etcdserverpb::watch_client::WatchClient;
@@ -41,6 +42,8 @@ pub struct KeyWatch {
 struct Stream {
     asks: mpsc::Sender<WatchRequest>,
     answers: Streaming<Told>,
+    /// By which the member knows whose it is.
+    token: Option<HeaderValue>,
     /// When the member was last heard, and whether it was asked since.
     heard: Monotonic,
     asked: bool,
@@ -71,7 +74,7 @@ impl KeyWatch {
     pub async fn next(&mut self) -> Result<Changes, ClientError> {
         loop {
             if self.stream.is_none() {
-                self.stream = self.open().await;
+                self.stream = self.open().await?;
             }
             let told = match &mut self.stream {
                 Some(stream) => stream.next(&self.client).await,
@@ -83,7 +86,7 @@ impl KeyWatch {
                         return Ok(changes);
                     }
                 }
-                Err(status) if self.client.is_outdated(&status) => self.stream = None,
+                Err(status) if self.is_outdated(&status) => self.stream = None,
                 Err(status) if matches!(status.code(), Code::Unauthenticated | Code::Unimplemented) => {
                     return Err(ClientError::Invalid(status.message().into()));
                 }
@@ -97,18 +100,38 @@ impl KeyWatch {
         }
     }
 
-    async fn open(&self) -> Option<Stream> {
+    fn is_outdated(&self, status: &Status) -> bool {
+        let token = self.stream.as_ref().and_then(|stream| stream.token.as_ref());
+        self.client.is_outdated(status, token)
+    }
+
+    /// A stream to the next member; nothing if that does not answer.
+    async fn open(&self) -> Result<Option<Stream>, ClientError> {
         let clock = &self.client.io.clock;
         let (asks, outgoing) = mpsc::channel(2);
-        asks.try_send(ask(RequestUnion::CreateRequest(self.create.clone()))).ok()?;
+        if asks.try_send(ask(RequestUnion::CreateRequest(self.create.clone()))).is_err() {
+            return Ok(None);
+        }
         let member = self.client.preferred();
-        self.client.log_in(&member, clock.now() + PATIENCE).await.ok()?;
+        match self.client.log_in(&member, clock.now() + PATIENCE).await {
+            Ok(()) => {}
+            Err(Failure::Final(refused)) => return Err(refused),
+            Err(Failure::NotDone(_) | Failure::Unknown(_)) => return Ok(None),
+        }
+        let token = self.client.token();
         let mut watch = WatchClient::new(member).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         request.metadata_mut().insert(REQUIRES_LEADER, "true".parse().expect("plain text"));
-        let call = watch.watch(request);
-        let answers = clock.timeout(PATIENCE, call).await.ok()?.ok()?.into_inner();
-        Some(Stream { asks, answers, heard: clock.now(), asked: false })
+        Ok(match clock.timeout(PATIENCE, watch.watch(request)).await {
+            Ok(Ok(answers)) => {
+                Some(Stream { asks, answers: answers.into_inner(), token, heard: clock.now(), asked: false })
+            }
+            Ok(Err(status)) if self.client.is_outdated(&status, token.as_ref()) => None,
+            Ok(Err(status)) if status.code() == Code::Unauthenticated => {
+                return Err(ClientError::Invalid(status.message().into()));
+            }
+            Ok(Err(_)) | Err(_) => None,
+        })
     }
 
     /// What a message says that was not known; nothing, if that is nothing.

@@ -357,7 +357,10 @@ impl Client {
             }
             // Refusals that are not kept: they say nothing of a copy that is still on its way.
             Err(ClientError::Rejected(
-                reject @ (Reject::WindowFull { .. } | Reject::Stale { .. } | Reject::Invalid { .. }),
+                reject @ (Reject::WindowFull { .. }
+                | Reject::Stale { .. }
+                | Reject::Invalid { .. }
+                | Reject::Auth(AuthReject::UserMissing | AuthReject::Denied)),
             )) if unsure => Err(ClientError::Unknown(reject.to_string())),
             answer => answer,
         }
@@ -469,8 +472,10 @@ impl Client {
             let (address, channel) = &self.endpoints[turn];
             let until = deadline.min(clock.now() + self.attempt_timeout);
             let mut hint = None;
+            let mut token = None;
             let asked = async {
                 self.log_in(channel, until).await?;
+                token = self.token();
                 Ok(clock.deadline(until, attempt(channel.clone(), until)).await)
             };
             let outcome = match asked.await {
@@ -479,7 +484,9 @@ impl Client {
                     sometimes!(*unsure, "a command was answered after an attempt of unknown outcome");
                     return Ok(response.into_inner());
                 }
-                Ok(Ok(Err(status))) if self.is_outdated(&status) => Failure::NotDone(status.message().to_owned()),
+                Ok(Ok(Err(status))) if self.is_outdated(&status, token.as_ref()) => {
+                    Failure::NotDone(status.message().to_owned())
+                }
                 Ok(Ok(Err(status))) => {
                     let value = status.metadata().get(LEADER_HINT).and_then(|value| value.to_str().ok());
                     hint = value.map(str::to_owned);

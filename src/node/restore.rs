@@ -48,7 +48,9 @@ pub fn restore<R: Read>(io: &Io, backup: R, address: &Address) -> Result<(Identi
         standby: false,
     };
     let conf_state = |id: u64| codec::conf_state_bytes(&ConfState { voters: vec![id], ..ConfState::default() });
-    let founder = refound(&*io.disk, index, founder, conf_state)?;
+    let mut auth_key = [0; 32];
+    io.rng.stream("secrets").fill(&mut auth_key);
+    let founder = refound(&*io.disk, index, founder, conf_state, auth_key)?;
     let founded = JoinReply {
         cluster_id: io.rng.stream("cluster").bits() | 1,
         id: founder.id,

@@ -54,6 +54,10 @@ pub(super) fn execute(apply: &mut Apply<'_>, bytes: &[u8]) -> Result<bytes::Byte
     let Some(header) = &command.session else {
         return Ok(run(apply, &command.user, kind)?.encode_to_vec().into());
     };
+    // What was answered before is not for who may not ask any more.
+    if let Err(reject) = apply.auth.rights(&command.user) {
+        return Ok(refusal(&reject.into()).encode_to_vec().into());
+    }
     match session::begin(apply, header, &command.user)? {
         session::Begin::Replay(reply) => Ok(reply),
         session::Begin::Refuse(reject) => Ok(refusal(&reject).encode_to_vec().into()),
@@ -185,6 +189,7 @@ fn auth_rejection(reject: AuthReject) -> rejection::Auth {
         AuthReject::PermissionMissing => Auth::PermissionMissing,
         AuthReject::RootUserMissing => Auth::RootUserMissing,
         AuthReject::RootRoleMissing => Auth::RootRoleMissing,
+        AuthReject::RootPasswordMissing => Auth::RootPasswordMissing,
         AuthReject::RootNeeded => Auth::RootNeeded,
         AuthReject::UserExists => Auth::UserExists,
         AuthReject::UserNotFound => Auth::UserNotFound,
@@ -206,6 +211,7 @@ fn auth_reject(auth: rejection::Auth) -> Option<AuthReject> {
         Auth::PermissionMissing => AuthReject::PermissionMissing,
         Auth::RootUserMissing => AuthReject::RootUserMissing,
         Auth::RootRoleMissing => AuthReject::RootRoleMissing,
+        Auth::RootPasswordMissing => AuthReject::RootPasswordMissing,
         Auth::RootNeeded => AuthReject::RootNeeded,
         Auth::UserExists => AuthReject::UserExists,
         Auth::UserNotFound => AuthReject::UserNotFound,

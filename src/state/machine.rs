@@ -325,9 +325,12 @@ fn apply_one(apply: &mut Apply<'_>, body: &Body, bytes: &mut u64) -> Result<Vec<
     }
 }
 
-/// The digest of the state with this head.
+/// The digest of the state with this head, but for what is secret: a backup does without that.
 pub fn head_digest(head: &v1::Head) -> u64 {
-    xxh3_64(&head.encode_to_vec())
+    match head.auth_key.is_empty() {
+        true => xxh3_64(&head.encode_to_vec()),
+        false => xxh3_64(&v1::Head { auth_key: Bytes::new(), ..head.clone() }.encode_to_vec()),
+    }
 }
 
 /// Reads the state as of its last applied batch.

@@ -141,7 +141,7 @@ impl Import {
 }
 
 /// Makes a state at `index` that is not in use that of a new cluster: `founder` and `conf_state` say who its only member is, and what
-/// Raft's configuration is, by the id that this one gets. Gives that member.
+/// Raft's configuration is, by the id that this one gets; `auth_key` is what users' tokens are signed with there. Gives that member.
 ///
 /// # Errors
 /// The disk or the database failed.
@@ -150,6 +150,7 @@ pub fn refound(
     index: Index,
     founder: impl FnOnce(u64) -> v1::Member,
     conf_state: impl FnOnce(u64) -> bytes::Bytes,
+    auth_key: [u8; 32],
 ) -> Result<v1::Member, Fault> {
     let name = file_name(index);
     let what = || format!("found a new cluster with {name} in {}", disk.describe());
@@ -176,6 +177,9 @@ pub fn refound(
         }
         head.sessions_live = 0;
         head.conf_state = conf_state(founder.id);
+        if head.auth_enabled {
+            head.auth_key = auth_key.to_vec().into();
+        }
         head.rows_digest = rows.digest();
         table.insert((), &*head.encode_to_vec()).context(what)?;
         founder

@@ -6,7 +6,9 @@ use super::super::machine::Apply;
 use super::super::table::Table;
 use super::{Auth, ROOT, span};
 use crate::error::{AuthReject, Fault, Reject};
-use crate::limits::{AUTH_NAME_BYTES_MAX, PERMISSIONS_MAX, REQUEST_BYTES_MAX, ROLES_MAX, ROLES_OF_USER_MAX, USERS_MAX};
+use crate::limits::{
+    AUTH_NAME_BYTES_MAX, PERMISSIONS_BYTES_MAX, PERMISSIONS_MAX, ROLES_MAX, ROLES_OF_USER_MAX, USERS_MAX,
+};
 use crate::proto::authpb::permission::Type;
 use crate::proto::v1::{ChangeAuth, ChangeAuthReply, RoleRow, UserRow, change_auth::Change};
 
@@ -53,10 +55,6 @@ pub fn check_change(change: &ChangeAuth) -> Result<(), Reject> {
             if permission.key.is_empty() && permission.range_end.is_empty() {
                 return Err(AuthReject::PermissionMissing.into());
             }
-            let bytes = permission.key.len() + permission.range_end.len();
-            if bytes > REQUEST_BYTES_MAX {
-                return invalid("perm", format!("{bytes} bytes; at most {REQUEST_BYTES_MAX}"));
-            }
             if Type::try_from(permission.perm_type).is_err() {
                 return invalid("permType", "none that this version knows".into());
             }
@@ -90,6 +88,7 @@ pub(in super::super) fn change(
             match auth.user(ROOT) {
                 None => Err(AuthReject::RootUserMissing.into()),
                 Some(root) if !root.roles.iter().any(|role| role == ROOT) => Err(AuthReject::RootRoleMissing.into()),
+                Some(root) if root.password.is_empty() => Err(AuthReject::RootPasswordMissing.into()),
                 Some(_) => {
                     (apply.head.auth_enabled, apply.head.auth_key) = (true, change.key.clone());
                     Ok(())
@@ -182,7 +181,10 @@ pub(in super::super) fn change(
                 }
                 Err(place) => row.permissions.insert(place, permission),
             }
-            Ok(())
+            match row.encoded_len() {
+                0..=PERMISSIONS_BYTES_MAX => Ok(()),
+                _ => limit("bytes of a role's permissions", PERMISSIONS_BYTES_MAX),
+            }
         })?,
         Change::RevokePermission(revoke) => with_role(apply, &auth, &revoke.role, |row| {
             let before = row.permissions.len();
