@@ -297,7 +297,12 @@ fn bound(faults: &mut Vec<(Duration, Fault)>, places: usize, admits: impl Fn(&Fa
 /// What keys may take, and what is kept of their past.
 pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
     // What lives fits: a row of the stock has some two thousand bytes, one of the others some fifty, what a holder has some hundred.
-    let lives = plan.stock * 2_100 + 600 + 300 * plan.holders as u64;
+    // What is staged leaves keys of its own.
+    let is_staged = |(_, fault): &&(Duration, Fault)| {
+        matches!(fault, Fault::Diverge { .. } | Fault::Unanswered { .. } | Fault::LateUse { .. })
+    };
+    let staged = plan.faults.iter().filter(is_staged).count() as u64;
+    let lives = plan.stock * 2_100 + 600 + 300 * plan.holders as u64 + 2_500 * staged;
     let most = *rng.pick(&[300, 1_000, 4_000]);
     match rng.range(0, 100) {
         0..15 => {
