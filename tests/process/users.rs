@@ -19,7 +19,12 @@ fn users_do_what_they_may() {
     let token = dir.path().join("token");
     std::fs::write(&token, "0123456789abcdef0123456789abcdef").unwrap();
     let token = token.to_str().unwrap();
-    let server = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap", "--token-file", token]);
+    let server = Running::member(
+        dir.path(),
+        "n1",
+        "127.0.0.1:0",
+        &["--bootstrap", "--token-file", token, "--keys-quota", "64Ki"],
+    );
     let at = ["--endpoints", &server.address];
     let with =
         |args: &[&str], more: &[&str]| [args, &at, more].concat().into_iter().map(String::from).collect::<Vec<_>>();
@@ -72,6 +77,15 @@ fn users_do_what_they_may() {
     refused("may not do that", &["snapshot", "save", dir.path().join("b").to_str().unwrap()], &alice);
     refused("authentication failed", &["kv", "get", "web/k"], &["--user", "alice:b"]);
     refused("permission denied", &["kv", "watch", "other"], &alice);
+    refused("authentication failed", &["kv", "watch", "web/k"], &["--user", "alice:b"]);
+    // Who may not write does not fill the store up either, and roles do not grow without bound.
+    let large = "x".repeat(100_000);
+    refused("may not do that", &["kv", "put", "other", &large], &alice);
+    done(&["kv", "put", "web/k", "v"], &root, "");
+    let grant = |key: &str| with(&["auth", "role", "grant", "web", "read", key, "--to", "d"], &root);
+    let grants = ["a", "b", "c"]
+        .map(|first| run(&grant(&(first.to_owned() + &large)).iter().map(String::as_str).collect::<Vec<_>>()));
+    assert!(grants[1].status.success() && text(&grants[2].stderr).contains("are limited to 262144"));
     // Another password, and another role.
     done(&["auth", "user", "passwd", "alice"], &root, "b");
     refused("authentication failed", &["kv", "get", "web/k"], &alice);
