@@ -52,6 +52,8 @@ const CLOSED: Duration = Duration::from_millis(20);
 const BIRTHS_MAX: u64 = 4;
 /// How long an operator waits for a node to stop in order.
 const STOP_MAX: Duration = Duration::from_secs(15);
+/// How long an operator waits for a state to be written anew.
+const DEFRAGMENT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One member's machine, and how to stop the node on it in order.
 pub struct Member {
@@ -507,6 +509,16 @@ impl Cluster {
         }
     }
 
+    /// Has a member write its state anew.
+    async fn defragment(&self, place: Place) {
+        let (Some(id), Ok(status)) = (self.members[place].id(), self.operator.status().await) else { return };
+        let rows = status.members.into_iter().filter_map(|row| row.member);
+        for member in rows.filter(|member| NodeId(member.id) == id) {
+            let done = timeout(DEFRAGMENT_PATIENCE, self.operator.defragment(&member)).await;
+            self.world.trace.event(format_args!("defragment {id}: {done:?}"));
+        }
+    }
+
     /// Who leads, as far as anyone said.
     pub(super) fn leader(&self) -> Option<Place> {
         let leader = self.watch.leader()?;
@@ -781,6 +793,11 @@ impl Cluster {
             }
             Fault::WallStep { node, millis } => machine(node).clock.step_wall(millis),
             Fault::Transfer { to } => self.transfer(to).await,
+            Fault::Defragment { node, cut: None } => self.defragment(node).await,
+            Fault::Defragment { node, cut: Some((after, cut)) } => {
+                let _ = timeout(after, self.defragment(node)).await;
+                off(node, Down::Power(cut), after).await;
+            }
             Fault::TransferRace { to, other } => drop(join(self.transfer(to), self.transfer(other)).await),
             Fault::Remove { node, returns, cut } => {
                 let removed = self.remove(node).await;

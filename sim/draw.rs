@@ -92,6 +92,10 @@ const KINDS: &[Kind] = &[
     },
     |d| Fault::Replace { node: d.place(), down: d.span() },
     |d| {
+        let cut = if d.rng.chance(500) { Some((Duration::from_millis(d.rng.range(0, 400)), d.cut())) } else { None };
+        Fault::Defragment { node: d.place(), cut }
+    },
+    |d| {
         let millis = *d.rng.pick(&[-3_600_000, -20_000, 20_000, 3_600_000]);
         Fault::WallStep { node: d.place(), millis }
     },

@@ -244,6 +244,13 @@ pub enum Fault {
         #[serde(default)]
         expected: Option<bool>,
     },
+    /// An operator has it write its state anew, into a file without anything free.
+    Defragment {
+        /// Which.
+        node: Place,
+        /// So long after its power goes, this becomes of unsynced writes, and it stays off as long again.
+        cut: Option<(Duration, PowerCut)>,
+    },
     /// An operator asks it to lead as soon as two configurations are in force at once, and its disk is held up.
     TransferInJoint {
         /// Which.
@@ -445,6 +452,7 @@ impl Fault {
             | Self::DiskError { .. }
             | Self::Rot { .. }
             | Self::WrongDisk { .. }
+            | Self::Defragment { .. }
             | Self::Replace { .. } => Class::Disk,
             Self::WallStep { .. } | Self::Speed { .. } => Class::Clock,
             Self::Transfer { .. }
@@ -485,6 +493,7 @@ impl Fault {
             | Self::LateRenewals { node, .. }
             | Self::LateReturn { node, .. }
             | Self::RemoveAndIsolate { node }
+            | Self::Defragment { node, .. }
             | Self::Join { node, .. } => vec![node],
             Self::Transfer { to } | Self::TransferInJoint { to } => vec![to],
             Self::TransferRace { to, other } => vec![to, other],
@@ -571,6 +580,7 @@ impl Fault {
             | Self::TransferRace { .. }
             | Self::Remove { .. }
             | Self::RemoveLeader
+            | Self::Defragment { .. }
             | Self::TransferInJoint { .. }
             | Self::LateRenewals { .. }
             | Self::LateUse { .. }

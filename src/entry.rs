@@ -1,4 +1,5 @@
-//! A committed entry, as it passes from the log to the replicated state.
+//! What passes between the log and the replicated state: committed entries, what comes of them, and how far it is with writing the
+//! state anew.
 
 use bytes::Bytes;
 
@@ -44,4 +45,17 @@ pub struct Outcome {
     pub replies: Vec<Bytes>,
     /// The digest of the whole state after the entry: equal on all members.
     pub digest: u64,
+}
+
+/// How far it is with writing the state anew, into a file without anything free.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// There is more to write.
+    More,
+    /// All is written but what is changed from now on: the state may go over to it, or has.
+    Whole,
+    /// Another state took the place of the one that was written, in a file without anything free. What was written is gone.
+    Replaced,
+    /// More was changed meanwhile than can be kept up with. What was written is gone.
+    TooMany,
 }

@@ -73,6 +73,10 @@ pub const LOG_ENTRIES_KEPT: u64 = 20_000;
 pub const LOG_BYTES_KEPT: u64 = 64 * 1024 * 1024;
 /// Size of a snapshot's chunk; the last row of one may make it larger by as much as a row can be.
 pub const SNAPSHOT_CHUNK_BYTES: usize = 256 * 1024;
+/// Rows that may be changed while the state is written anew, between one step and the next.
+pub const DEFRAGMENT_CHANGES_MAX: usize = 1_000_000;
+/// How often what was changed meanwhile is copied, before the owner of the state copies the rest, however much it is.
+pub const DEFRAGMENT_ROUNDS_MAX: u32 = 10;
 /// Jobs the owner of snapshots may have outstanding.
 pub const SNAPSHOT_JOBS_MAX: usize = 64;
 /// How long the next chunk of a snapshot may take to come, or to be asked for.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use cairn::entry::{Body, Entry};
+use cairn::entry::{Body, Entry, Step as Progress};
 use cairn::error::ImportError;
 use cairn::ids::{Index, Term};
 use cairn::io::Rng;
@@ -254,6 +254,57 @@ proptest! {
         other_disk.power_cut(LOSE_ALL, &mut Rng::from_seed([1; 32]).stream("crash"));
         let after = State::open(other_disk.boot(), index).unwrap();
         prop_assert_eq!((after.applied(), after.digest()), (state.applied(), state.digest()));
+    }
+
+    /// A state that is written anew while it changes is the one that is not, also after power cuts at any time.
+    #[test]
+    fn a_state_written_anew_is_the_state(
+        steps in proptest::collection::vec((step(), 0usize..6), 1..40),
+        step_bytes in 1usize..3000,
+    ) {
+        let disk = SimDisk::new("disk".into());
+        let (mut mounted, mut plain) = (disk.boot(), State::open(SimDisk::new("other".into()).boot(), Index(0)).unwrap());
+        let mut state = State::open(mounted.clone(), Index(0)).unwrap();
+        let mut defragmenter = state.defragmenter();
+        let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession {})), user: String::new() };
+        let mut log = vec![entry(1, commands(0, vec![open.encode_to_vec().into()]))];
+        plain.apply(&log).unwrap();
+        state.apply(&log).unwrap();
+        for (step, times) in steps {
+            match step {
+                Step::Checkpoint => state.checkpoint().unwrap(),
+                Step::Crash { seed } => {
+                    let before = state.durable();
+                    drop((state, defragmenter));
+                    disk.power_cut(LOSE_SOME, &mut Rng::from_seed([seed as u8; 32]).stream("crash"));
+                    mounted = disk.boot();
+                    state = State::open(mounted.clone(), Index(0)).unwrap();
+                    prop_assert_eq!(mounted.list().unwrap().len(), 1, "what was not finished is gone");
+                    let found = state.applied().0;
+                    prop_assert!(found >= before, "{found} is applied, {before} was durable");
+                    state.apply(&log[found.0 as usize..]).unwrap();
+                    defragmenter = state.defragmenter();
+                }
+                step => {
+                    let next = state.applied().0.next();
+                    let revision = state.reader().view().unwrap().0.revision;
+                    log.push(entry(next.0, commands(next.0, vec![command(&step, revision)])));
+                    plain.apply(&log[next.0 as usize - 1..]).unwrap();
+                    state.apply(&log[next.0 as usize - 1..]).unwrap();
+                }
+            }
+            let reader = state.reader();
+            for _ in 0..times {
+                match defragmenter.step(step_bytes).unwrap() {
+                    Progress::More => {}
+                    Progress::Whole => prop_assert_eq!(state.go_over().unwrap(), Progress::Whole),
+                    other => prop_assert!(false, "{other:?}"),
+                }
+            }
+            prop_assert_eq!(rows(&state), rows(&plain));
+            prop_assert_eq!((state.applied(), state.digest()), (plain.applied(), plain.digest()));
+            prop_assert_eq!(reader.full_digest().unwrap(), plain.digest(), "a reader from before reads another state");
+        }
     }
 
     /// What the log was told to keep it has after any crash; a suffix that was replaced never comes back.

@@ -17,11 +17,12 @@ use crate::limits::BACKUPS_MAX;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, HashKvRequest, HashKvResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest,
-    SnapshotResponse, StatusRequest, StatusResponse,
+    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, HashKvRequest, HashKvResponse,
+    MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
 };
 use crate::proto::v1::{self, BackupHead, cluster_server::Cluster as _, command::Kind, reply};
 use crate::raft::core::Role;
+use crate::raft::handle::ProposeError;
 use crate::raft::snapshot::Copied;
 use crate::shared::{Caller, SharedNodeState, internal};
 use crate::state::kv::signed;
@@ -135,6 +136,24 @@ impl Reading {
     }
 }
 
+/// Whether the disk has room for the state once more.
+fn room_for_copy(shared: &SharedNodeState) -> Result<(), Status> {
+    let disk = &*shared.io.disk;
+    let what = || "space for a copy of the state".to_string();
+    let (free, size) = (disk.free_bytes().context(what), machine::file_bytes(disk).context(what));
+    let (free, size) = (free.map_err(internal)?, size.map_err(internal)?);
+    if free >= size.saturating_add(shared.bounds.free_space_floor) {
+        return Ok(());
+    }
+    let (place, mib) = (disk.describe(), |bytes: u64| bytes >> 20);
+    Err(Status::resource_exhausted(format!(
+        "{place} has {} MiB left, and a copy of the state may take {} MiB, with {} MiB to remain; make room there, or ask another member",
+        mib(free),
+        mib(size),
+        mib(shared.bounds.free_space_floor)
+    )))
+}
+
 #[tonic::async_trait]
 impl Maintenance for MaintenanceService {
     type SnapshotStream = BoxStream<'static, Result<SnapshotResponse, Status>>;
@@ -176,6 +195,17 @@ impl Maintenance for MaintenanceService {
         }))
     }
 
+    async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
+        room_for_copy(&self.shared)?;
+        match self.shared.raft.defragment().await {
+            Ok(()) => Ok(Response::new(DefragmentResponse { header: header(&self.shared, 0) })),
+            Err(ProposeError::Busy) => Err(Status::resource_exhausted(
+                "the state is being written anew already, or more is changed meanwhile than can be kept up with; try again later",
+            )),
+            Err(_) => Err(Status::unavailable("this member is stopping")),
+        }
+    }
+
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         let revision = request.into_inner().revision;
         let view = self.shared.reader.view().map_err(internal)?;
@@ -195,20 +225,7 @@ impl Maintenance for MaintenanceService {
         let entered = enter(&self.backups, BACKUPS_MAX)?;
         let shared = self.shared.clone();
         shared.read_barrier(shared.deadline(&request)).await.map_err(unread)?;
-        let disk = &*shared.io.disk;
-        let what = || "space for a copy of the state".to_string();
-        let (free, size) = (disk.free_bytes().context(what), machine::file_bytes(disk).context(what));
-        let (free, size) = (free.map_err(internal)?, size.map_err(internal)?);
-        if free < size.saturating_add(shared.bounds.free_space_floor) {
-            let (place, mib) = (disk.describe(), |bytes: u64| bytes >> 20);
-            return Err(Status::resource_exhausted(format!(
-                "{place} has {} MiB left, and a copy of the state may take {} MiB, with {} MiB to remain; make room there, or ask another \
-                 member",
-                mib(free),
-                mib(size),
-                mib(shared.bounds.free_space_floor)
-            )));
-        }
+        room_for_copy(&shared)?;
         let raft = shared.raft.clone();
         let copied = Box::pin(async move { raft.copy_state().await });
         let frames = stream::try_unfold(Backup::Copying { shared, copied, entered }, Backup::go_on);

@@ -4,6 +4,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::output::{self, printable};
+use super::txn::Txn;
 use super::{Connection, Failure, Output};
 use crate::client::{Client, ClientError, revision};
 use crate::ids::{LeaseId, Revision};
@@ -81,6 +82,8 @@ pub enum Kv {
         #[command(flatten)]
         reading: Reading,
     },
+    /// Compare keys, and do one thing or another, at once
+    Txn(Txn),
     /// Print changes as they happen, until it is interrupted
     Watch {
         /// The key; with --prefix, what all the keys begin with
@@ -231,6 +234,7 @@ impl Kv {
                     print(&rows);
                 }
             }
+            Self::Txn(txn) => txn.run(connection).await?,
             Self::Watch { key, prefix, revision, prev } => {
                 let (key, range_end) = if *prefix { span(key) } else { (key.clone().into_bytes(), Vec::new()) };
                 let mut watch = client.watch(WatchCreateRequest {
@@ -259,7 +263,7 @@ impl Kv {
 }
 
 /// All keys with a prefix, as a range.
-fn span(prefix: &str) -> (Vec<u8>, Vec<u8>) {
+pub(super) fn span(prefix: &str) -> (Vec<u8>, Vec<u8>) {
     // No key is empty.
     let from = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
     (from, prefix_end(prefix.as_bytes()).to_vec())
@@ -333,13 +337,13 @@ fn print_event(event: &Event, as_json: bool) {
     say!("{} {} {what}{}", row.mod_revision, printable(&row.key), before.unwrap_or_default());
 }
 
-fn print(rows: &[KeyValue]) {
+pub(super) fn print(rows: &[KeyValue]) {
     let row = |row: &KeyValue| vec![printable(&row.key), row.mod_revision.to_string(), printable(&row.value)];
     output::table(&["KEY", "REVISION", "VALUE"], &rows.iter().map(row).collect::<Vec<_>>());
 }
 
 /// A key as a JSON object.
-fn key_json(row: &KeyValue) -> Value {
+pub(super) fn key_json(row: &KeyValue) -> Value {
     let mut document = json!({
         "key": printable(&row.key),
         "value": printable(&row.value),

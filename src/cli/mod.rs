@@ -23,6 +23,7 @@ mod output;
 mod serve;
 mod snapshot;
 mod task;
+mod txn;
 mod units;
 mod worker;
 
@@ -31,12 +32,14 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use self::units::bytes_text;
 use crate::client::{Client, ClientError};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, NodeId};
 use crate::io::Io;
 use crate::os;
-use crate::proto::v1::MemberRole;
+use crate::proto::v1::{Member, MemberRole};
+use crate::state::member::is_server;
 
 /// Cairn: a consensus node. One is a working system, three lose nothing when a machine dies.
 #[derive(Parser)]
@@ -241,6 +244,12 @@ enum Cluster {
     TransferLeader {
         /// Its id; the one whose log is furthest without one
         id: Option<u64>,
+    },
+    /// Have members write their states anew, one after the other, into files without what is free in those they have. They go on
+    /// serving meanwhile, and need room for a second file
+    Defragment {
+        /// Their ids, as `status` shows them; all members without one, the leader last
+        ids: Vec<u64>,
     },
 }
 
@@ -451,9 +460,42 @@ impl Cluster {
                     Output::Table => say!("member {leader} leads"),
                 }
             }
+            (Self::Defragment { ids }, output) => defragment(&client, ids, output).await?,
         }
         Ok(())
     }
+}
+
+/// Has members write their states anew, one after the other.
+async fn defragment(client: &Client, ids: &[u64], output: Output) -> Result<(), Failure> {
+    let status = client.status().await?;
+    let rows = status.members.iter().filter_map(|row| row.member.as_ref());
+    let mut members: Vec<&Member> = rows.filter(|member| is_server(member)).collect();
+    if let Some(id) = ids.iter().find(|id| members.iter().all(|member| member.id != **id)) {
+        return Err(Failure::NotFound(format!(
+            "no member that keeps the state has the id {id}; see `node cluster status`"
+        )));
+    }
+    members.retain(|member| ids.is_empty() || ids.contains(&member.id));
+    members.sort_by_key(|member| member.id == status.leader);
+    let mut done = Vec::new();
+    for member in members {
+        let id = member.id;
+        if output == Output::Table {
+            eprintln!("member {id} writes its state anew …");
+        }
+        let (before, after) = client.defragment(member).await?;
+        match output {
+            Output::Json => {
+                done.push(serde_json::json!({ "member": id, "bytes_before": before, "bytes_after": after }))
+            }
+            Output::Table => say!("member {id}: {} before, {} now", bytes_text(before), bytes_text(after)),
+        }
+    }
+    if output == Output::Json {
+        output::json(&done.into());
+    }
+    Ok(())
 }
 
 #[cfg(test)]

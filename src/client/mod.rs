@@ -4,13 +4,13 @@
 //! first answer. What cannot be known is said: an attempt that broke in the middle and could not be repeated before the
 //! deadline ends as [`ClientError::Unknown`], never as a guess.
 
-mod alarms;
 mod auth;
 mod backup;
 mod events;
 mod kv;
 mod leases;
 mod line;
+mod maintenance;
 mod tasks;
 mod watch;
 

@@ -37,7 +37,14 @@ pub trait Disk: Send + Sync + 'static {
     /// What the file system says, with the path.
     fn remove(&self, name: &str) -> io::Result<()>;
 
-    /// Makes creations and removals durable.
+    /// Gives a file another name, in the place of whatever has that. After a power cut either has it, until [`Disk::sync_dir`];
+    /// what is open stays open.
+    ///
+    /// # Errors
+    /// What the file system says, with the path.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Makes creations, removals and names durable.
     ///
     /// # Errors
     /// What the file system says, with the path.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::entry::{Entry, Outcome};
+use crate::entry::{Entry, Outcome, Step};
 use crate::error::{Context, Fault, ImportError};
 use crate::ids::{Address, Index, NodeId, Term};
 use crate::io::Disk;
@@ -11,6 +11,7 @@ use crate::proto::v1::{RaftSnapshot, SnapshotBody};
 use crate::raft::log::Log;
 use crate::raft::owner::Machine;
 use crate::raft::snapshot::Snapshots;
+use crate::state::defragment::Defragmenter;
 use crate::state::machine::{State, StateReader, head_digest};
 use crate::state::member;
 use crate::state::snapshot::{self, Import};
@@ -27,6 +28,10 @@ impl Machine for State {
 
     fn install(&mut self, index: Index) -> Result<(), Fault> {
         self.install(index)
+    }
+
+    fn go_over(&mut self) -> Result<Step, Fault> {
+        self.go_over()
     }
 
     fn durable(&self) -> Index {
@@ -71,6 +76,8 @@ pub struct StateSnapshots {
     pub chunk_bytes: usize,
     /// The state under construction.
     pub import: Option<(Index, Import)>,
+    /// Writes the state in use anew.
+    pub defragmenter: Defragmenter,
 }
 
 impl Snapshots for StateSnapshots {
@@ -105,6 +112,10 @@ impl Snapshots for StateSnapshots {
             Some((_, import)) => import.finish(digest),
             None => Err(ImportError::Invalid("the end of no snapshot".into())),
         }
+    }
+
+    fn defragment(&mut self) -> Result<Step, Fault> {
+        self.defragmenter.step(self.chunk_bytes)
     }
 
     fn discard(&mut self, index: Index) -> Result<(), Fault> {

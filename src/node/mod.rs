@@ -266,6 +266,7 @@ impl NodeBuilder {
                 disk: io.disk.clone(),
                 chunk_bytes: self.chunk_bytes,
                 import: None,
+                defragmenter: machine.defragmenter(),
             },
             machine,
             observer: self.observer,

@@ -84,6 +84,11 @@ impl Disk for DataDir {
         fs::remove_file(&path).map_err(at(&path))
     }
 
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let path = self.path(from);
+        fs::rename(&path, self.path(to)).map_err(at(&path))
+    }
+
     fn sync_dir(&self) -> io::Result<()> {
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(at(&self.dir))
     }
@@ -134,6 +139,10 @@ impl Disk for NoDisk {
     }
 
     fn remove(&self, _: &str) -> io::Result<()> {
+        Self::refuse()
+    }
+
+    fn rename(&self, _: &str, _: &str) -> io::Result<()> {
         Self::refuse()
     }
 

@@ -44,6 +44,7 @@ pub(super) enum Request {
     Introduce { id: NodeId, address: Address },
     Read { reply: oneshot::Sender<Index> },
     HandOver { to: Option<NodeId>, reply: Reply<NodeId> },
+    Defragment { reply: Reply<()> },
     Stop { reply: oneshot::Sender<()> },
 }
 
@@ -239,6 +240,16 @@ impl RaftHandle {
     /// Has the state copied as it is now. Nothing if too much waits, the disk has no room, or this member is stopping.
     pub async fn copy_state(&self) -> Option<Copied> {
         snapshot::copy(&self.snapshots).await
+    }
+
+    /// Has the state written anew, into a file without anything free, while it goes on being used. It ends even if nobody waits.
+    ///
+    /// # Errors
+    /// It is being done already, more is changed meanwhile than can be kept up with, or this member is stopping.
+    pub async fn defragment(&self) -> Result<(), ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::Defragment { reply })?;
+        answer.await.map_err(|_| ProposeError::Unknown)?
     }
 
     /// What cluster time is by now, as far as this member can tell: the latest stamp and the time since. If it leads, its next stamp

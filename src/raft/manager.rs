@@ -24,7 +24,7 @@ use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine, Now};
 use super::snapshot::{self, SnapshotJob, SnapshotOwner, Snapshots};
 use super::tail::Retention;
 use super::transport::{News, Transport};
-use crate::entry::{Body, Entry, Outcome};
+use crate::entry::{Body, Entry, Outcome, Step};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
 use crate::io::{Io, TaskHandle, own};
@@ -144,6 +144,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
             counter: 0,
             patience: READ_PATIENCE_MIN,
         },
+        defragmenting: None,
         stopping: None,
         checkpointing: false,
         checkpointed: false,
@@ -223,6 +224,7 @@ struct Manager {
     anchor: Option<(Term, ClusterTime, Monotonic)>,
     cluster_time: ClusterTime,
     reads: Reads,
+    defragmenting: Option<Defragmenting>,
     stopping: Option<Stopping>,
     /// A checkpoint that compaction waits for is under way.
     checkpointing: bool,
@@ -230,6 +232,13 @@ struct Manager {
     checkpointed: bool,
     shared: Arc<Shared>,
     status: Status,
+}
+
+/// The state is being written anew.
+struct Defragmenting {
+    reply: Reply<()>,
+    /// The next step is yet to be asked for.
+    due: bool,
 }
 
 struct Stopping {
@@ -344,6 +353,18 @@ impl Manager {
                 self.core.on_taken(&snapshot)?;
                 self.taken = Some(self.io.clock.now());
             }
+            Done::Defragmented(Step::More) => {
+                if let Some(defragmenting) = &mut self.defragmenting {
+                    defragmenting.due = true;
+                }
+            }
+            Done::Defragmented(Step::Whole) => self.send_apply(ApplyJob::GoOver),
+            Done::Defragmented(step) => self.end_defragmenting(step),
+            Done::WentOver { durable, step } => {
+                self.applying -= 1;
+                self.core.on_durable(durable);
+                self.end_defragmenting(step);
+            }
             Done::Installed { applied, digest, now } => {
                 self.applying -= 1;
                 tracing::info!(index = %applied.0, "went over to a snapshot");
@@ -374,6 +395,21 @@ impl Manager {
             }
         }
         Ok(())
+    }
+
+    fn end_defragmenting(&mut self, step: Step) {
+        let Some(Defragmenting { reply, .. }) = self.defragmenting.take() else { return };
+        tracing::info!(?step, "the state was written anew");
+        sometimes!(step == Step::Whole, "a state was written anew");
+        sometimes!(step == Step::Replaced, "another state took the place of one that was written anew");
+        let _ = reply.send(if step == Step::TooMany { Err(ProposeError::Busy) } else { Ok(()) });
+    }
+
+    /// Asks for the next step as soon as there is room.
+    fn maybe_defragment(&mut self) {
+        if let Some(defragmenting) = self.defragmenting.as_mut().filter(|defragmenting| defragmenting.due) {
+            defragmenting.due = self.snapshots.try_send(SnapshotJob::Defragment).is_err();
+        }
     }
 
     /// What the state is like now.
@@ -523,6 +559,10 @@ impl Manager {
                 let refusal = if self.core.leads() { ProposeError::Busy } else { self.refusal(Refused::NotLeader) };
                 let _ = reply.send(self.core.hand_over(to).ok_or(refusal));
             }
+            Request::Defragment { reply } if self.defragmenting.is_some() || self.stopping.is_some() => {
+                let _ = reply.send(Err(ProposeError::Busy));
+            }
+            Request::Defragment { reply } => self.defragmenting = Some(Defragmenting { reply, due: true }),
             Request::Stop { reply } => {
                 let patience = limits::TICK * self.core.election_ticks() as u32;
                 let deadline = self.io.clock.now() + patience;
@@ -568,6 +608,7 @@ impl Manager {
     fn perform_all(&mut self) -> Result<bool, Fault> {
         self.flush_proposals();
         self.ask_reads();
+        self.maybe_defragment();
         self.drive()?;
         self.publish();
         self.maybe_stop();

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::log::{Change, Log, Write};
 use super::tail::Fetch;
-use crate::entry::{Body, Entry, Outcome};
+use crate::entry::{Body, Entry, Outcome, Step};
 use crate::error::Fault;
 use crate::ids::{Address, Index, NodeId, Term};
 use crate::io::{Clock, Io, Spawn, Worker};
@@ -36,6 +36,12 @@ pub trait Machine: Send + 'static {
     /// # Errors
     /// This member must stop.
     fn install(&mut self, index: Index) -> Result<(), Fault>;
+
+    /// Goes over to the file in which the state was written anew, if that is whole.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn go_over(&mut self) -> Result<Step, Fault>;
 
     /// The applied index that a crash would leave.
     fn durable(&self) -> Index;
@@ -68,6 +74,8 @@ pub(super) enum Done {
     Compacted,
     Checkpointed(Index),
     Taken(RaftSnapshot),
+    Defragmented(Step),
+    WentOver { durable: Index, step: Step },
 }
 
 /// What the state is like after a job.
@@ -156,6 +164,7 @@ pub(super) enum ApplyJob {
     Entries(Vec<Entry>),
     Install(Index),
     Checkpoint,
+    GoOver,
 }
 
 /// Owns the state.
@@ -177,6 +186,10 @@ impl<M: Machine> ApplyOwner<M> {
                 ApplyJob::Checkpoint => {
                     machine.checkpoint()?;
                     report(&self.done, Done::Checkpointed(machine.durable()));
+                }
+                ApplyJob::GoOver => {
+                    let step = machine.go_over()?;
+                    report(&self.done, Done::WentOver { durable: machine.durable(), step });
                 }
                 ApplyJob::Entries(entries) => {
                     let outcomes = machine.apply(&entries)?;

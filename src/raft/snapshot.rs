@@ -22,6 +22,7 @@ use super::codec;
 use super::core::Announced;
 use super::owner::{Done, report};
 use super::transport::Hello;
+use crate::entry::Step;
 use crate::error::{Context, Fault, ImportError};
 use crate::ids::{Address, Index, Term};
 use crate::io::{Backend, Disk, Io, Spawn, Worker};
@@ -57,6 +58,12 @@ pub trait Snapshots: Send + 'static {
     /// It is another, or this member must stop.
     fn finish(&mut self, digest: u64) -> Result<(), ImportError>;
 
+    /// Goes a step on with writing the state in use anew, into a file without anything free.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn defragment(&mut self) -> Result<Step, Fault>;
+
     /// Removes a state at `index`, finished or under construction, that will not be used.
     ///
     /// # Errors
@@ -84,6 +91,7 @@ pub(super) enum SnapshotJob {
     Add { chunk: Bytes, reply: oneshot::Sender<Result<(), String>> },
     Finish { digest: u64, reply: oneshot::Sender<Result<(), String>> },
     Discard(Index),
+    Defragment,
 }
 
 /// Chunks, one after the other in a file.
@@ -267,6 +275,7 @@ impl<S: Snapshots> SnapshotOwner<S> {
                 let _ = reply.send(said(snapshots.finish(digest))?);
             }
             SnapshotJob::Discard(index) => snapshots.discard(index)?,
+            SnapshotJob::Defragment => report(&self.done, Done::Defragmented(snapshots.defragment()?)),
         }
         Ok(())
     }

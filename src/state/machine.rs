@@ -13,10 +13,11 @@ use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, Table
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::auth::Auth;
+use super::defragment::{Defragmenter, NEW_FILE, Noted, Notes, copy_changes};
 use super::kv::KeyIndex;
 use super::table::{Rows, View, full_digest};
 use super::{command, member};
-use crate::entry::{Body, Entry, Outcome};
+use crate::entry::{Body, Entry, Outcome, Step};
 use crate::error::{Context, Fault};
 use crate::ids::{Index, Term};
 use crate::io::{Disk, open_for_database};
@@ -52,6 +53,15 @@ pub fn file_bytes(disk: &dyn Disk) -> std::io::Result<u64> {
     names.iter().filter(|name| name.starts_with(STATE_PREFIX)).map(size).sum()
 }
 
+/// Removes a file of a state; nothing happens if there is none.
+pub(super) fn remove_file(disk: &dyn Disk, name: &str) -> Result<(), Fault> {
+    let what = || format!("remove {name} in {}", disk.describe());
+    if disk.list().context(what)?.iter().any(|other| other == name) {
+        disk.remove(name).context(what)?;
+    }
+    Ok(())
+}
+
 pub(super) fn open_database(disk: &dyn Disk, name: &str) -> Result<Database, Fault> {
     let what = || format!("open {name} in {}", disk.describe());
     // What is built by applying from the first entry on can be built again.
@@ -84,6 +94,8 @@ pub struct State {
     durable: Index,
     /// Bytes applied since.
     since_durable: u64,
+    /// What is changed while the state is written anew.
+    notes: Notes,
 }
 
 /// A database, the index of its keys, and what its users may do.
@@ -150,7 +162,7 @@ impl State {
         let store = Store::new(db, &head)?;
         let durable = Index(head.applied_index);
         let current = Arc::new(Mutex::new(store.clone()));
-        Ok(Self { disk, name, current, store, head, durable, since_durable: 0 })
+        Ok(Self { disk, name, current, store, head, durable, since_durable: 0, notes: Notes::default() })
     }
 
     /// A state that was installed must be there: an empty one in its place would be made up.
@@ -192,11 +204,57 @@ impl State {
         if head.applied_index != index.0 {
             return Err(Fault::new(format!("{name} holds the state at {}", head.applied_index)));
         }
-        self.store = Store::new(db, &head)?;
-        *self.current.lock().expect("no code panics while it holds the database") = self.store.clone();
+        self.go_over_to(Store::new(db, &head)?);
+        *self.notes.lock() = Noted::Off;
         (self.head, self.durable, self.since_durable) = (head, index, 0);
         let before = std::mem::replace(&mut self.name, name);
         self.disk.remove(&before).context(|| format!("remove {before} in {}", self.disk.describe()))
+    }
+
+    fn go_over_to(&mut self, store: Store) {
+        self.store = store;
+        *self.current.lock().expect("no code panics while it holds the database") = self.store.clone();
+    }
+
+    /// What writes this state anew, into a file without anything free.
+    pub fn defragmenter(&self) -> Defragmenter {
+        Defragmenter::new(self.disk.clone(), self.reader(), self.notes.clone())
+    }
+
+    /// Goes over to the file that a [`Defragmenter`] wrote, with what was changed since its last step. Readers go on with what they
+    /// have begun.
+    ///
+    /// # Errors
+    /// The disk or the database failed, or the rows written are not those there are; this member must stop.
+    pub fn go_over(&mut self) -> Result<Step, Fault> {
+        let what = || format!("go over to {NEW_FILE} in {}", self.disk.describe());
+        let changes = match &mut *self.notes.lock() {
+            Noted::On(changes) => std::mem::take(changes),
+            noted @ (Noted::Off | Noted::TooMany) => return noted.give_up(&*self.disk),
+        };
+        let db = open_database(&*self.disk, NEW_FILE)?;
+        let (_, view) = self.reader().view()?;
+        let txn = db.begin_write().context(what)?;
+        {
+            let mut table = txn.open_table(HEAD).context(what)?;
+            let mut rows = Rows::new(&txn, read_head(&table)?.rows_digest);
+            copy_changes(&view, &mut rows, &changes)?;
+            if rows.digest() != self.head.rows_digest {
+                let (written, there) = (rows.digest(), self.head.rows_digest);
+                let why = format!("its rows have the digest {written:016x}, and those there are have {there:016x}");
+                return Err(Fault::because(what(), why.as_str()));
+            }
+            table.insert((), &*self.head.encode_to_vec()).context(what)?;
+        }
+        txn.commit().context(what)?;
+        sometimes!("a state that was written anew is to take the old one's place");
+        self.disk.rename(NEW_FILE, &self.name).context(what)?;
+        sometimes!("a state that was written anew has taken the old one's place");
+        self.disk.sync_dir().context(what)?;
+        self.go_over_to(Store { db: Arc::new(db), ..self.store.clone() });
+        self.note_durable();
+        *self.notes.lock() = Noted::Off;
+        Ok(Step::Whole)
     }
 
     /// Index and term of the last applied entry; zero if there is none.
@@ -248,10 +306,12 @@ impl State {
         let Some(last) = entries.last() else { return Ok(Vec::new()) };
         let what = || format!("apply the entries up to {}", last.index);
         let mut bytes = 0;
+        let notes = self.notes.clone();
+        let mut noted = notes.lock();
         let mut txn = self.store.db.begin_write().context(what)?;
         let since = last.index.0 - self.durable.0;
-        let (head, auth, outcomes) = {
-            let rows = Rows::new(&txn, self.head.rows_digest);
+        let (head, auth, changed, outcomes) = {
+            let rows = Rows::new(&txn, self.head.rows_digest).noting(matches!(*noted, Noted::On(_)));
             let (index, auth) = (self.store.index.clone(), self.store.auth.clone());
             let mut apply = Apply { rows, head: self.head.clone(), index, auth };
             let mut outcomes = Vec::with_capacity(entries.len());
@@ -269,13 +329,14 @@ impl State {
             }
             let mut table = txn.open_table(HEAD).context(what)?;
             table.insert((), &*apply.head.encode_to_vec()).context(what)?;
-            (apply.head, apply.auth, outcomes)
+            (apply.head, apply.auth, apply.rows.changed(), outcomes)
         };
         let checkpoint = since >= CHECKPOINT_ENTRIES_MAX || self.since_durable + bytes >= CHECKPOINT_BYTES_MAX;
         if !checkpoint {
             txn.set_durability(Durability::None).context(what)?;
         }
         txn.commit().context(what)?;
+        noted.add(changed);
         if head.auth_revision != self.head.auth_revision {
             self.store.auth = auth.clone();
             self.current.lock().expect("no code panics while it holds the database").auth = auth;

@@ -8,6 +8,7 @@ pub mod alarm;
 pub mod auth;
 pub mod backup;
 pub mod command;
+pub mod defragment;
 pub mod kv;
 pub mod lease;
 pub mod machine;

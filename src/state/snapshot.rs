@@ -9,7 +9,7 @@ use std::sync::Arc;
 use prost::Message;
 use redb::{Database, Durability, ReadableDatabase};
 
-use super::machine::{FORMAT, HEAD, StateReader, file_name, head_digest, open_database, read_head};
+use super::machine::{FORMAT, HEAD, StateReader, file_name, head_digest, open_database, read_head, remove_file};
 use super::member;
 use super::table::{ALL, Read, Rows, TABLES, Table, View, full_digest, number_key};
 use crate::error::{Context, Fault, ImportError};
@@ -193,10 +193,5 @@ pub fn refound(
 /// # Errors
 /// The disk failed.
 pub fn remove(disk: &dyn Disk, index: Index) -> Result<(), Fault> {
-    let name = file_name(index);
-    let what = || format!("remove {name} in {}", disk.describe());
-    if disk.list().context(what)?.contains(&name) {
-        disk.remove(&name).context(what)?;
-    }
-    Ok(())
+    remove_file(disk, &file_name(index))
 }

@@ -13,11 +13,12 @@ use redb::{ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition, Write
 use xxhash_rust::xxh3::Xxh3;
 
 use super::auth::Auth;
+use super::defragment::Changes;
 use super::kv::KeyIndex;
 use crate::error::{Context, Fault};
 
 /// A table of the replicated state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Table {
     /// Revision and number to the [`crate::proto::mvccpb::KeyValue`] that was written there.
     Versions,
@@ -261,12 +262,30 @@ pub struct Rows<'txn> {
     txn: &'txn WriteTransaction,
     tables: [OnceCell<Opened<'txn>>; TABLES.len()],
     digest: u64,
+    /// What was changed, if that is noted.
+    changed: Option<Changes>,
 }
 
 impl<'txn> Rows<'txn> {
     /// The rows of a transaction. `digest` is that of the rows there are.
     pub(super) fn new(txn: &'txn WriteTransaction, digest: u64) -> Self {
-        Self { txn, tables: [const { OnceCell::new() }; TABLES.len()], digest }
+        Self { txn, tables: [const { OnceCell::new() }; TABLES.len()], digest, changed: None }
+    }
+
+    /// The same, which notes what is changed if that is `wanted`.
+    pub(super) fn noting(self, wanted: bool) -> Self {
+        Self { changed: wanted.then(Changes::new), ..self }
+    }
+
+    /// What was changed, if that was noted.
+    pub(super) fn changed(&mut self) -> Changes {
+        self.changed.take().unwrap_or_default()
+    }
+
+    fn note(&mut self, table: Table, key: &[u8]) {
+        if let Some(changed) = &mut self.changed {
+            changed.insert((table, key.to_vec()));
+        }
     }
 
     /// Makes the tables that do not exist, which readers expect to.
@@ -301,6 +320,7 @@ impl<'txn> Rows<'txn> {
         let before = self.table_mut(table)?.insert(key, value).context(|| failed("write to", table))?;
         let before = before.map(|before| row_digest(table, key, before.value()));
         self.digest = self.digest.wrapping_sub(before.unwrap_or_default()).wrapping_add(row_digest(table, key, value));
+        self.note(table, key);
         Ok(())
     }
 
@@ -320,6 +340,7 @@ impl<'txn> Rows<'txn> {
         let before = self.table_mut(table)?.remove(key).context(|| failed("remove from", table))?;
         let before = before.map(|before| (row_digest(table, key, before.value()), before.value().len()));
         self.digest = self.digest.wrapping_sub(before.map_or(0, |(digest, _)| digest));
+        self.note(table, key);
         Ok(before.map(|(_, bytes)| bytes))
     }
 }
