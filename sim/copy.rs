@@ -31,7 +31,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<i32, String> {
         copy_part(source, &copy, Path::new(part), &mutants)?;
     }
     eprintln!("building the simulator with {} planted bugs in {}", mutants.len(), copy.display());
-    let (profile, place) = if cfg!(debug_assertions) { ("dev", "debug") } else { ("sim", "sim") };
+    let (profile, place) = if cfg!(debug_assertions) { ("dev", "debug") } else { ("release", "release") };
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.args(["build", "--quiet", "--locked", "--features", "sim", "--bin", BINARY, "--profile", profile]);
     // Where the dependencies are built already.

@@ -62,6 +62,7 @@ pub const MARKS: &[&str] = &[
     "a snapshot was installed in a joint configuration",
     "a snapshot was of no use when it was here",
     "a sole voter campaigned at once",
+    "a state could not be written anew",
     "a state that was written anew has taken the old one's place",
     "a state that was written anew is to take the old one's place",
     "a state was written anew",

@@ -58,4 +58,6 @@ pub enum Step {
     Replaced,
     /// More was changed meanwhile than can be kept up with. What was written is gone.
     TooMany,
+    /// It could not be written. What was written is gone.
+    Failed,
 }

@@ -12,6 +12,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::etcd::{answer, enter, header, only, rejected, unread};
 use super::{ClusterService, Entered};
+use crate::entry::Step;
 use crate::error::{Context, Fault};
 use crate::limits::BACKUPS_MAX;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
@@ -22,7 +23,6 @@ use crate::proto::etcdserverpb::{
 };
 use crate::proto::v1::{self, BackupHead, cluster_server::Cluster as _, command::Kind, reply};
 use crate::raft::core::Role;
-use crate::raft::handle::ProposeError;
 use crate::raft::snapshot::Copied;
 use crate::shared::{Caller, SharedNodeState, internal};
 use crate::state::kv::signed;
@@ -197,13 +197,15 @@ impl Maintenance for MaintenanceService {
 
     async fn defragment(&self, _: Request<DefragmentRequest>) -> Result<Response<DefragmentResponse>, Status> {
         room_for_copy(&self.shared)?;
-        match self.shared.raft.defragment().await {
-            Ok(()) => Ok(Response::new(DefragmentResponse { header: header(&self.shared, 0) })),
-            Err(ProposeError::Busy) => Err(Status::resource_exhausted(
-                "the state is being written anew already, or more is changed meanwhile than can be kept up with; try again later",
-            )),
-            Err(_) => Err(Status::unavailable("this member is stopping")),
-        }
+        let why = match self.shared.raft.defragment().await {
+            Ok(Step::Whole | Step::Replaced) => {
+                return Ok(Response::new(DefragmentResponse { header: header(&self.shared, 0) }));
+            }
+            Ok(Step::TooMany) => "more is changed meanwhile than can be kept up with; try again when less is written",
+            Ok(Step::More | Step::Failed) => "the state could not be written anew; the node's log says why",
+            Err(_) => "the state is being written anew already, or this member is stopping; try again later",
+        };
+        Err(Status::resource_exhausted(why))
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {

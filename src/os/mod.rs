@@ -33,6 +33,15 @@ pub fn io(dir: &Path, tls: Option<Tls>) -> Result<Io, Fault> {
     Ok(Io { disk: Arc::new(disk), ..client_io(tls)? })
 }
 
+/// Has a panic on any thread end this process at once: what it was in the middle of is not gone on with.
+pub fn end_on_panic() {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        say(panic);
+        std::process::abort();
+    }));
+}
+
 /// The processes of a node whose data lies under `dir`. Only for the binary `node`: it is its own shim.
 ///
 /// # Errors

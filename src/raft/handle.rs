@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::core::Status;
 use super::snapshot::{self, Chunk, Copied, SnapshotJob};
+use crate::entry::Step;
 use crate::ids::{Address, Index, NodeId, Term};
 use crate::io::Clock;
 use crate::limits;
@@ -44,7 +45,7 @@ pub(super) enum Request {
     Introduce { id: NodeId, address: Address },
     Read { reply: oneshot::Sender<Index> },
     HandOver { to: Option<NodeId>, reply: Reply<NodeId> },
-    Defragment { reply: Reply<()> },
+    Defragment { reply: oneshot::Sender<Step> },
     Stop { reply: oneshot::Sender<()> },
 }
 
@@ -242,14 +243,15 @@ impl RaftHandle {
         snapshot::copy(&self.snapshots).await
     }
 
-    /// Has the state written anew, into a file without anything free, while it goes on being used. It ends even if nobody waits.
+    /// Has the state written anew, into a file without anything free, while it goes on being used; says how that ended. It goes on even
+    /// if nobody waits.
     ///
     /// # Errors
-    /// It is being done already, more is changed meanwhile than can be kept up with, or this member is stopping.
-    pub async fn defragment(&self) -> Result<(), ProposeError> {
+    /// It is being done already, or this member is stopping.
+    pub async fn defragment(&self) -> Result<Step, ProposeError> {
         let (reply, answer) = oneshot::channel();
         self.request(Request::Defragment { reply })?;
-        answer.await.map_err(|_| ProposeError::Unknown)?
+        answer.await.map_err(|_| ProposeError::Busy)
     }
 
     /// What cluster time is by now, as far as this member can tell: the latest stamp and the time since. If it leads, its next stamp

@@ -236,7 +236,7 @@ struct Manager {
 
 /// The state is being written anew.
 struct Defragmenting {
-    reply: Reply<()>,
+    reply: oneshot::Sender<Step>,
     /// The next step is yet to be asked for.
     due: bool,
 }
@@ -402,7 +402,7 @@ impl Manager {
         tracing::info!(?step, "the state was written anew");
         sometimes!(step == Step::Whole, "a state was written anew");
         sometimes!(step == Step::Replaced, "another state took the place of one that was written anew");
-        let _ = reply.send(if step == Step::TooMany { Err(ProposeError::Busy) } else { Ok(()) });
+        let _ = reply.send(step);
     }
 
     /// Asks for the next step as soon as there is room.
@@ -559,10 +559,11 @@ impl Manager {
                 let refusal = if self.core.leads() { ProposeError::Busy } else { self.refusal(Refused::NotLeader) };
                 let _ = reply.send(self.core.hand_over(to).ok_or(refusal));
             }
-            Request::Defragment { reply } if self.defragmenting.is_some() || self.stopping.is_some() => {
-                let _ = reply.send(Err(ProposeError::Busy));
+            Request::Defragment { reply } => {
+                if self.defragmenting.is_none() {
+                    self.defragmenting = Some(Defragmenting { reply, due: true });
+                } // else dropped: the caller hears that it is being done already
             }
-            Request::Defragment { reply } => self.defragmenting = Some(Defragmenting { reply, due: true }),
             Request::Stop { reply } => {
                 let patience = limits::TICK * self.core.election_ticks() as u32;
                 let deadline = self.io.clock.now() + patience;

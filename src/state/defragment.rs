@@ -107,8 +107,16 @@ impl Defragmenter {
     /// anew.
     ///
     /// # Errors
-    /// The disk or the database failed; this member must stop.
+    /// What was written cannot be removed; this member must stop.
     pub fn step(&mut self, step_bytes: usize) -> Result<Step, Fault> {
+        self.try_step(step_bytes).or_else(|fault| {
+            self.copy = None;
+            *self.notes.lock() = Noted::Off;
+            not_written(&fault, &*self.disk)
+        })
+    }
+
+    fn try_step(&mut self, step_bytes: usize) -> Result<Step, Fault> {
         let Some(copy) = &mut self.copy else {
             self.copy = Some(Copy::begin(&*self.disk)?);
             *self.notes.lock() = Noted::On(Changes::new());
@@ -204,6 +212,14 @@ impl Copy {
         }
         txn.commit().context(what)
     }
+}
+
+/// What there is goes on being used if it cannot be written anew.
+pub(super) fn not_written(fault: &Fault, disk: &dyn Disk) -> Result<Step, Fault> {
+    sometimes!("a state could not be written anew");
+    tracing::warn!(%fault, "the state is not written anew");
+    remove_file(disk, NEW_FILE)?;
+    Ok(Step::Failed)
 }
 
 /// Gives rows the values that they have in `from`, or removes them.

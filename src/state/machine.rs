@@ -13,7 +13,7 @@ use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, Table
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::auth::Auth;
-use super::defragment::{Defragmenter, NEW_FILE, Noted, Notes, copy_changes};
+use super::defragment::{Changes, Defragmenter, NEW_FILE, Noted, Notes, copy_changes, not_written};
 use super::kv::KeyIndex;
 use super::table::{Rows, View, full_digest};
 use super::{command, member};
@@ -204,7 +204,8 @@ impl State {
         if head.applied_index != index.0 {
             return Err(Fault::new(format!("{name} holds the state at {}", head.applied_index)));
         }
-        self.go_over_to(Store::new(db, &head)?);
+        let installed = Store::new(db, &head)?;
+        self.go_over_to(installed);
         *self.notes.lock() = Noted::Off;
         (self.head, self.durable, self.since_durable) = (head, index, 0);
         let before = std::mem::replace(&mut self.name, name);
@@ -225,36 +226,47 @@ impl State {
     /// have begun.
     ///
     /// # Errors
-    /// The disk or the database failed, or the rows written are not those there are; this member must stop.
+    /// The rows written are not those there are, or the file could not take its place; this member must stop.
     pub fn go_over(&mut self) -> Result<Step, Fault> {
         let what = || format!("go over to {NEW_FILE} in {}", self.disk.describe());
         let changes = match &mut *self.notes.lock() {
             Noted::On(changes) => std::mem::take(changes),
             noted @ (Noted::Off | Noted::TooMany) => return noted.give_up(&*self.disk),
         };
-        let db = open_database(&*self.disk, NEW_FILE)?;
-        let (_, view) = self.reader().view()?;
-        let txn = db.begin_write().context(what)?;
-        {
-            let mut table = txn.open_table(HEAD).context(what)?;
-            let mut rows = Rows::new(&txn, read_head(&table)?.rows_digest);
-            copy_changes(&view, &mut rows, &changes)?;
-            if rows.digest() != self.head.rows_digest {
-                let (written, there) = (rows.digest(), self.head.rows_digest);
-                let why = format!("its rows have the digest {written:016x}, and those there are have {there:016x}");
-                return Err(Fault::because(what(), why.as_str()));
-            }
-            table.insert((), &*self.head.encode_to_vec()).context(what)?;
+        *self.notes.lock() = Noted::Off;
+        let (db, written) = match self.write_rest(&changes) {
+            Ok(written) => written,
+            Err(fault) => return not_written(&fault, &*self.disk),
+        };
+        if written != self.head.rows_digest {
+            let there = self.head.rows_digest;
+            let why = format!("its rows have the digest {written:016x}, and those there are have {there:016x}");
+            return Err(Fault::because(what(), why.as_str()));
         }
-        txn.commit().context(what)?;
         sometimes!("a state that was written anew is to take the old one's place");
         self.disk.rename(NEW_FILE, &self.name).context(what)?;
         sometimes!("a state that was written anew has taken the old one's place");
         self.disk.sync_dir().context(what)?;
         self.go_over_to(Store { db: Arc::new(db), ..self.store.clone() });
         self.note_durable();
-        *self.notes.lock() = Noted::Off;
         Ok(Step::Whole)
+    }
+
+    /// Writes what was changed last to the new file, and its head; all of it is durable then. Gives the digest of its rows.
+    fn write_rest(&self, changes: &Changes) -> Result<(Database, u64), Fault> {
+        let what = || format!("write the rest of {NEW_FILE}");
+        let db = open_database(&*self.disk, NEW_FILE)?;
+        let (_, view) = self.reader().view()?;
+        let txn = db.begin_write().context(what)?;
+        let digest = {
+            let mut table = txn.open_table(HEAD).context(what)?;
+            let mut rows = Rows::new(&txn, read_head(&table)?.rows_digest);
+            copy_changes(&view, &mut rows, changes)?;
+            table.insert((), &*self.head.encode_to_vec()).context(what)?;
+            rows.digest()
+        };
+        txn.commit().context(what)?;
+        Ok((db, digest))
     }
 
     /// Index and term of the last applied entry; zero if there is none.

@@ -679,7 +679,8 @@ fn its_own_client_sees_want_of_space() {
         let newest = json(&etcdctl(at, &["get", "big", "-w", "json"]))["header"]["revision"].to_string();
         assert!(etcdctl(at, &["compact", &newest, "--physical"]).status.success());
         // Of etcd's own, what was compacted takes its space until then.
-        let _ = etcdctl(at, &["defrag"]);
+        let defragmented = text(&etcdctl(at, &["defrag"]).stdout);
+        assert_eq!(defragmented, format!("Finished defragmenting etcd member[{at}]\n"));
         tell(&["put", "small", "x"], "");
         tell(&["alarm", "disarm"], "");
         tell(&["alarm", "disarm"], "");
@@ -690,6 +691,19 @@ fn its_own_client_sees_want_of_space() {
     let (theirs, ours) = (story(&etcd.address), story(&node.address));
     assert_eq!(theirs, ours);
     assert!(format!("{ours:?}").contains("database space exceeded"));
+}
+
+/// What it measures it can measure here, too, and it cleans up. (How fast it should be is not asked: that is for benchmarks.)
+#[test]
+fn its_own_client_checks_performance() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = three(dir.path());
+    let all = nodes.iter().map(|node| node.address.clone()).collect::<Vec<_>>().join(",");
+    let said = text(&etcdctl(&all, &["check", "perf", "--auto-compact", "--auto-defrag"]).stdout);
+    for words in ["Throughput", "Slowest request", "Stddev"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    assert!(nodes[0].status()["keys_bytes"].as_u64().unwrap() < 1024 * 1024, "it left its keys: {said}");
 }
 
 /// Users and roles are kept, and what they may not do is refused, with the words that etcd has for it.

@@ -42,6 +42,56 @@ fn keys_take_what_they_may_until_room_is_made() {
 }
 
 #[test]
+fn what_is_free_in_files_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = three(dir.path());
+    let at = &nodes[0].address;
+    let value = "x".repeat(100_000);
+    for number in 0..60 {
+        assert!(nodes[0].kv(&["put", &format!("big/{number}"), &value]).status.success());
+    }
+    assert!(nodes[0].kv(&["put", "small", "kept"]).status.success());
+    assert!(nodes[0].kv(&["delete", "big/", "--prefix"]).status.success());
+    assert!(nodes[0].kv(&["compact", "63", "--physical"]).status.success());
+    fails(1, &["no member", "7", "cluster status"], &["cluster", "defragment", "7", "--endpoints", at]);
+    let done = json(at, &["cluster", "defragment"]);
+    let rows = done.as_array().unwrap();
+    assert_eq!(rows.len(), 3, "{done}");
+    for row in rows {
+        let [before, after] = ["bytes_before", "bytes_after"].map(|name| row[name].as_u64().unwrap());
+        assert!(before > 5_000_000 && after < 2_000_000, "{row}");
+    }
+    // All that was there is there, also after a start.
+    let digest = nodes[1].status()["digest"].clone();
+    let [_, second, third] = <[Running; 3]>::try_from(nodes).ok().unwrap();
+    let address = second.address.clone();
+    second.kill();
+    let second = Running::member(dir.path(), "n2", &address, &[]);
+    until("it knows what the others know", || second.status()["digest"] == third.status()["digest"]);
+    assert_eq!(text(&third.kv(&["get", "small"]).stdout), "kept\n", "{digest}");
+}
+
+#[test]
+fn transactions_are_typed() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let at = &node.address;
+    let take = ["kv", "txn", "--if", "version(lock) = 0", "--then", "put lock 'the first'", "--else", "get lock"];
+    assert_eq!(
+        json(at, &take),
+        serde_json::json!({ "held": true, "revision": 2, "answers": [{ "put": { "revision": 2 } }] })
+    );
+    let again = json(at, &take);
+    assert_eq!((&again["held"], &again["answers"][0]["get"][0]["value"]), (&false.into(), &"the first".into()));
+    let all = ["txn", "--if", "value(lock) = 'the first'", "--if", "revision(lock) < 2", "--then", "del lock"];
+    let refused = node.kv(&all);
+    assert_eq!(refused.status.code(), Some(1), "nothing is done: not all of it holds");
+    let done = node.kv(&["txn", "--then", "put a 1", "--then", "put b 2", "--then", "get '' --prefix"]);
+    assert!(text(&done.stdout).contains("the first"), "{}", text(&done.stdout));
+    fails(1, &["size(a) = 3", "version"], &["kv", "txn", "--if", "size(a) = 3", "--endpoints", at]);
+}
+
+#[test]
 fn of_the_past_only_so_much_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let by_number = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap", "--history", "5"]);
