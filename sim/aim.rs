@@ -108,6 +108,21 @@ const AIMS: &[(&str, Aim)] = &[
         let at = millis(rng, 3_000, 8_000);
         plan.faults.push((at, Fault::Rot { node, damage, files, permille, stopped: true, down }));
     }),
+    ("states that are written anew while they change", |rng, plan| {
+        (plan.chunk_bytes, plan.stock) = (*rng.pick(&[1, 100, 1_000]), *rng.pick(&[10, 60]));
+        (plan.clients, plan.pause) = (8, Duration::from_millis(30));
+        plan.operations = plan.operations.max(80);
+        for _ in 0..4 {
+            let after = millis(rng, 0, 400);
+            let cut = if rng.chance(400) { Some((after, cut(rng))) } else { None };
+            let node = member(rng, plan);
+            add(rng, plan, 6_000, Fault::Defragment { node, cut });
+        }
+        if rng.chance(500) {
+            let (node, span) = (member(rng, plan), millis(rng, 1_000, 6_000));
+            add(rng, plan, 3_000, Fault::Stall { node, span });
+        }
+    }),
     ("members that change at once", |rng, plan| {
         (plan.nodes, plan.voters_max) = (*rng.pick(&[5, 6, 7]), 3);
         let at = millis(rng, 300, 3_000);

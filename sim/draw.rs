@@ -306,15 +306,16 @@ pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
         matches!(fault, Fault::Diverge { .. } | Fault::Unanswered { .. } | Fault::LateUse { .. })
     };
     let staged = plan.faults.iter().filter(is_staged).count() as u64;
-    let lives = plan.stock * 2_100 + 600 + 300 * plan.holders as u64 + 2_500 * staged;
+    let lives = |plan: &Plan| plan.stock * 2_100 + 600 + 300 * plan.holders as u64 + 2_500 * staged;
     let most = *rng.pick(&[300, 1_000, 4_000]);
     match rng.range(0, 100) {
         0..15 => {
-            plan.keys_quota = Some(lives + rng.range(0, most));
             if rng.chance(400) {
-                // Some find at once that there is no room.
+                // Some find at once that there is no room, and all together would take far more than there is.
                 (plan.clients, plan.pause) = (8, Duration::from_millis(30));
+                (plan.operations, plan.holders) = (plan.operations.max(80), 0);
             }
+            plan.keys_quota = Some(lives(plan) + rng.range(0, most));
         }
         15..20 => plan.history = History::Revisions(*rng.pick(&[0, 5, 30, 100])),
         // The end of a lease is a change, and nobody is told of its revision.

@@ -43,7 +43,7 @@ impl Alarm {
             }
             alarms = disarmed;
         }
-        if connection.output == Output::Table {
+        if connection.output != Output::Json {
             let status = client.status().await?;
             say!("{}", output::keys(&status));
             if matches!(self, Self::Disarm) && status.keys_bytes > status.keys_quota {
@@ -52,11 +52,11 @@ impl Alarm {
         }
         match (connection.output, self) {
             (Output::Json, _) => output::json(&alarms.iter().map(as_json).collect()),
-            (Output::Table, _) if alarms.is_empty() => say!("no alarm is raised"),
-            (Output::Table, Self::List) => {
+            (_, _) if alarms.is_empty() => say!("no alarm is raised"),
+            (_, Self::List) => {
                 alarms.iter().for_each(|alarm| say!("member {} raised: {}", alarm.member_id, what(alarm)));
             }
-            (Output::Table, Self::Disarm) => {
+            (_, Self::Disarm) => {
                 alarms
                     .iter()
                     .for_each(|alarm| say!("disarmed what member {} raised: {}", alarm.member_id, what(alarm)));

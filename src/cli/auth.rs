@@ -207,8 +207,8 @@ impl Auth {
                     Output::Json => {
                         output::json(&json!({ "enabled": status.enabled, "revision": status.auth_revision }));
                     }
-                    Output::Table if status.enabled => say!("enabled: calls need the token of a user"),
-                    Output::Table => say!("not enabled: whoever may call may do everything"),
+                    _ if status.enabled => say!("enabled: calls need the token of a user"),
+                    _ => say!("not enabled: whoever may call may do everything"),
                 }
                 return Ok(());
             }
@@ -218,7 +218,7 @@ impl Auth {
                 let roles = client.roles_of(name).await?;
                 match connection.output {
                     Output::Json => output::json(&json!({ "user": name, "roles": roles })),
-                    Output::Table => return names(connection, "role", &roles),
+                    _ => return names(connection, "role", &roles),
                 }
                 return Ok(());
             }
@@ -229,9 +229,13 @@ impl Auth {
                         let permissions: Vec<Value> = permissions.iter().map(permission_json).collect();
                         output::json(&json!({ "role": name, "permissions": permissions }));
                     }
-                    Output::Table => {
+                    _ => {
                         let row = |permission: &Permission| vec![access(permission).into(), keys(permission)];
-                        output::table(&["ACCESS", "KEYS"], &permissions.iter().map(row).collect::<Vec<_>>());
+                        output::table(
+                            connection.output,
+                            &["ACCESS", "KEYS"],
+                            &permissions.iter().map(row).collect::<Vec<_>>(),
+                        );
                     }
                 }
                 return Ok(());
@@ -244,7 +248,7 @@ impl Auth {
         client.change_auth(change).await?;
         match connection.output {
             Output::Json => output::json(&json!({ "done": true })),
-            Output::Table => say!("done"),
+            _ => say!("done"),
         }
         if matches!(self, Self::Enable) && connection.access.token_file.is_none() {
             eprintln!(
@@ -258,8 +262,8 @@ impl Auth {
 fn names(connection: &Connection, what: &str, names: &[String]) -> Result<(), Failure> {
     match connection.output {
         Output::Json => output::json(&json!(names)),
-        Output::Table if names.is_empty() => say!("no {what}"),
-        Output::Table => names.iter().for_each(|name| say!("{name}")),
+        _ if names.is_empty() => say!("no {what}"),
+        _ => names.iter().for_each(|name| say!("{name}")),
     }
     Ok(())
 }

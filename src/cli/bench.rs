@@ -108,7 +108,7 @@ impl Load {
                 "clients": self.clients, "per_second": rate, "p50_ms": millis(p50), "p99_ms": millis(p99),
                 "failures": tally.failures, "disk_sync_p50_ms": millis(sync), "p50_to_disk_sync": ratio,
             })),
-            Output::Table => {
+            _ => {
                 let row = vec![
                     self.clients.to_string(),
                     format!("{rate:.0}"),
@@ -119,6 +119,7 @@ impl Load {
                     format!("{ratio:.1}"),
                 ];
                 output::table(
+                    as_what,
                     &["CLIENTS", "PER SECOND", "P50", "P99", "FAILED", "DISK SYNC P50", "P50 / SYNC"],
                     &[row],
                 );

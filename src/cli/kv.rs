@@ -187,7 +187,7 @@ impl Kv {
             }
             Self::Delete { key, if_revision: Some(expected), .. } => {
                 let existed = client.delete(key.as_bytes(), Some(Revision(*expected))).await?;
-                deleted(key, u64::from(existed), None, as_json)?;
+                deleted(key, u64::from(existed), None, connection.output)?;
             }
             Self::Delete { key, prefix, prev, .. } => {
                 let (key_bytes, range_end) = match prefix {
@@ -196,7 +196,7 @@ impl Kv {
                 };
                 let delete = DeleteRangeRequest { key: key_bytes.into(), range_end: range_end.into(), prev_kv: *prev };
                 let reply = client.delete_range(delete).await?;
-                deleted(key, reply.deleted.cast_unsigned(), prev.then_some(&reply.prev_kvs[..]), as_json)?;
+                deleted(key, reply.deleted.cast_unsigned(), prev.then_some(&reply.prev_kvs[..]), connection.output)?;
             }
             Self::List { prefix, limit, revision, sort, descend, count, reading } => {
                 let (key, range_end) = span(prefix);
@@ -231,7 +231,7 @@ impl Kv {
                 if as_json {
                     output::json(&rows.iter().map(key_json).collect());
                 } else {
-                    print(&rows);
+                    print(connection.output, &rows);
                 }
             }
             Self::Txn(txn) => txn.run(connection).await?,
@@ -295,7 +295,8 @@ async fn pages(client: &Client, mut range: RangeRequest, limit: usize) -> Result
     }
 }
 
-fn deleted(key: &str, count: u64, before: Option<&[KeyValue]>, as_json: bool) -> Result<(), Failure> {
+fn deleted(key: &str, count: u64, before: Option<&[KeyValue]>, output: Output) -> Result<(), Failure> {
+    let as_json = output == Output::Json;
     match (as_json, count) {
         (true, _) => {
             let mut document = json!({ "deleted": count });
@@ -309,7 +310,7 @@ fn deleted(key: &str, count: u64, before: Option<&[KeyValue]>, as_json: bool) ->
         (false, _) => say!("deleted {count} keys"),
     }
     if let Some(rows) = before.filter(|_| !as_json) {
-        print(rows);
+        print(output, rows);
     }
     Ok(())
 }
@@ -337,9 +338,9 @@ fn print_event(event: &Event, as_json: bool) {
     say!("{} {} {what}{}", row.mod_revision, printable(&row.key), before.unwrap_or_default());
 }
 
-pub(super) fn print(rows: &[KeyValue]) {
+pub(super) fn print(output: Output, rows: &[KeyValue]) {
     let row = |row: &KeyValue| vec![printable(&row.key), row.mod_revision.to_string(), printable(&row.value)];
-    output::table(&["KEY", "REVISION", "VALUE"], &rows.iter().map(row).collect::<Vec<_>>());
+    output::table(output, &["KEY", "REVISION", "VALUE"], &rows.iter().map(row).collect::<Vec<_>>());
 }
 
 /// A key as a JSON object.

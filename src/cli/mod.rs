@@ -281,6 +281,8 @@ enum Output {
     Table,
     /// For programs: one JSON document
     Json,
+    /// For `cut` and `while read`: a line for each row, with tabs between its columns; in them a tab is \t, a line's end \n, and \ is \\\\
+    Simple,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -426,14 +428,14 @@ impl Cluster {
                 let each = client.ask_each(&live).await;
                 match output {
                     Output::Json => output::json(&output::status_json(&status, &each)),
-                    Output::Table => output::status_table(&status, &each),
+                    _ => output::status_table(output, &status, &each),
                 }
             }
             (Self::Add { address, standby }, output) => {
                 let id = client.expect_member(address, *standby).await?;
                 match output {
                     Output::Json => output::json(&serde_json::json!({ "id": id.0, "address": address.as_str() })),
-                    Output::Table => say!(
+                    _ => say!(
                         "member {id} is expected at {address}: node start --data-dir DIR --listen {address} --join {}",
                         connection.endpoints[0]
                     ),
@@ -443,21 +445,21 @@ impl Cluster {
                 client.promote_member(NodeId(*id)).await?;
                 match output {
                     Output::Json => output::json(&serde_json::json!({ "promoted": id })),
-                    Output::Table => say!("member {id} votes"),
+                    _ => say!("member {id} votes"),
                 }
             }
             (Self::Remove { id }, output) => {
                 client.remove_member(NodeId(*id)).await?;
                 match output {
                     Output::Json => output::json(&serde_json::json!({ "removed": id })),
-                    Output::Table => say!("member {id} is removed"),
+                    _ => say!("member {id} is removed"),
                 }
             }
             (Self::TransferLeader { id }, output) => {
                 let leader = client.transfer_leader(id.map(NodeId)).await?;
                 match output {
                     Output::Json => output::json(&serde_json::json!({ "leader": leader.0 })),
-                    Output::Table => say!("member {leader} leads"),
+                    _ => say!("member {leader} leads"),
                 }
             }
             (Self::Defragment { ids }, output) => defragment(&client, ids, output).await?,
@@ -481,7 +483,7 @@ async fn defragment(client: &Client, ids: &[u64], output: Output) -> Result<(), 
     let mut done = Vec::new();
     for member in members {
         let id = member.id;
-        if output == Output::Table {
+        if output != Output::Json {
             eprintln!("member {id} writes its state anew …");
         }
         let (before, after) = client.defragment(member).await?;
@@ -489,7 +491,7 @@ async fn defragment(client: &Client, ids: &[u64], output: Output) -> Result<(), 
             Output::Json => {
                 done.push(serde_json::json!({ "member": id, "bytes_before": before, "bytes_after": after }))
             }
-            Output::Table => say!("member {id}: {} before, {} now", bytes_text(before), bytes_text(after)),
+            _ => say!("member {id}: {} before, {} now", bytes_text(before), bytes_text(after)),
         }
     }
     if output == Output::Json {

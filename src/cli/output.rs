@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::Output;
 use super::units::bytes_text;
 use crate::ids::{ClusterId, NodeId};
 use crate::proto::v1::{Member, MemberRole, StatusReply};
@@ -14,8 +15,12 @@ pub fn json(value: &Value) {
     say!("{value:#}");
 }
 
-/// Prints rows in columns as wide as their widest cell.
-pub fn table(head: &[&str], rows: &[Vec<String>]) {
+/// Prints rows: below a heading in columns as wide as their widest cell, or simply, with a tab between one column and the next.
+pub fn table(output: Output, head: &[&str], rows: &[Vec<String>]) {
+    if output == Output::Simple {
+        let cell = |cell: &String| cell.replace('\\', r"\\").replace('\t', r"\t").replace('\n', r"\n");
+        return rows.iter().for_each(|row| say!("{}", row.iter().map(cell).collect::<Vec<_>>().join("\t")));
+    }
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].len()]).max().unwrap_or(0)
@@ -92,22 +97,10 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
     })
 }
 
-/// The status of a cluster for people.
-pub fn status_table(status: &StatusReply, each: &Each) {
-    let leader = if status.leader == 0 { "none known".into() } else { format!("member {}", status.leader) };
-    say!("cluster {}  leader {leader}  term {}", ClusterId(status.cluster_id).hex(), status.term);
-    say!(
-        "answered by member {} ({})  committed {}  applied {}  log {}..={}",
-        status.id,
-        status.role,
-        status.commit_index,
-        status.applied_index,
-        status.first_index,
-        status.last_index
-    );
-    say!("{}\n", keys(status));
-    if status.joint {
-        say!("a change of members is under way: majorities of the members before and after it are needed");
+/// The status of a cluster for people; simply, that of its members alone.
+pub fn status_table(output: Output, status: &StatusReply, each: &Each) {
+    if output == Output::Table {
+        print_cluster(status);
     }
     let row = |row: &crate::proto::v1::MemberStatus| {
         let member = row.member.as_ref()?;
@@ -131,7 +124,25 @@ pub fn status_table(status: &StatusReply, each: &Each) {
         ])
     };
     let rows: Vec<_> = status.members.iter().filter_map(row).collect();
-    table(&["ID", "ADDRESS", "ROLE", "LEADER", "HEALTH", "LOG", "APPLIED", "VERSION"], &rows);
+    table(output, &["ID", "ADDRESS", "ROLE", "LEADER", "HEALTH", "LOG", "APPLIED", "VERSION"], &rows);
+}
+
+fn print_cluster(status: &StatusReply) {
+    let leader = if status.leader == 0 { "none known".into() } else { format!("member {}", status.leader) };
+    say!("cluster {}  leader {leader}  term {}", ClusterId(status.cluster_id).hex(), status.term);
+    say!(
+        "answered by member {} ({})  committed {}  applied {}  log {}..={}",
+        status.id,
+        status.role,
+        status.commit_index,
+        status.applied_index,
+        status.first_index,
+        status.last_index
+    );
+    say!("{}\n", keys(status));
+    if status.joint {
+        say!("a change of members is under way: majorities of the members before and after it are needed");
+    }
 }
 
 /// What keys take, and what they may.

@@ -207,7 +207,11 @@ impl TaskCommand {
                     true => output::json(&tasks.iter().map(task_json).collect()),
                     false => {
                         let rows: Vec<_> = tasks.iter().map(task_row).collect();
-                        output::table(&["ID", "NAME", "PHASE", "WORKER", "FAILED EXITS", "COMMAND"], &rows);
+                        output::table(
+                            connection.output,
+                            &["ID", "NAME", "PHASE", "WORKER", "FAILED EXITS", "COMMAND"],
+                            &rows,
+                        );
                     }
                 }
             }
@@ -219,7 +223,7 @@ impl TaskCommand {
                         value["waiting_for"] = json!(waiting_for);
                         output::json(&value);
                     }
-                    false => print_task(&task, &waiting_for),
+                    false => print_task(connection.output, &task, &waiting_for),
                 }
             }
             Self::Logs { task, follow: true, .. } => {
@@ -435,7 +439,7 @@ fn task_row(task: &Task) -> Vec<String> {
     vec![task.id.to_string(), name(task).into(), phase_text(task), worker, failures, command]
 }
 
-fn print_task(task: &Task, waiting_for: &str) {
+fn print_task(output: Output, task: &Task, waiting_for: &str) {
     let spec = task.spec.clone().unwrap_or_default();
     say!("task {} ({})  {}", spec.name, task.id, phase_text(task));
     if !waiting_for.is_empty() {
@@ -468,7 +472,7 @@ fn print_task(task: &Task, waiting_for: &str) {
         ]
     };
     let rows: Vec<_> = task.attempts.iter().map(row).collect();
-    output::table(&["ATTEMPT", "WORKER", "STARTED AFTER", "RAN", "END"], &rows);
+    output::table(output, &["ATTEMPT", "WORKER", "STARTED AFTER", "RAN", "END"], &rows);
 }
 
 fn task_json(task: &Task) -> Value {

@@ -82,9 +82,9 @@ impl Txn {
                 "revision": revision(reply.header.as_ref()).0,
                 "answers": reply.responses.iter().filter_map(answer_json).collect::<Vec<_>>(),
             })),
-            Output::Table => {
+            _ => {
                 say!("{}", if reply.succeeded { "it holds" } else { "it does not hold" });
-                reply.responses.iter().for_each(print_answer);
+                reply.responses.iter().for_each(|answer| print_answer(connection.output, answer));
             }
         }
         match reply.succeeded || has_otherwise {
@@ -200,10 +200,10 @@ fn answer_json(answer: &ResponseOp) -> Option<Value> {
     })
 }
 
-fn print_answer(answer: &ResponseOp) {
+fn print_answer(output: Output, answer: &ResponseOp) {
     match &answer.response {
         Some(Response::ResponseRange(range)) if range.kvs.is_empty() => say!("no such key"),
-        Some(Response::ResponseRange(range)) => print(&range.kvs),
+        Some(Response::ResponseRange(range)) => print(output, &range.kvs),
         Some(Response::ResponsePut(put)) => say!("revision {}", revision(put.header.as_ref())),
         Some(Response::ResponseDeleteRange(delete)) => say!("deleted {} keys", delete.deleted),
         Some(Response::ResponseTxn(_)) | None => {}

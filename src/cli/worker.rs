@@ -60,7 +60,7 @@ impl WorkerCommand {
                     false => {
                         let rows: Vec<_> = workers.map(worker_row).collect();
                         let head = ["ID", "ADDRESS", "STATE", "STATUS", "CPU", "MEMORY", "DISK", "FEATURES"];
-                        output::table(&head, &rows);
+                        output::table(connection.output, &head, &rows);
                     }
                 }
                 return Ok(());
