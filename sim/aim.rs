@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::io::RngStream;
-use crate::sim::disk::{Damage, Files, PowerCut};
-use crate::sim::fault::{Fault, Place};
+use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
+use crate::sim::fault::{Fault, Links, Place};
 use crate::sim::network::Weather;
 use crate::sim::plan::Plan;
 
@@ -118,9 +118,28 @@ const AIMS: &[(&str, Aim)] = &[
             let node = member(rng, plan);
             add(rng, plan, 6_000, Fault::Defragment { node, cut });
         }
-        if rng.chance(500) {
-            let (node, span) = (member(rng, plan), millis(rng, 1_000, 6_000));
-            add(rng, plan, 3_000, Fault::Stall { node, span });
+        let node = member(rng, plan);
+        let (at, span) = (millis(rng, 300, 3_000), millis(rng, 1_000, 4_000));
+        match rng.range(0, 4) {
+            0 => plan.faults.push((at, Fault::Stall { node, span })),
+            1 => {
+                // A snapshot comes meanwhile.
+                plan.retention.entries = 1;
+                plan.faults.push((at, Fault::Cut { links: Links::Isolate { node }, span }));
+                for _ in 0..3 {
+                    let soon = at + span + millis(rng, 0, 1_500);
+                    plan.faults.push((soon, Fault::Defragment { node, cut: None }));
+                }
+            }
+            2 => {
+                plan.model_log = false;
+                for (op, after) in [(DiskOp::Write, 0), (DiskOp::Sync, 4_000)] {
+                    let at = at + Duration::from_millis(after);
+                    plan.faults.push((at, Fault::Defragment { node, cut: None }));
+                    plan.faults.push((at + millis(rng, 1, 60), Fault::DiskError { node, op, down: span }));
+                }
+            }
+            _ => {}
         }
     }),
     ("members that change at once", |rng, plan| {

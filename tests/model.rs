@@ -259,7 +259,7 @@ proptest! {
     /// A state that is written anew while it changes is the one that is not, also after power cuts at any time.
     #[test]
     fn a_state_written_anew_is_the_state(
-        steps in proptest::collection::vec((step(), 0usize..6), 1..40),
+        steps in proptest::collection::vec((step(), 0usize..6, prop::option::weighted(0.3, 0u64..40)), 1..40),
         step_bytes in 1usize..3000,
     ) {
         let disk = SimDisk::new("disk".into());
@@ -270,21 +270,11 @@ proptest! {
         let mut log = vec![entry(1, commands(0, vec![open.encode_to_vec().into()]))];
         plain.apply(&log).unwrap();
         state.apply(&log).unwrap();
-        for (step, times) in steps {
+        for (step, times, mut goes_after) in steps {
+            let mut crash = None;
             match step {
                 Step::Checkpoint => state.checkpoint().unwrap(),
-                Step::Crash { seed } => {
-                    let before = state.durable();
-                    drop((state, defragmenter));
-                    disk.power_cut(LOSE_SOME, &mut Rng::from_seed([seed as u8; 32]).stream("crash"));
-                    mounted = disk.boot();
-                    state = State::open(mounted.clone(), Index(0)).unwrap();
-                    prop_assert_eq!(mounted.list().unwrap().len(), 1, "what was not finished is gone");
-                    let found = state.applied().0;
-                    prop_assert!(found >= before, "{found} is applied, {before} was durable");
-                    state.apply(&log[found.0 as usize..]).unwrap();
-                    defragmenter = state.defragmenter();
-                }
+                Step::Crash { seed } => crash = Some(seed),
                 step => {
                     let next = state.applied().0.next();
                     let revision = state.reader().view().unwrap().0.revision;
@@ -293,13 +283,38 @@ proptest! {
                     state.apply(&log[next.0 as usize - 1..]).unwrap();
                 }
             }
-            let reader = state.reader();
+            let mut reader = state.reader();
             for _ in 0..times {
                 match defragmenter.step(step_bytes).unwrap() {
                     Progress::More => {}
-                    Progress::Whole => prop_assert_eq!(state.go_over().unwrap(), Progress::Whole),
+                    Progress::Whole => {
+                        // The power may go in the middle.
+                        let goes = goes_after.take();
+                        goes.into_iter().for_each(|operations| disk.cut_after(operations));
+                        match state.go_over() {
+                            Ok(Progress::Whole) => {}
+                            result => prop_assert!(goes.is_some(), "{result:?}"),
+                        }
+                        crash = crash.or(goes);
+                    }
                     other => prop_assert!(false, "{other:?}"),
                 }
+                if disk.is_cut() {
+                    break;
+                }
+            }
+            if let Some(seed) = crash {
+                let before = state.durable();
+                drop((reader, state, defragmenter));
+                disk.power_cut(LOSE_SOME, &mut Rng::from_seed([seed as u8; 32]).stream("crash"));
+                mounted = disk.boot();
+                state = State::open(mounted.clone(), Index(0)).unwrap();
+                prop_assert_eq!(mounted.list().unwrap().len(), 1, "what was not finished is gone");
+                let found = state.applied().0;
+                prop_assert!(found >= before, "{found} is applied, {before} was durable");
+                state.apply(&log[found.0 as usize..]).unwrap();
+                defragmenter = state.defragmenter();
+                reader = state.reader();
             }
             prop_assert_eq!(rows(&state), rows(&plain));
             prop_assert_eq!((state.applied(), state.digest()), (plain.applied(), plain.digest()));
