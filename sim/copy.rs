@@ -31,9 +31,16 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> Result<i32, String> {
         copy_part(source, &copy, Path::new(part), &mutants)?;
     }
     eprintln!("building the simulator with {} planted bugs in {}", mutants.len(), copy.display());
+    // Dependencies as tests have them, for that is how they are built already where this simulator is not a release.
+    fs::create_dir_all(copy.join("tests"))
+        .and_then(|()| fs::write(copy.join("tests/none.rs"), ""))
+        .map_err(|error| format!("write a test that is none in {}: {error}", copy.display()))?;
     let (profile, place) = if cfg!(debug_assertions) { ("dev", "debug") } else { ("release", "release") };
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build.args(["build", "--quiet", "--locked", "--features", "sim", "--bin", BINARY, "--profile", profile]);
+    if cfg!(debug_assertions) {
+        build.args(["--test", "none"]);
+    }
     // Where the dependencies are built already.
     build.current_dir(&copy).arg("--target-dir").arg(&target);
     let built = build.output().map_err(|error| format!("run cargo: {error}"))?;

@@ -296,11 +296,11 @@ proptest! {
                             result => prop_assert!(goes.is_some(), "{result:?}"),
                         }
                         crash = crash.or(goes);
+                        if goes.is_some() {
+                            break;
+                        }
                     }
                     other => prop_assert!(false, "{other:?}"),
-                }
-                if disk.is_cut() {
-                    break;
                 }
             }
             if let Some(seed) = crash {
