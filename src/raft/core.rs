@@ -212,6 +212,14 @@ pub struct Core {
     stage: Option<Announced>,
     /// Where the last proposed leave of a joint configuration stands.
     leaving: Index,
+    /// Changes of membership in the log that were not known to be committed yet.
+    changes: BTreeSet<Index>,
+}
+
+/// Where changes of membership stand among entries.
+fn changes(entries: &[RaftEntry]) -> impl Iterator<Item = Index> {
+    let changes = entries.iter().filter(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+    changes.map(|entry| Index(entry.index))
 }
 
 impl Core {
@@ -235,7 +243,8 @@ impl Core {
         }
         let mut hard_state = recovered.hard_state;
         hard_state.commit = hard_state.commit.max(applied.0).min(last.0);
-        let mut tail = Tail::new(hard_state, conf_state.clone(), recovered.compacted, config.retention);
+        let mut tail = Tail::new(hard_state.clone(), conf_state.clone(), recovered.compacted, config.retention);
+        let changes = changes(&recovered.entries).filter(|index| index.0 > hard_state.commit).collect();
         tail.append(&recovered.entries);
         tail.evict(applied);
         let raft_config = Config {
@@ -277,6 +286,7 @@ impl Core {
             taking: None,
             stage: None,
             leaving: Index(0),
+            changes,
         };
         core.after_call();
         Ok(core)
@@ -611,15 +621,22 @@ impl Core {
             (self.was_member, self.last_change) = (true, position.0);
             self.installing = Some(Installing { index: position.0, after: Some(number) });
             self.raw.mut_store().reset(position, self.conf_state.clone());
+            self.changes.clear();
         }
         let entries = ready.take_entries();
         let hard_state = self.raw.raft.hard_state();
         let promise = (hard_state.term, hard_state.vote) != (before.term, before.vote);
         self.raw.mut_store().append(&entries);
         self.raw.mut_store().set_hard_state(hard_state.clone());
-        // Whoever knows of a configuration only from memory could not count votes in it after a crash.
-        let reconfigured =
-            ready.committed_entries().iter().any(|entry| entry.get_entry_type() != EntryType::EntryNormal);
+        if let Some(first) = entries.first() {
+            self.changes.split_off(&Index(first.index));
+            self.changes.extend(changes(&entries));
+        }
+        // Whoever knows of a configuration only from memory could not count votes in it after a crash. That it is committed is said
+        // from now on; the entry itself may be handed out later, when it has been read from the disk.
+        let pending = self.changes.split_off(&Index(hard_state.commit).next());
+        let said = !std::mem::replace(&mut self.changes, pending).is_empty();
+        let reconfigured = said || changes(ready.committed_entries()).next().is_some();
         if promise || !entries.is_empty() || position.is_some() || reconfigured {
             self.unpersisted.push_back(Unpersisted { number, promise: promise || reconfigured });
             effects.write = Some(Write { number, snapshot: position, entries, hard_state });
