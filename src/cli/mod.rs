@@ -281,7 +281,7 @@ enum Output {
     Table,
     /// For programs: one JSON document
     Json,
-    /// For `cut` and `while read`: a line for each row, with tabs between its columns; in them a tab is \t, a line's end \n, and \ is \\\\
+    /// For `cut` and `while read`: a line for each row, with tabs between its columns; in them a tab is \t, a line's end \n, and \ is \\
     Simple,
 }
 

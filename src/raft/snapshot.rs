@@ -11,6 +11,8 @@
 //! ```
 //!
 //! The file of chunks need not survive anything: it is never synced, and removed at boot.
+//!
+//! The same owner writes the state in use anew when that is asked for, a step at a time between the other jobs.
 
 use std::sync::Arc;
 
