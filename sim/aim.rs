@@ -58,6 +58,14 @@ const AIMS: &[(&str, Aim)] = &[
         let foreign = !direct && rng.chance(400);
         add(rng, plan, 3_000, Fault::Unanswered { direct, foreign, after, down });
     }),
+    ("many commands at once", |rng, plan| {
+        // Of one client, or of many through one member.
+        (plan.one_session, plan.one_door) = if rng.chance(500) { (true, false) } else { (false, true) };
+        (plan.clients, plan.pause) = (16, Duration::from_millis(30));
+        (plan.operations, plan.keys, plan.foreign, plan.inside) = (plan.operations.max(80), 5, 0, 0);
+        let delay = millis(rng, 2, 40);
+        plan.faults.push((Duration::ZERO, Fault::Far { delay, span: Duration::from_secs(20) }));
+    }),
     ("a removal that leaves no majority", |rng, plan| {
         let down = millis(rng, 1, 2_000);
         add(rng, plan, 8_000, Fault::RemoveInMinority { down });

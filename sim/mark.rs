@@ -91,6 +91,7 @@ pub const MARKS: &[&str] = &[
     "an alarm kept something from being done",
     "an answer came to a question of an earlier life",
     "another state took the place of one that was written anew",
+    "commands of a client went together",
     "commands were passed on together",
     "entries were read from the disk",
     "entries were replaced by another leader's",

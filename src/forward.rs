@@ -1,21 +1,17 @@
-//! Commands on their way from a follower to the leader. One is sent at once; what comes while calls are under way shares the next
-//! one, as what comes while the log is being written shares its next entry.
+//! Commands on their way from a follower to the leader, many in one call.
 
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use futures_util::StreamExt;
-use futures_util::future::{Either, select};
-use futures_util::stream::FuturesUnordered;
-use tokio::sync::{mpsc, oneshot};
+use futures_util::future::BoxFuture;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 
 use crate::ids::{Address, NodeId};
 use crate::io::{Channel, ChannelError, Clock, Io};
-use crate::limits::{BATCH_BYTES_MAX, MESSAGE_BYTES_MAX, PASSED_CALLS_MAX, PASSED_COMMANDS_MAX, PASSED_WAITING_MAX};
+use crate::lane::{Lane, Unanswered};
+use crate::limits::MESSAGE_BYTES_MAX;
 use crate::proto::etcdserverpb::TxnRequest;
 use crate::proto::etcdserverpb::request_op::Request as Operation;
 use crate::proto::v1::command::Kind;
@@ -58,30 +54,12 @@ pub fn not_leader(leader: Option<&Address>) -> Status {
     status
 }
 
-/// A command that is to be passed on, and who waits for what comes of it.
-struct Waiting {
-    command: Bytes,
-    deadline: Monotonic,
-    claim: Claim,
-    answer: oneshot::Sender<Result<Bytes, Status>>,
-}
-
-/// Who has a command: whoever claims it first sends it, or says that it never will be.
-#[derive(Clone, Default)]
-struct Claim(Arc<AtomicBool>);
-
-impl Claim {
-    fn take(&self) -> bool {
-        !self.0.swap(true, Ordering::AcqRel)
-    }
-}
-
 /// The way to a leader.
 #[derive(Clone)]
-struct Lane {
+struct Way {
     leader: NodeId,
     channel: Channel,
-    queue: mpsc::Sender<Waiting>,
+    lane: Lane<Bytes, Result<Bytes, Status>>,
     /// A call has failed: where the leader is, is to be looked up again.
     failed: Arc<AtomicBool>,
 }
@@ -90,13 +68,13 @@ struct Lane {
 pub struct Forwarder {
     io: Io,
     /// To whoever led last.
-    lane: Mutex<Option<Lane>>,
+    way: Mutex<Option<Way>>,
 }
 
 impl Forwarder {
     /// One that has passed nothing on.
     pub fn new(io: Io) -> Self {
-        Self { io, lane: Mutex::default() }
+        Self { io, way: Mutex::default() }
     }
 
     /// Has the leader carry out a command; gives its encoded reply, or nothing if it was never sent and `moved` says that another
@@ -112,129 +90,97 @@ impl Forwarder {
         deadline: Monotonic,
         moved: impl Future<Output = ()> + Send,
     ) -> Result<Option<Bytes>, Status> {
-        let Some(lane) = self.lane(leader, channel)? else { return Err(not_leader(None)) };
-        let (answer, mut answered) = oneshot::channel();
-        let claim = Claim::default();
-        let waiting = Waiting { command, deadline, claim: claim.clone(), answer };
-        if !is_brief {
-            call(&*self.io.clock, &lane.channel, &lane.failed, vec![waiting]).await;
-        } else if lane.queue.try_send(waiting).is_err() {
-            let text = "not done: too many commands wait for the leader; try again later";
-            return Err(not_done(Code::ResourceExhausted, text.into()));
-        }
+        let Some(way) = self.way(leader, channel)? else { return Err(not_leader(None)) };
         let clock = &self.io.clock;
-        let first = match clock.deadline(deadline, select(&mut answered, pin!(moved))).await {
-            Ok(Either::Left((answer, _))) => return answer.unwrap_or_else(|_| Err(unknown_outcome())).map(Some),
-            Ok(Either::Right(_)) if claim.take() => {
+        if !is_brief {
+            let answers = call(clock.clone(), way.channel, way.failed, vec![(command, deadline)]).await;
+            return answers.into_iter().next().unwrap_or_else(|| Err(unknown_outcome())).map(Some);
+        }
+        let not_sent = |code, why: &str| Err(not_done(code, format!("not done: {why}")));
+        match way.lane.pass(&**clock, command, deadline, moved).await {
+            Ok(answer) => answer.map(Some),
+            Err(Unanswered::Moved) => {
                 sometimes!("a command that waited for a leader went to the next");
-                return Ok(None);
+                Ok(None)
             }
-            // It is on its way.
-            Ok(Either::Right(_)) => clock.deadline(deadline, answered).await,
-            Err(late) => Err(late),
-        };
-        match first {
-            Ok(answer) => answer.unwrap_or_else(|_| Err(unknown_outcome())).map(Some),
-            Err(_) if claim.take() => {
-                let text = "not done: the leader did not take what was passed on before in time";
-                Err(not_done(Code::Unavailable, text.into()))
+            Err(Unanswered::Full) => {
+                not_sent(Code::ResourceExhausted, "too many commands wait for the leader; try again later")
             }
-            Err(_) => Err(unknown_outcome()),
+            Err(Unanswered::Late) => {
+                not_sent(Code::Unavailable, "the leader did not take what was passed on before in time")
+            }
+            Err(Unanswered::Lost) => Err(unknown_outcome()),
         }
     }
 
-    fn lane(
+    fn way(
         &self,
         leader: NodeId,
         channel: impl FnOnce() -> Result<Option<Channel>, Status>,
-    ) -> Result<Option<Lane>, Status> {
-        let is_good = |lane: &&Lane| lane.leader == leader && !lane.failed.load(Ordering::Relaxed);
-        if let Some(lane) = self.lock().as_ref().filter(is_good) {
-            return Ok(Some(lane.clone()));
+    ) -> Result<Option<Way>, Status> {
+        let is_good = |way: &&Way| way.leader == leader && !way.failed.load(Ordering::Relaxed);
+        if let Some(way) = self.lock().as_ref().filter(is_good) {
+            return Ok(Some(way.clone()));
         }
         let Some(channel) = channel()? else { return Ok(None) };
-        let (queue, waiting) = mpsc::channel(PASSED_WAITING_MAX);
-        let lane = Lane { leader, channel, queue, failed: Arc::default() };
-        // It ends when nobody can put anything into its queue any more, and what was passed on is answered.
-        let run = run(self.io.clock.clone(), lane.channel.clone(), lane.failed.clone(), waiting);
-        self.io.spawn.spawn("pass on", Box::pin(run)).detach();
-        *self.lock() = Some(lane.clone());
-        Ok(Some(lane))
+        let failed: Arc<AtomicBool> = Arc::default();
+        let carry = {
+            let (clock, channel, failed) = (self.io.clock.clone(), channel.clone(), failed.clone());
+            move |commands| Box::pin(call(clock.clone(), channel.clone(), failed.clone(), commands)) as BoxFuture<_>
+        };
+        let lane = Lane::new(&*self.io.spawn, "pass on", Bytes::len, carry);
+        let way = Way { leader, channel, lane, failed };
+        *self.lock() = Some(way.clone());
+        Ok(Some(way))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Lane>> {
-        self.lane.lock().expect("no code panics while it holds the way")
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Way>> {
+        self.way.lock().expect("no code panics while it holds the way")
     }
 }
 
-/// Sends what waits, a few calls at once.
-async fn run(clock: Arc<dyn Clock>, channel: Channel, failed: Arc<AtomicBool>, mut queue: mpsc::Receiver<Waiting>) {
-    let mut calls = FuturesUnordered::new();
-    loop {
-        let room = calls.len() < PASSED_CALLS_MAX;
-        tokio::select! {
-            biased;
-            Some(()) = calls.next(), if !calls.is_empty() => {}
-            first = queue.recv(), if room => {
-                let Some(first) = first else { break };
-                let (mut bytes, mut batch) = (first.command.len(), vec![first]);
-                while batch.len() < PASSED_COMMANDS_MAX && bytes < BATCH_BYTES_MAX {
-                    let Ok(next) = queue.try_recv() else { break };
-                    bytes += next.command.len();
-                    batch.push(next);
-                }
-                calls.push(call(&*clock, &channel, &failed, batch));
-            }
-        }
-    }
-    while calls.next().await.is_some() {}
-}
-
-/// Makes one call and answers everybody who waits for it.
-async fn call(clock: &dyn Clock, channel: &Channel, failed: &AtomicBool, mut batch: Vec<Waiting>) {
-    // Who has lost patience was told that it will not be done.
-    batch.retain(|waiting| waiting.claim.take());
-    sometimes!(batch.len() > 1, "commands were passed on together");
-    let now = clock.now();
-    let Some(deadline) = batch.iter().map(|waiting| waiting.deadline).max() else { return };
-    let passed = |waiting: &Waiting| Passed {
-        command: waiting.command.clone(),
-        timeout_ms: u64::try_from(waiting.deadline.since(now).as_millis()).unwrap_or(u64::MAX),
+/// Makes one call and says what came of each command.
+async fn call(
+    clock: Arc<dyn Clock>,
+    channel: Channel,
+    failed: Arc<AtomicBool>,
+    commands: Vec<(Bytes, Monotonic)>,
+) -> Vec<Result<Bytes, Status>> {
+    sometimes!(commands.len() > 1, "commands were passed on together");
+    let (now, count) = (clock.now(), commands.len());
+    let Some(deadline) = commands.iter().map(|(_, deadline)| *deadline).max() else { return Vec::new() };
+    let passed = |(command, deadline): (Bytes, Monotonic)| Passed {
+        command,
+        timeout_ms: u64::try_from(deadline.since(now).as_millis()).unwrap_or(u64::MAX),
     };
-    let mut request = Request::new(PassOnRequest { commands: batch.iter().map(passed).collect() });
+    let mut request = Request::new(PassOnRequest { commands: commands.into_iter().map(passed).collect() });
     request.set_timeout(deadline.since(now));
-    let mut client = StoreClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let outcomes = match clock.deadline(deadline, client.pass_on(request)).await {
-        Ok(Ok(reply)) => Ok(reply.into_inner().outcomes),
+    let mut client = StoreClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let status = match clock.deadline(deadline, client.pass_on(request)).await {
+        Ok(Ok(reply)) => {
+            let results: Vec<_> = reply.into_inner().outcomes.into_iter().map(result).collect();
+            // Whoever is there may not be the leader.
+            let is_lost = |result: &Result<Bytes, Status>| {
+                result.as_ref().is_err_and(|status| status.code() == Code::Unavailable)
+            };
+            failed.fetch_or(results.iter().any(is_lost), Ordering::Relaxed);
+            return results;
+        }
         Ok(Err(status)) if ChannelError::is_connect(&status) => {
             sometimes!("the leader was gone when a command was passed on to it");
-            Err(not_leader(None))
+            not_leader(None)
         }
         Ok(Err(status)) if matches!(status.code(), Code::Unauthenticated | Code::Unimplemented) => {
             let text = format!("not done: the leader does not take what this member passes on: {}", status.message());
-            Err(not_done(Code::Unavailable, text))
+            not_done(Code::Unavailable, text)
         }
         Ok(Err(_)) | Err(_) => {
             sometimes!("a connection broke while a command was passed on");
-            Err(unknown_outcome())
+            unknown_outcome()
         }
     };
-    match outcomes {
-        Ok(outcomes) => {
-            // Whoever is left over does not know.
-            for (waiting, outcome) in batch.into_iter().zip(outcomes) {
-                let result = result(outcome);
-                // Whoever is there may not be the leader.
-                let is_lost = result.as_ref().is_err_and(|status| status.code() == Code::Unavailable);
-                failed.fetch_or(is_lost, Ordering::Relaxed);
-                let _ = waiting.answer.send(result);
-            }
-        }
-        Err(status) => {
-            failed.store(true, Ordering::Relaxed);
-            batch.into_iter().for_each(|waiting| drop(waiting.answer.send(Err(status.clone()))));
-        }
-    }
+    failed.store(true, Ordering::Relaxed);
+    vec![Err(status); count]
 }
 
 /// What became of a command, as the leader says it to a member that passed it on.
@@ -282,6 +228,9 @@ pub fn is_answered_briefly(kind: &Kind) -> bool {
         Kind::LeaseGrant(_) | Kind::LeaseRevoke(_) | Kind::LeaseKeepAlive(_) => true,
         Kind::OpenSession(_) | Kind::KeepSession(_) | Kind::CloseSession(_) => true,
         Kind::SubmitTask(_) | Kind::ReportAttempt(_) => true,
+        Kind::Batch(batch) => {
+            batch.commands.iter().filter_map(|command| command.kind.as_ref()).all(is_answered_briefly)
+        }
         _ => false,
     }
 }

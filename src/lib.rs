@@ -10,7 +10,7 @@
 //! | 2 replicated | [`state`], [`raft`] |
 //! | 3 decide | [`scheduler`], [`controller`] |
 //! | 4 act | [`worker`] |
-//! | 5 shared | [`shared`], [`forward`], [`client`] |
+//! | 5 shared | [`shared`], [`forward`], [`lane`], [`client`] |
 //! | 6 face | [`api`] |
 //! | 7 node | [`node`] |
 //! | 8 edge | [`cli`], [`os`] |
@@ -73,6 +73,7 @@ pub mod worker;
 
 pub mod client;
 pub mod forward;
+pub mod lane;
 pub mod shared;
 
 pub mod api;

@@ -48,12 +48,12 @@ pub const INBOX_FRAMES_MAX: usize = 1_024;
 pub const INBOX_REQUESTS_MAX: usize = 16_384;
 /// Proposals accepted and not yet answered; more are refused as exhausted.
 pub const PROPOSALS_PENDING_MAX: usize = 65_536;
-/// Calls under way at once with commands that a follower passes on; more commands wait, and share the next.
-pub const PASSED_CALLS_MAX: usize = 4;
-/// Most commands that are passed on in one call.
-pub const PASSED_COMMANDS_MAX: usize = 1_024;
-/// Commands that wait to be passed on; more are refused as exhausted.
-pub const PASSED_WAITING_MAX: usize = 16_384;
+/// Calls under way at once with commands that a client sends, or a follower passes on; more commands wait, and share the next.
+pub const LANE_CALLS_MAX: usize = 4;
+/// Most commands in one such call.
+pub const LANE_ITEMS_MAX: usize = 1_024;
+/// Commands that wait for one; more are refused as exhausted.
+pub const LANE_WAITING_MAX: usize = 16_384;
 /// Reads accepted and not yet answered; more are refused as exhausted.
 pub const READS_PENDING_MAX: usize = 65_536;
 /// Reads of old entries under way at once; more are asked for when one has ended.

@@ -223,14 +223,10 @@ impl SharedNodeState {
 
     /// Refuses what grows while there is too little space here.
     fn check_space(&self, kind: &CommandKind) -> Result<(), Status> {
-        let grows = matches!(
-            kind,
-            CommandKind::Put(_)
-                | CommandKind::Txn(_)
-                | CommandKind::LeaseGrant(_)
-                | CommandKind::OpenSession(_)
-                | CommandKind::SubmitTask(_)
-        );
+        let grows = match kind {
+            CommandKind::Txn(_) | CommandKind::OpenSession(_) | CommandKind::SubmitTask(_) => true,
+            kind => alarm::adds(kind),
+        };
         match *self.short_of_space.lock().expect("no code panics while it holds the mark") {
             Some((free, floor)) if grows => {
                 sometimes!("growth was refused for want of space");
@@ -248,18 +244,8 @@ impl SharedNodeState {
     }
 
     /// Raises an alarm before a command is proposed for which the keys would take more than they may: then the state refuses it.
-    async fn check_quota(
-        &self,
-        (user, kind): (&str, &CommandKind),
-        bytes: usize,
-        deadline: Monotonic,
-    ) -> Result<(), Status> {
-        if !alarm::adds(kind) || self.reader.keys_bytes() + bytes as u64 <= self.bounds.keys_quota {
-            return Ok(());
-        }
-        let (head, rows) = self.reader.view().map_err(internal)?;
-        // What is refused anyway takes no space.
-        if head.alarms_no_space > 0 || auth::check_command(rows.auth(), user, kind).is_err() {
+    async fn check_quota(&self, of: (&str, &CommandKind), bytes: usize, deadline: Monotonic) -> Result<(), Status> {
+        if !self.is_above_quota(of, bytes)? {
             return Ok(());
         }
         sometimes!("keys and their history took more than they may");
@@ -271,6 +257,26 @@ impl SharedNodeState {
             Ok(Err(error)) => Err(not_done(Code::ResourceExhausted, error.to_string())),
             Err(_) => Err(not_done(Code::Unavailable, "not done: an alarm could not be raised in time".into())),
         }
+    }
+
+    /// Whether the keys would take more than they may, and no alarm is raised yet.
+    fn is_above_quota(&self, (user, kind): (&str, &CommandKind), bytes: usize) -> Result<bool, Status> {
+        let fits = |bytes: usize| self.reader.keys_bytes() + bytes as u64 <= self.bounds.keys_quota;
+        if !alarm::adds(kind) || fits(bytes) {
+            return Ok(false);
+        }
+        let (head, rows) = self.reader.view().map_err(internal)?;
+        // What is refused anyway takes no space.
+        let takes = |kind: &CommandKind| alarm::adds(kind) && auth::check_command(rows.auth(), user, kind).is_ok();
+        let taken = match kind {
+            CommandKind::Batch(batch) => {
+                let taking = batch.commands.iter().filter(|command| command.kind.as_ref().is_some_and(takes));
+                taking.map(Message::encoded_len).sum()
+            }
+            kind if takes(kind) => bytes,
+            _ => 0,
+        };
+        Ok(head.alarms_no_space == 0 && taken > 0 && !fits(taken))
     }
 
     async fn await_leader(&self, deadline: Monotonic) -> Result<NodeId, Status> {

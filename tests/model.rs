@@ -15,6 +15,7 @@ use cairn::proto::v1::{self, command::Kind, reply};
 use cairn::raft::log::{Change, Log, Write};
 use cairn::sim::disk::{PowerCut, SimDisk};
 use cairn::sim::mark;
+use cairn::state::command;
 use cairn::state::kv::Store;
 use cairn::state::machine::State;
 use cairn::state::snapshot::{self, Import};
@@ -191,6 +192,36 @@ proptest! {
             other.apply(chunk).unwrap();
         }
         prop_assert_eq!(other.digest(), state.digest());
+    }
+
+    /// Commands that go together do and answer what they do one by one, refusals and all.
+    #[test]
+    fn a_batch_is_its_commands(puts in proptest::collection::vec((0u8..4, any::<u8>(), 0i64..3), 1..20)) {
+        let kinds = puts.iter().map(|(key, value, what)| match what {
+            0 => Kind::DeleteRange(DeleteRangeRequest { key: vec![*key].into(), ..DeleteRangeRequest::default() }),
+            // There is no such lease.
+            lease => {
+                let put = PutRequest { lease: lease - 1, ..PutRequest::default() };
+                Kind::Put(PutRequest { key: vec![*key].into(), value: vec![*value].into(), ..put })
+            }
+        });
+        let bare: Vec<v1::Command> = kinds.map(|kind| command::plain("", kind)).collect();
+        let batch = command::plain("", Kind::Batch(v1::CommandBatch { commands: bare.clone() }));
+        prop_assert!(command::check(&batch).is_ok());
+        let mut answered = Vec::new();
+        for given in [bare.iter().map(|command| command.encode_to_vec().into()).collect(), vec![batch.encode_to_vec().into()]] {
+            let mut state = State::open(SimDisk::new("disk".into()).boot(), Index(0)).unwrap();
+            let outcome = state.apply(&[entry(1, commands(1, given))]).unwrap().remove(0);
+            let replies = outcome.replies.iter().map(|reply| v1::Reply::decode(&**reply).unwrap());
+            let replies: Vec<v1::Reply> = replies
+                .flat_map(|reply| match reply.kind {
+                    Some(reply::Kind::Batch(batch)) => batch.replies,
+                    _ => vec![reply],
+                })
+                .collect();
+            answered.push((replies, rows(&state), state.digest()));
+        }
+        prop_assert_eq!(&answered[0], &answered[1]);
     }
 
     /// A state built from a snapshot is the one that was replayed, on a member that had another one before, and stays so;

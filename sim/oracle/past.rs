@@ -9,7 +9,6 @@ use super::Violations;
 use crate::controller::History;
 use crate::entry::{Entry, Outcome};
 use crate::ids::Index;
-use crate::proto::etcdserverpb::ResponseHeader;
 use crate::proto::v1::{self, reply};
 
 const ORACLE: &str = "the past is kept for as long as it is to be";
@@ -52,8 +51,7 @@ impl Past {
         }
         self.last = entry.index;
         for reply in &outcome.replies {
-            let Ok(v1::Reply { kind: Some(kind) }) = v1::Reply::decode(reply.clone()) else { continue };
-            let newest = header(&kind).map_or(0, |header| header.revision.cast_unsigned());
+            let newest = v1::Reply::decode(reply.clone()).map_or(0, |reply| newest(&reply));
             if newest > self.newest() {
                 self.reached.push((newest, now));
             }
@@ -109,13 +107,16 @@ fn compactions(entry: &Entry, outcome: &Outcome) -> Vec<(u64, u64)> {
     done.collect()
 }
 
-fn header(kind: &reply::Kind) -> Option<ResponseHeader> {
-    match kind {
-        reply::Kind::Put(reply) => reply.header,
-        reply::Kind::DeleteRange(reply) => reply.header,
-        reply::Kind::Txn(reply) => reply.header,
-        reply::Kind::LeaseRevoke(reply) => reply.header,
-        reply::Kind::Compact(reply) => reply.header,
+/// The newest revision that a reply names; 0 if it names none.
+fn newest(reply: &v1::Reply) -> u64 {
+    let header = match &reply.kind {
+        Some(reply::Kind::Put(reply)) => reply.header,
+        Some(reply::Kind::DeleteRange(reply)) => reply.header,
+        Some(reply::Kind::Txn(reply)) => reply.header,
+        Some(reply::Kind::LeaseRevoke(reply)) => reply.header,
+        Some(reply::Kind::Compact(reply)) => reply.header,
+        Some(reply::Kind::Batch(batch)) => return batch.replies.iter().map(newest).max().unwrap_or(0),
         _ => None,
-    }
+    };
+    header.map_or(0, |header| header.revision.cast_unsigned())
 }

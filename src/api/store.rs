@@ -7,7 +7,7 @@ use futures_util::future::join_all;
 use tonic::{Request, Response, Status};
 
 use crate::forward;
-use crate::limits::{PASSED_COMMANDS_MAX, REQUEST_TIMEOUT_MAX};
+use crate::limits::{LANE_ITEMS_MAX, REQUEST_TIMEOUT_MAX};
 use crate::proto::v1::{
     self, Command, PassOnReply, PassOnRequest, Passed, QueryReply, QueryRequest, Reply, command::Kind,
 };
@@ -37,8 +37,8 @@ impl v1::store_server::Store for StoreService {
 
     async fn pass_on(&self, request: Request<PassOnRequest>) -> Result<Response<PassOnReply>, Status> {
         let (now, passed) = (self.0.io.clock.now(), request.into_inner().commands);
-        if passed.len() > PASSED_COMMANDS_MAX {
-            let text = format!("{} commands in a call; at most {PASSED_COMMANDS_MAX}", passed.len());
+        if passed.len() > LANE_ITEMS_MAX {
+            let text = format!("{} commands in a call; at most {LANE_ITEMS_MAX}", passed.len());
             return Err(Status::invalid_argument(text));
         }
         let carry_out = |Passed { command, timeout_ms }| async move {

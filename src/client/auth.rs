@@ -50,7 +50,8 @@ impl Client {
         });
         let with = |channel: &Channel| with_token(channel.clone(), &login);
         let endpoints = self.endpoints.iter().map(|(address, channel)| (address.clone(), with(channel))).collect();
-        Self { login: Some(login), endpoints: Arc::new(endpoints), state: Arc::default(), ..self }
+        let (state, together) = Default::default();
+        Self { login: Some(login), endpoints: Arc::new(endpoints), state, together, ..self }
     }
 
     /// A channel on which calls say who this client is.

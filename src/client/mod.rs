@@ -12,6 +12,7 @@ mod leases;
 mod line;
 mod maintenance;
 mod tasks;
+mod together;
 mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +40,7 @@ pub use events::{Changes, KeyWatch};
 pub use kv::{is_at, is_created_at, revision};
 pub use leases::HeldLease;
 pub use line::{Entered, Line, Turn};
+use together::Together;
 pub use watch::Remote;
 
 /// How long one attempt at one member may take before the next is asked.
@@ -91,6 +93,8 @@ pub struct Client {
     state: Arc<Mutex<State>>,
     /// Who it is, if it is to be somebody.
     login: Option<Arc<auth::Login>>,
+    /// How commands on keys go together.
+    together: Arc<Together>,
     timeout: Duration,
     attempt_timeout: Duration,
 }
@@ -170,7 +174,8 @@ impl Client {
     pub fn over(io: Io, channels: Vec<(Address, Channel)>, timeout: Duration) -> Self {
         assert!(!channels.is_empty(), "a client needs an endpoint");
         let endpoints = Arc::new(channels);
-        Self { io, endpoints, state: Arc::default(), login: None, timeout, attempt_timeout: ATTEMPT_TIMEOUT }
+        let (state, together) = Default::default();
+        Self { io, endpoints, state, login: None, together, timeout, attempt_timeout: ATTEMPT_TIMEOUT }
     }
 
     /// The same, with calls that give up after `timeout`.
@@ -180,7 +185,7 @@ impl Client {
 
     /// The same, which gives one member so long to answer before it asks the next.
     pub fn with_attempt_timeout(self, attempt_timeout: Duration) -> Self {
-        Self { attempt_timeout, ..self }
+        Self { attempt_timeout, together: Arc::default(), ..self }
     }
 
     /// Waits.
@@ -319,11 +324,20 @@ impl Client {
         .await
     }
 
-    /// Carries out a command exactly once.
+    /// Carries out a command exactly once. Of commands on keys, what is asked for while others are under way goes in one call with
+    /// whatever else waits: so many can be asked for at once.
     ///
     /// # Errors
     /// See [`ClientError`].
     pub async fn execute(&self, kind: Kind) -> Result<reply::Kind, ClientError> {
+        if together::may_go(&kind) {
+            return self.execute_together(kind).await;
+        }
+        self.execute_alone(kind).await
+    }
+
+    /// Carries out a command exactly once, in a call of its own.
+    async fn execute_alone(&self, kind: Kind) -> Result<reply::Kind, ClientError> {
         loop {
             let (session, seq) = self.begin().await?;
             let _ended = EndOnDrop { client: self, session, seq };

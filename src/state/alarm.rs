@@ -92,6 +92,7 @@ pub fn adds(kind: &Kind) -> bool {
     match kind {
         Kind::Put(_) | Kind::LeaseGrant(_) => true,
         Kind::Txn(txn) => kv::puts(txn),
+        Kind::Batch(batch) => batch.commands.iter().filter_map(|command| command.kind.as_ref()).any(adds),
         _ => false,
     }
 }

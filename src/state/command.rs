@@ -25,20 +25,46 @@ pub fn check(command: &v1::Command) -> Result<(), Reject> {
     }
     match &command.kind {
         None => invalid("kind", "missing, or from a newer version than this member's".into()),
-        Some(command::Kind::Put(put)) => kv::check_put(put).map_err(Reject::from),
-        Some(command::Kind::DeleteRange(delete)) => kv::check_delete_range(delete).map_err(Reject::from),
-        Some(command::Kind::Txn(txn)) => kv::check_txn(txn).map_err(Reject::from),
-        Some(command::Kind::LeaseGrant(grant)) => lease::check_grant(grant).map_err(Reject::from),
-        Some(command::Kind::Alarm(request)) => alarm::check(request),
-        Some(command::Kind::ChangeAuth(change)) => auth::check_change(change),
-        Some(command::Kind::SubmitTask(submit)) => task::check_spec(submit.spec.as_ref()),
-        Some(command::Kind::RegisterWorker(register)) => worker::check_features(&register.features),
-        Some(command::Kind::ReportAttempt(report)) => task::check_exit(report.exit.as_ref()),
         Some(command::Kind::KeepSession(_)) if command.session.is_none() => {
             invalid("session", "missing; it names the session to keep".into())
         }
-        Some(_) => Ok(()),
+        Some(kind) => check_kind(kind),
     }
+}
+
+/// Checks what can be checked of what a command asks for, without the state.
+///
+/// # Errors
+/// Which part is missing or out of bounds.
+pub fn check_kind(kind: &command::Kind) -> Result<(), Reject> {
+    match kind {
+        command::Kind::Put(put) => kv::check_put(put).map_err(Reject::from),
+        command::Kind::DeleteRange(delete) => kv::check_delete_range(delete).map_err(Reject::from),
+        command::Kind::Txn(txn) => kv::check_txn(txn).map_err(Reject::from),
+        command::Kind::LeaseGrant(grant) => lease::check_grant(grant).map_err(Reject::from),
+        command::Kind::Alarm(request) => alarm::check(request),
+        command::Kind::ChangeAuth(change) => auth::check_change(change),
+        command::Kind::SubmitTask(submit) => task::check_spec(submit.spec.as_ref()),
+        command::Kind::RegisterWorker(register) => worker::check_features(&register.features),
+        command::Kind::ReportAttempt(report) => task::check_exit(report.exit.as_ref()),
+        command::Kind::Batch(batch) => batch.commands.iter().try_for_each(check_of_batch),
+        _ => Ok(()),
+    }
+}
+
+/// Whether a command may be in a batch.
+pub fn is_of_batch(kind: &command::Kind) -> bool {
+    matches!(kind, command::Kind::Put(_) | command::Kind::DeleteRange(_) | command::Kind::Txn(_))
+}
+
+fn check_of_batch(command: &v1::Command) -> Result<(), Reject> {
+    let is_bare = command.session.is_none() && command.user.is_empty();
+    if !is_bare || !command.kind.as_ref().is_some_and(is_of_batch) {
+        let why =
+            "only puts, removals and transactions, which are under no session of their own and no user's of their own";
+        return Err(Reject::Invalid { field: "batch".into(), why: why.into() });
+    }
+    check(command)
 }
 
 /// Carries out one command and returns the encoded reply.
@@ -48,9 +74,7 @@ pub fn check(command: &v1::Command) -> Result<(), Reject> {
 /// carried it out.
 pub(super) fn execute(apply: &mut Apply<'_>, bytes: &[u8]) -> Result<bytes::Bytes, Fault> {
     let command = v1::Command::decode(bytes).context(|| "decode a command of the log".into())?;
-    let Some(kind) = &command.kind else {
-        return Err(Fault::new("the log holds a command that this version does not know; upgrade this member"));
-    };
+    let kind = known(&command)?;
     let Some(header) = &command.session else {
         return Ok(run(apply, &command.user, kind)?.encode_to_vec().into());
     };
@@ -67,6 +91,11 @@ pub(super) fn execute(apply: &mut Apply<'_>, bytes: &[u8]) -> Result<bytes::Byte
             Ok(reply.into())
         }
     }
+}
+
+fn known(command: &v1::Command) -> Result<&command::Kind, Fault> {
+    let unknown = || Fault::new("the log holds a command that this version does not know; upgrade this member");
+    command.kind.as_ref().ok_or_else(unknown)
 }
 
 fn run(apply: &mut Apply<'_>, user: &str, kind: &command::Kind) -> Result<v1::Reply, Fault> {
@@ -118,6 +147,12 @@ fn run(apply: &mut Apply<'_>, user: &str, kind: &command::Kind) -> Result<v1::Re
         command::Kind::ExpireWorkers(expire) => {
             let expired = worker::expire(apply, &expire.workers)?;
             Ok(reply::Kind::ExpireWorkers(v1::ExpireWorkersReply { expired }))
+        }
+        // Each is looked at for itself.
+        command::Kind::Batch(batch) => {
+            let one = |command| run(apply, user, known(command)?);
+            let replies = batch.commands.iter().map(one).collect::<Result<_, _>>()?;
+            Ok(reply::Kind::Batch(v1::CommandBatchReply { replies }))
         }
     };
     Ok(match answer {

@@ -281,6 +281,8 @@ impl Rights<'_> {
             Kind::LeaseRevoke(revoke) => leased(revoke.id),
             Kind::LeaseGrant(_) | Kind::LeaseKeepAlive(_) => Ok(()),
             Kind::OpenSession(_) | Kind::KeepSession(_) | Kind::CloseSession(_) => Ok(()),
+            // Each command in it is looked at by itself.
+            Kind::Batch(_) => Ok(()),
             // What is nobody's in particular.
             _ => self.all(),
         }
@@ -331,7 +333,7 @@ pub fn is_of_members(kind: &Kind) -> bool {
         Kind::SubmitTask(_) | Kind::StopTask(_) | Kind::SetWorkerStatus(_) => false,
         Kind::Put(_) | Kind::DeleteRange(_) | Kind::Txn(_) | Kind::Compact(_) => false,
         Kind::LeaseGrant(_) | Kind::LeaseRevoke(_) | Kind::LeaseKeepAlive(_) => false,
-        Kind::Alarm(_) | Kind::ChangeAuth(_) => false,
+        Kind::Alarm(_) | Kind::ChangeAuth(_) | Kind::Batch(_) => false,
     }
 }
 

@@ -1,0 +1,70 @@
+//! Commands on keys that go together: those that are asked for while others are under way share a call, an entry of the log, and a
+//! sequence of the session.
+
+use std::sync::OnceLock;
+
+use futures_util::future::{BoxFuture, pending};
+use prost::Message;
+
+use super::{Client, ClientError, answer, unexpected};
+use crate::forward::is_answered_briefly;
+use crate::lane::{Lane, Unanswered};
+use crate::proto::v1::{Command, CommandBatch, command::Kind, reply};
+use crate::state::alarm;
+use crate::state::command::{self, is_of_batch};
+use crate::time::Monotonic;
+
+type Answer = Result<reply::Kind, ClientError>;
+
+/// The ways on which commands go together. What adds to the keys may be refused for want of space: what does not goes another way.
+#[derive(Default)]
+pub(super) struct Together {
+    adding: OnceLock<Lane<Command, Answer>>,
+    other: OnceLock<Lane<Command, Answer>>,
+}
+
+/// Whether a command may go with others: it is about keys, its answer is short, and no member would refuse it unseen.
+pub(super) fn may_go(kind: &Kind) -> bool {
+    is_of_batch(kind) && is_answered_briefly(kind) && command::check_kind(kind).is_ok()
+}
+
+impl Client {
+    /// Carries out a command exactly once, with whatever else waits.
+    pub(super) async fn execute_together(&self, kind: Kind) -> Answer {
+        let deadline = self.io.clock.now() + self.timeout;
+        let lane = if alarm::adds(&kind) { &self.together.adding } else { &self.together.other };
+        let lane = lane.get_or_init(|| {
+            // One without ways: a way that kept itself open would never end.
+            let client = Self { together: Default::default(), ..self.clone() };
+            let carry = move |commands| Box::pin(carry(client.clone(), commands)) as BoxFuture<_>;
+            Lane::new(&*self.io.spawn, "commands", Command::encoded_len, carry)
+        });
+        match lane.pass(&*self.io.clock, command::plain("", kind), deadline, pending()).await {
+            Ok(answer) => answer,
+            Err(Unanswered::Full) => Err(ClientError::Unavailable("too many commands wait; try again later".into())),
+            Err(Unanswered::Late | Unanswered::Moved) => {
+                Err(ClientError::Unavailable("what was asked for before was not answered in time".into()))
+            }
+            Err(Unanswered::Lost) => Err(ClientError::Unknown("no answer in time".into())),
+        }
+    }
+}
+
+/// Has commands carried out in one call.
+async fn carry(client: Client, commands: Vec<(Command, Monotonic)>) -> Vec<Answer> {
+    let Some(deadline) = commands.iter().map(|(_, deadline)| *deadline).max() else { return Vec::new() };
+    let client = client.with_timeout(deadline.since(client.io.clock.now()));
+    let mut commands: Vec<Command> = commands.into_iter().map(|(command, _)| command).collect();
+    let count = commands.len();
+    if count == 1
+        && let Some(kind) = commands.pop().and_then(|command| command.kind)
+    {
+        return vec![client.execute_alone(kind).await];
+    }
+    sometimes!("commands of a client went together");
+    match client.execute_alone(Kind::Batch(CommandBatch { commands })).await {
+        Ok(reply::Kind::Batch(reply)) => reply.replies.into_iter().map(answer).collect(),
+        Ok(other) => vec![Err(unexpected(&other)); count],
+        Err(error) => vec![Err(error); count],
+    }
+}
