@@ -14,7 +14,7 @@ use tonic::transport::{Channel, Endpoint};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A process that is killed when dropped.
-struct Process {
+pub struct Process {
     command: Command,
     child: Child,
 }
@@ -47,8 +47,19 @@ pub struct Cluster {
     processes: Vec<Process>,
 }
 
+/// Starts one of our members, the founder if it is to join nobody.
+pub fn member(dir: &Path, listen: &str, join: Option<&str>) -> Process {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_node"));
+    command.args(["start", "--listen", listen, "--keys-quota", "8Gi", "--role", "server", "--data-dir"]).arg(dir);
+    match join {
+        None => command.arg("--bootstrap"),
+        Some(address) => command.args(["--join", address]),
+    };
+    Process::start(command)
+}
+
 /// So many addresses that nobody listens on.
-fn free(count: usize) -> Vec<String> {
+pub fn free(count: usize) -> Vec<String> {
     // All at once, else the same may come twice.
     let listeners: Vec<TcpListener> = (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
@@ -84,14 +95,9 @@ impl Cluster {
     pub async fn cairn(dir: &Path) -> Self {
         let mut cluster = Self { name: "cairn", endpoints: free(3), processes: Vec::new() };
         for number in 0..3 {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_node"));
-            command.arg("start").arg("--data-dir").arg(dir.join(format!("n{number}")));
-            command.args(["--listen", &cluster.endpoints[number], "--keys-quota", "8Gi", "--role", "server"]);
-            match number {
-                0 => command.arg("--bootstrap"),
-                _ => command.args(["--join", &cluster.endpoints[0]]),
-            };
-            cluster.processes.push(Process::start(command));
+            let first = (number > 0).then(|| cluster.endpoints[0].clone());
+            let process = member(&dir.join(format!("n{number}")), &cluster.endpoints[number], first.as_deref());
+            cluster.processes.push(process);
             until("a member answers", async || cluster.answers(number).await).await;
         }
         cluster.ready().await;

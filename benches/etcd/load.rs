@@ -23,7 +23,8 @@ use tonic::{Status, Streaming};
 use super::cluster::Cluster;
 
 const KEYS: usize = 10_000;
-const VALUE_BYTES: usize = 256;
+/// Bytes of each value.
+pub const VALUE_BYTES: usize = 256;
 /// Connections that clients share, at most.
 const CONNECTIONS: usize = 48;
 /// Clients that write while others watch.
@@ -94,7 +95,8 @@ struct Tally {
     failures: usize,
 }
 
-fn key(number: usize) -> Bytes {
+/// One of the keys.
+pub fn key(number: usize) -> Bytes {
     format!("bench/{:05}", number % KEYS).into()
 }
 

@@ -5,11 +5,14 @@
 //!
 //! What is compared: operations a second, how long one takes (half of them, and 99 of 100), and how much processor time the servers
 //! spend for one. The last does not depend on the load generator, which runs on the same cores.
+//!
+//! `own` is what etcd's clients cannot do, many writes under way at once of one client, beside the disk alone.
 
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)] // benchmarks are the outside world
 
 mod cluster;
 mod load;
+mod own;
 
 use clap::Parser;
 use cluster::Cluster;
@@ -18,7 +21,7 @@ use load::{Kind, Measured};
 /// Measures etcd and Cairn in turns.
 #[derive(Parser)]
 struct Options {
-    /// What to measure: put, get, get-serializable, mixed, watch, keep-alive, large; everything but `large` without a name
+    /// What to measure: put, get, get-serializable, mixed, watch, keep-alive, own, large; everything but `large` without a name
     loads: Vec<String>,
     /// Clients at once
     #[arg(long, value_delimiter = ',', default_value = "1,64,256,1000")]
@@ -40,6 +43,10 @@ struct Options {
     bench: bool,
 }
 
+// The one that `node` has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() {
     let options = Options::parse();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -48,6 +55,12 @@ fn main() {
 
 async fn measure(options: &Options) {
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    if options.loads.is_empty() || options.loads.iter().any(|name| name == "own") {
+        own::measure(dir.path(), options.rounds, options.seconds).await;
+    }
+    if options.loads == ["own"] {
+        return;
+    }
     let mut clusters = [Cluster::etcd(&dir.path().join("etcd")).await, Cluster::cairn(&dir.path().join("cairn")).await];
     let wanted = |kind: &Kind| options.loads.is_empty() || options.loads.iter().any(|name| name == kind.name());
     if Kind::ALL.iter().any(wanted) {

@@ -1,5 +1,6 @@
 //! Commands and replies: what a command's bytes mean, and how a refusal is written down.
 
+use bytes::Bytes;
 use prost::Message;
 
 use super::machine::Apply;
@@ -72,8 +73,9 @@ fn check_of_batch(command: &v1::Command) -> Result<(), Reject> {
 /// # Errors
 /// The bytes are no command this version knows, or the database failed: this member must stop, for others may have
 /// carried it out.
-pub(super) fn execute(apply: &mut Apply<'_>, bytes: &[u8]) -> Result<bytes::Bytes, Fault> {
-    let command = v1::Command::decode(bytes).context(|| "decode a command of the log".into())?;
+pub(super) fn execute(apply: &mut Apply<'_>, command: &Bytes) -> Result<Bytes, Fault> {
+    // It shares the bytes: nothing of it may be kept without copying it.
+    let command = v1::Command::decode(command.clone()).context(|| "decode a command of the log".into())?;
     let kind = known(&command)?;
     let Some(header) = &command.session else {
         return Ok(run(apply, &command.user, kind)?.encode_to_vec().into());

@@ -117,7 +117,7 @@ impl KeyIndex {
             let row = KeyValue::decode(row).context(|| format!("decode the version at {at:?}"))?;
             let created = u64::try_from(row.create_revision).context(|| format!("read the version at {at:?}"))?;
             let count = u64::try_from(row.version).context(|| format!("read the version at {at:?}"))?;
-            index.add(&row.key, Version { at, created, count }, LeaseId(row.lease));
+            index.add(&row.key, LeaseId(row.lease), |_| Version { at, created, count });
             index.note_written(len);
             Ok(ControlFlow::Continue(()))
         })?;
@@ -144,22 +144,41 @@ impl KeyIndex {
         self.bytes -= row_bytes(len);
     }
 
-    /// Adds the newest version of a key, which is under this lease from now on (0: under none).
-    pub fn add(&mut self, key: &[u8], version: Version, lease: LeaseId) {
-        let before = match self.keys.get_mut(key) {
+    /// Sets a key, which is under this lease from now on (0: under none). Gives what it is now.
+    pub fn set(&mut self, key: &[u8], at: Position, lease: LeaseId) -> Version {
+        self.add(key, lease, |before| match before {
+            Some(before) => Version { at, count: before.count + 1, ..before },
+            None => Version { at, created: at.revision, count: 1 },
+        })
+    }
+
+    /// Removes a key.
+    pub fn remove(&mut self, key: &[u8], at: Position) {
+        self.add(key, LeaseId(0), |_| Version { at, created: 0, count: 0 });
+    }
+
+    /// Adds the version of a key that comes after what it is, and has it under a lease.
+    fn add(&mut self, key: &[u8], lease: LeaseId, next: impl FnOnce(Option<Version>) -> Version) -> Version {
+        let (version, before) = match self.keys.get_mut(key) {
             Some(versions) => {
+                let version = next(live(&versions.all, u64::MAX));
                 versions.all.push(version);
-                std::mem::replace(&mut versions.lease, lease)
+                (version, std::mem::replace(&mut versions.lease, lease))
             }
             None => {
+                let version = next(None);
                 // A key of its own, for what it was decoded from may be a whole batch.
                 self.keys.insert(Bytes::copy_from_slice(key), Versions { all: vec![version], lease });
-                LeaseId(0)
+                (version, LeaseId(0))
             }
         };
-        if before == lease {
-            return;
+        if before != lease {
+            self.note_lease(key, before, lease);
         }
+        version
+    }
+
+    fn note_lease(&mut self, key: &[u8], before: LeaseId, lease: LeaseId) {
         if let Some(keys) = self.leased.get_mut(&before) {
             keys.remove(key);
             if keys.is_empty() {

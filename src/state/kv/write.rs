@@ -1,12 +1,14 @@
 //! Changing the store: one revision for each transaction that changes anything.
 
+use std::sync::RwLockWriteGuard;
+
 use bytes::Bytes;
 use prost::Message;
 
 use super::super::lease;
 use super::super::machine::Apply;
 use super::super::table::Table;
-use super::index::{Position, Version};
+use super::index::{KeyIndex, Position, Version};
 use super::read::{NoAnswer, Store, branch};
 use super::{check, header, is_within, signed};
 use crate::error::{Fault, KvReject, Reject};
@@ -160,18 +162,22 @@ impl<'txn> Writer<'_, 'txn> {
         self.apply.index.read().expect("no code panics while it holds the index").newest(key)
     }
 
-    /// Writes the next change.
-    fn write(&mut self, mut row: KeyValue, count: u64) -> Result<(), Fault> {
-        let at = Position { revision: self.before + 1, number: self.changes };
-        (row.mod_revision, row.version) = (signed(at.revision), signed(count));
-        let created = u64::try_from(row.create_revision).expect("it is one of ours");
-        let value = row.encode_to_vec();
+    /// Writes the next change, which the index has already. If that fails, the index is built anew.
+    fn write(&mut self, at: Position, row: KeyValue) -> Result<(), Fault> {
+        let value = KeyValue { mod_revision: signed(at.revision), ..row }.encode_to_vec();
         self.apply.rows.put(Table::Versions, &at.key(), &value)?;
-        let mut index = self.apply.index.write().expect("no code panics while it holds the index");
-        index.add(&row.key, Version { at, created, count }, LeaseId(row.lease));
-        index.note_written(value.len());
+        self.index().note_written(value.len());
         self.changes += 1;
         Ok(())
+    }
+
+    fn index(&self) -> RwLockWriteGuard<'_, KeyIndex> {
+        self.apply.index.write().expect("no code panics while it holds the index")
+    }
+
+    /// Where the next change goes.
+    fn next(&self) -> Position {
+        Position { revision: self.before + 1, number: self.changes }
     }
 
     /// Checks that there is something to be kept, if that is asked for.
@@ -187,24 +193,29 @@ impl<'txn> Writer<'_, 'txn> {
     }
 
     fn put(&mut self, put: &PutRequest) -> Result<PutResponse, NoAnswer> {
-        let before = self.newest(&put.key);
-        let needed = before.filter(|_| put.prev_kv || put.ignore_value || put.ignore_lease);
-        let prev = needed.map(|version| self.store().row(version.at)).transpose()?;
+        let is_needed = put.prev_kv || put.ignore_value || put.ignore_lease;
+        let before = if is_needed { self.newest(&put.key) } else { None };
+        let prev = before.map(|version| self.store().row(version.at)).transpose()?;
         let kept = prev.clone().unwrap_or_default();
-        let next = signed(self.before + 1);
+        let lease = if put.ignore_lease { kept.lease } else { put.lease };
+        let at = self.next();
+        let version = self.index().set(&put.key, at, LeaseId(lease));
         let row = KeyValue {
             key: put.key.clone(),
-            create_revision: before.map_or(next, |version| signed(version.created)),
+            create_revision: signed(version.created),
+            version: signed(version.count),
             value: if put.ignore_value { kept.value } else { put.value.clone() },
-            lease: if put.ignore_lease { kept.lease } else { put.lease },
+            lease,
             ..KeyValue::default()
         };
-        self.write(row, before.map_or(1, |version| version.count + 1))?;
+        self.write(at, row)?;
         Ok(PutResponse { header: header(self.revision()), prev_kv: prev.filter(|_| put.prev_kv) })
     }
 
     fn delete(&mut self, key: &Bytes) -> Result<(), Fault> {
-        self.write(KeyValue { key: key.clone(), ..KeyValue::default() }, 0)
+        let at = self.next();
+        self.index().remove(key, at);
+        self.write(at, KeyValue { key: key.clone(), ..KeyValue::default() })
     }
 
     fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, NoAnswer> {
