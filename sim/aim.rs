@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use crate::io::RngStream;
+use crate::limits::CLOCK_DRIFT_PPM_MAX;
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::fault::{Fault, Links, Place};
 use crate::sim::network::Weather;
@@ -34,6 +35,47 @@ const AIMS: &[(&str, Aim)] = &[
         add(rng, plan, 1_000, Fault::Far { delay, span });
         add(rng, plan, 1_000, Fault::Stall { node, span });
     }),
+    ("reads under a lease", |rng, plan| {
+        look_closely(plan);
+        (plan.lease_reads, plan.nodes, plan.voters_max, plan.idle_permille) = (true, 3, 3, 0);
+        run_elsewhere(plan);
+        let first = rng.range(0, 3) as Place;
+        let (leader, voter, other) = (first, (first + 1) % 3, (first + 2) % 3);
+        let bound = CLOCK_DRIFT_PPM_MAX as i64;
+        let mut at = Duration::from_millis(500);
+        let mut then = |after: Duration, fault| {
+            at += after;
+            plan.faults.push((at, fault));
+        };
+        then(Duration::ZERO, Fault::Transfer { to: leader });
+        let span = millis(rng, 2_000, 4_000);
+        let cut = |links| Fault::Cut { links, span };
+        for _ in 0..3 {
+            let soon = millis(rng, 1, 30);
+            then(millis(rng, 5_000, 7_000), Fault::Speed { node: leader, ppm: -bound, span });
+            for node in [voter, other] {
+                then(Duration::ZERO, Fault::Speed { node, ppm: bound, span });
+            }
+            match rng.range(0, 4) {
+                // One of the others wants to lead all the time, and who has kept it from that forgets why.
+                0 => {
+                    then(Duration::ZERO, cut(Links::OneWay { from: leader, to: other }));
+                    let down = millis(rng, 5, 60);
+                    then(millis(rng, 1_200, 1_900), Fault::Kill { node: voter, down });
+                    then(Duration::ZERO, cut(Links::Isolate { node: leader }));
+                }
+                // What it has asked is answered late.
+                1 => then(Duration::ZERO, Fault::Strand { node: leader, span }),
+                // It has asked another to lead, and hears no more.
+                2 => {
+                    then(Duration::ZERO, Fault::Transfer { to: other });
+                    then(soon, cut(Links::LeaderDeaf));
+                }
+                _ => then(Duration::ZERO, cut(Links::Isolate { node: leader })),
+            }
+            then(span, Fault::Transfer { to: leader });
+        }
+    }),
     ("the end of sessions that are used again", |rng, plan| {
         let delay = millis(rng, 150, 230);
         add(rng, plan, 2_000, Fault::LateUse { delay });
@@ -63,6 +105,7 @@ const AIMS: &[(&str, Aim)] = &[
         (plan.one_session, plan.one_door) = if rng.chance(500) { (true, false) } else { (false, true) };
         (plan.clients, plan.pause) = (16, Duration::from_millis(30));
         (plan.operations, plan.keys, plan.foreign, plan.inside) = (plan.operations.max(80), 5, 0, 0);
+        (plan.readers, plan.idle_permille) = (0, 0);
         let delay = millis(rng, 2, 40);
         plan.faults.push((Duration::ZERO, Fault::Far { delay, span: Duration::from_secs(20) }));
     }),

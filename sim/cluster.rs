@@ -289,6 +289,7 @@ impl Cluster {
         let builder = builder.keys_quota(self.plan.keys_quota.unwrap_or(KEYS_QUOTA)).password_rounds(NonZeroU32::MIN);
         let builder = builder
             .role(self.plan.role(place))
+            .lease_reads(self.plan.lease_reads)
             .election_timeout(self.plan.election_timeout)
             .voters_max(self.plan.voters_max);
         let life = async move {

@@ -77,6 +77,9 @@ pub struct Plan {
     pub stock: u64,
     /// The log is kept in memory instead of a database on the simulated disk.
     pub model_log: bool,
+    /// Whether leaders answer reads under a lease. Then clocks run as evenly as that demands.
+    #[serde(default)]
+    pub lease_reads: bool,
     /// How much of the log the members keep for those behind: less than what happens, so that snapshots are needed.
     pub retention: Retention,
     /// Bytes of a snapshot's chunk.
@@ -184,6 +187,7 @@ impl Plan {
             keys: 2,
             stock: 5,
             model_log: false,
+            lease_reads: false,
             retention: Retention::default(),
             chunk_bytes: SNAPSHOT_CHUNK_BYTES,
             events_max: EVENTS_MAX,
@@ -259,6 +263,7 @@ impl Plan {
             guests: 0,
             // What damages files wants files.
             model_log: rng.stream("plan/log").chance(750) && !faults.iter().any(|(_, fault)| fault.is_on_files()),
+            lease_reads: rng.stream("plan/lease reads").chance(400),
             retention: Retention {
                 entries: *load.pick(&[1, 8, 40, 200, LOG_ENTRIES_KEPT]),
                 bytes: *load.pick(&[2_000, LOG_BYTES_KEPT, LOG_BYTES_KEPT]),
@@ -278,9 +283,15 @@ impl Plan {
             early,
             core: rng.stream("plan/core").range(0, u64::MAX),
         };
+        // Many that read all the time, for minutes, would take longer than a hundred other seeds.
+        plan.readers = plan.readers.min(10 / nodes);
+        if plan.idle_permille > 0 {
+            plan.readers_pause = plan.readers_pause.max(Duration::from_secs(1));
+        }
         aim::aim(&mut rng.stream("plan/aim"), &mut plan);
         draw::keeping(&mut rng.stream("plan/keeping"), &mut plan);
         draw::guests(&mut rng.stream("plan/guests"), &mut plan);
+        plan.lease_reads &= plan.clocks_hold();
         plan
     }
 }
@@ -331,8 +342,8 @@ impl fmt::Display for Plan {
         let log = if self.model_log { "in memory" } else { "in a database" };
         writeln!(
             f,
-            "log {log}, {:?}, snapshots in chunks of {} bytes, {} changes at once; keys may take {:?} bytes, and of their past is kept {:?}",
-            self.retention, self.chunk_bytes, self.events_max, self.keys_quota, self.history
+            "log {log}, reads under a lease: {}, {:?}, snapshots in chunks of {} bytes, {} changes at once; keys may take {:?} bytes, and of their past is kept {:?}",
+            self.lease_reads, self.retention, self.chunk_bytes, self.events_max, self.keys_quota, self.history
         )?;
         writeln!(f, "{:?}", self.weather)?;
         for (at, fault) in &self.faults {

@@ -159,6 +159,7 @@ impl Shrinker<'_> {
             |plan| plan.token = false,
             |plan| plan.idle = 0,
             |plan| plan.one_session = false,
+            |plan| plan.lease_reads = false,
             |plan| plan.idle_permille = 0,
             |plan| plan.foreign = 0,
             |plan| plan.watchers = 0,

@@ -44,6 +44,8 @@ pub struct Config {
     pub history: Option<Amount>,
     /// Do not vote until promoted, if it joins.
     pub standby: Option<bool>,
+    /// Answer reads under a lease while it leads.
+    pub lease_reads: Option<bool>,
     /// What the node does: server, worker or both.
     pub role: Option<Role>,
     /// Processors that tasks may reserve here.

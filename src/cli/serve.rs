@@ -83,6 +83,10 @@ pub struct Start {
     /// Do not vote until promoted, if the node joins now
     #[arg(long)]
     standby: bool,
+    /// Answer reads under a lease while the node leads, without asking the others. Only where clocks are good: none may run more than
+    /// 4.5 % fast or slow, or stand still while its machine does not
+    #[arg(long)]
+    lease_reads: bool,
     #[command(flatten)]
     access: Access,
     /// The certificate that this node shows, in PEM
@@ -146,6 +150,7 @@ impl Dev {
             keys_quota: KEYS_QUOTA,
             history: History::default(),
             standby: false,
+            lease_reads: false,
         };
         let listen = options.listen.clone();
         serve(&data_dir, options, |node| {
@@ -216,6 +221,7 @@ impl Start {
             self.free_space_floor.or(Amount::read("free_space_floor", config.free_space_floor.as_ref(), bytes)?);
         let keys_quota = self.keys_quota.or(Amount::read("keys_quota", config.keys_quota.as_ref(), quota)?);
         let standby = self.standby || config.standby == Some(true);
+        let lease_reads = self.lease_reads || config.lease_reads == Some(true);
         let past = self.history.or(Amount::read("history", config.history.as_ref(), history)?);
         let features = if self.features.is_empty() { config.features.unwrap_or_default() } else { self.features };
         let role = self.role.or(config.role).unwrap_or(Role::Both);
@@ -231,6 +237,9 @@ impl Start {
             }
             Role::Worker if standby => {
                 return Err(Fault::new("a node with the role of a worker never votes: leave out standby").into());
+            }
+            Role::Worker if lease_reads => {
+                return Err(Fault::new("a node with the role of a worker never leads: leave out lease_reads").into());
             }
             Role::Worker if origin == Origin::Bootstrap => {
                 let text = "a node with the role of a worker keeps no state and founds no cluster: start it with --join and the \
@@ -277,6 +286,7 @@ impl Start {
             keys_quota: keys_quota.unwrap_or(KEYS_QUOTA),
             history: past.unwrap_or_default(),
             standby,
+            lease_reads,
             listen,
             advertise,
             origin,
@@ -308,6 +318,7 @@ struct Options {
     keys_quota: u64,
     history: History,
     standby: bool,
+    lease_reads: bool,
 }
 
 /// Runs a node until the first signal stops it in order; a second one ends the process at once.
@@ -330,6 +341,7 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
         .keys_quota(options.keys_quota)
         .history(options.history)
         .standby(options.standby)
+        .lease_reads(options.lease_reads)
         .role(options.role)
         .worker(options.worker);
     if let Some(advertise) = options.advertise {

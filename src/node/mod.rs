@@ -93,6 +93,7 @@ pub struct NodeBuilder {
     password_rounds: NonZeroU32,
     history: History,
     standby: bool,
+    lease_reads: bool,
     observer: Arc<dyn Observer>,
 }
 
@@ -116,6 +117,7 @@ impl NodeBuilder {
             password_rounds: limits::PASSWORD_ROUNDS,
             history: History::default(),
             standby: false,
+            lease_reads: false,
             observer: Arc::new(()),
         }
     }
@@ -204,6 +206,14 @@ impl NodeBuilder {
         self
     }
 
+    /// Whether it answers linearizable reads under a lease while it leads, without asking the others. For whoever can promise that no
+    /// clock of the members runs faster or slower than [`limits::CLOCK_DRIFT_PPM_MAX`] allows, or stands still while its machine does
+    /// not: where that is broken, a read may miss what was written last.
+    pub fn lease_reads(mut self, lease_reads: bool) -> Self {
+        self.lease_reads = lease_reads;
+        self
+    }
+
     /// Has an observer told what the member does.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = observer;
@@ -259,6 +269,7 @@ impl NodeBuilder {
             identity,
             address: address.clone(),
             election_ticks: (timeout.as_millis() / limits::TICK.as_millis()) as usize,
+            lease_reads: self.lease_reads,
             retention: self.retention,
             log,
             snapshots: StateSnapshots {

@@ -14,6 +14,8 @@
 //!    the log; only then does the state go over to it.
 //! 7. The log is forgotten up to what the durable state has, and not beyond a snapshot on its way to a member.
 //! 8. Election timeouts come from our own stream, as a function of member, term and attempt, set after every call.
+//! 9. Whoever has heard a leader, or may have before it started, helps no other to lead for an election timeout, unless that leader
+//!    asked for it: a leader's [lease](super::reads) counts on that.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -23,7 +25,7 @@ use raft::eraftpb::{
     ConfChangeSingle, ConfChangeTransition, ConfChangeType, ConfChangeV2, ConfState, Entry as RaftEntry, EntryType,
     Message, MessageType,
 };
-use raft::{Config, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
+use raft::{CAMPAIGN_TRANSFER, Config, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
 
 use super::codec;
 use super::log::{Recovered, Write};
@@ -214,6 +216,19 @@ pub struct Core {
     leaving: Index,
     /// Changes of membership in the log that were not known to be committed yet.
     changes: BTreeSet<Index>,
+    /// Ticks until this member may help another than its leader to lead.
+    loyal: usize,
+    /// The last term in which this member asked another to lead.
+    handed_over: Option<u64>,
+}
+
+/// What a leader's lease is bound to: its term, and where the last change of membership stands.
+pub type Reign = (Term, Index);
+
+/// Whether a message comes from whoever leads in its term.
+fn is_of_leader(kind: MessageType) -> bool {
+    use MessageType as T;
+    matches!(kind, T::MsgAppend | T::MsgHeartbeat | T::MsgSnapshot | T::MsgTimeoutNow | T::MsgReadIndexResp)
 }
 
 /// Where changes of membership stand among entries.
@@ -262,6 +277,8 @@ impl Core {
             ..Config::default()
         };
         let logger = slog::Logger::root(Bridge, slog::o!());
+        // Before it started it may have heard a leader.
+        let loyal = config.election_ticks;
         let raw = RawNode::new(&raft_config, tail, &logger).context(|| "start raft".into())?;
         let mut core = Self {
             raw,
@@ -287,6 +304,8 @@ impl Core {
             stage: None,
             leaving: Index(0),
             changes,
+            loyal,
+            handed_over: None,
         };
         core.after_call();
         Ok(core)
@@ -295,6 +314,7 @@ impl Core {
     /// One tick of the clock passed.
     pub fn tick(&mut self) {
         let leads = self.leads();
+        self.loyal = self.loyal.saturating_sub(1);
         if !leads && self.is_writing() {
             sometimes!("a tick was skipped while a write was not durable");
             return;
@@ -320,9 +340,14 @@ impl Core {
     /// # Errors
     /// It is malformed; nothing has changed.
     pub fn step(&mut self, message: Message) -> Result<(), InvalidMessage> {
-        validate::check(&message, self.config.id, self.raw.store().last())?;
-        if message.get_msg_type() == MessageType::MsgReadIndex && !self.leads() {
+        self.check(&message)?;
+        let (kind, from, term) = (message.get_msg_type(), message.from, message.term);
+        if kind == MessageType::MsgReadIndex && !self.leads() {
             // raft-rs would pass it on in the sender's name; the sender asks again.
+            return Ok(());
+        }
+        if self.is_disloyal(&message) {
+            sometimes!("a member that had heard its leader did not listen to another");
             return Ok(());
         }
         if message.get_msg_type() == MessageType::MsgSnapshot && self.needs_body(&message) {
@@ -336,8 +361,59 @@ impl Core {
         }
         // What remains are messages of members that left: nothing to do about them.
         let _ = self.raw.step(message);
+        if is_of_leader(kind) && (self.raw.raft.leader_id, self.raw.raft.term) == (from, term) {
+            self.loyal = self.config.election_ticks;
+        }
         self.after_call();
         Ok(())
+    }
+
+    fn check(&self, message: &Message) -> Result<(), InvalidMessage> {
+        validate::check(message, self.config.id, self.raw.store().last())
+    }
+
+    /// Whether to listen to a message would help another than the leader to lead, too early. raft-rs sees to that while it knows a
+    /// leader; but it has forgotten it after a start, and for a word of a later term, which may come from who only wanted to lead.
+    fn is_disloyal(&self, message: &Message) -> bool {
+        let kind = message.get_msg_type();
+        let asks = matches!(kind, MessageType::MsgRequestVote | MessageType::MsgRequestPreVote);
+        let is_later = message.term > self.raw.raft.term && !is_of_leader(kind);
+        let is_wanted = asks && message.context == CAMPAIGN_TRANSFER;
+        let follows = self.raw.raft.state == StateRole::Follower;
+        self.loyal > 0 && follows && (asks || is_later) && !is_wanted
+    }
+
+    /// What a lease would be bound to: nothing unless this member leads, or once it has asked another to: that word may arrive at any
+    /// time while the term lasts.
+    pub fn reign(&self) -> Option<Reign> {
+        let term = self.raw.raft.term;
+        (self.leads() && self.handed_over != Some(term)).then_some((Term(term), self.last_change))
+    }
+
+    /// As leader under a lease, answers a member that asks for the index that a linearizable read must see.
+    ///
+    /// # Errors
+    /// The question is malformed.
+    pub fn answer_read(&mut self, question: Message) -> Result<(), InvalidMessage> {
+        self.check(&question)?;
+        let raft = &mut self.raw.raft;
+        let mut answer = Message::default();
+        answer.set_msg_type(MessageType::MsgReadIndexResp);
+        (answer.from, answer.to, answer.term) = (raft.id, question.from, raft.term);
+        answer.index = raft.raft_log.committed;
+        answer.entries = question.entries;
+        raft.msgs.push(answer);
+        Ok(())
+    }
+
+    /// Up to where the state has applied the log.
+    pub fn applied(&self) -> Index {
+        self.applied
+    }
+
+    /// Up to where the log is committed.
+    pub fn committed(&self) -> Index {
+        Index(self.raw.raft.raft_log.committed)
     }
 
     /// Whether a snapshot is ahead of the log: else raft-rs answers without looking into it.
@@ -525,6 +601,7 @@ impl Core {
         let wanted = |id: &NodeId| status.voters.contains(id) && to.is_none_or(|to| to == *id);
         let voters = status.matched.iter().filter(|(id, _)| wanted(id));
         let (id, _) = voters.max_by_key(|(id, matched)| (status.active.contains(id), **matched))?;
+        self.handed_over = Some(self.raw.raft.term);
         self.raw.transfer_leader(id.0);
         self.after_call();
         Some(*id)
@@ -653,7 +730,7 @@ impl Core {
         if self.unpersisted.is_empty() {
             self.raw.on_persist_ready(number);
         }
-        let apply = committed.into_iter().map(|entry| self.committed(entry)).collect::<Result<Vec<_>, _>>()?;
+        let apply = committed.into_iter().map(|entry| self.take_committed(entry)).collect::<Result<Vec<_>, _>>()?;
         let after = if reconfigured { Some(number) } else { self.deferred.back().map(|(after, _)| *after) };
         match after {
             Some(after) if !apply.is_empty() => self.deferred.push_back((after, apply)),
@@ -677,7 +754,7 @@ impl Core {
         }
     }
 
-    fn committed(&mut self, entry: RaftEntry) -> Result<Entry, Fault> {
+    fn take_committed(&mut self, entry: RaftEntry) -> Result<Entry, Fault> {
         let (index, term) = (Index(entry.index), Term(entry.term));
         let what = || format!("take the committed entry {index}");
         let body = match entry.get_entry_type() {

@@ -9,7 +9,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -21,9 +20,11 @@ use super::core::{Announced, Compaction, Core, CoreConfig, Effects, Refused, Rol
 use super::handle::{ProposeError, RaftHandle, Reply, Request, Shared};
 use super::log::{Identity, Log};
 use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine, Now};
+use super::reads::{Reads, lease_span};
 use super::snapshot::{self, SnapshotJob, SnapshotOwner, Snapshots};
 use super::tail::Retention;
 use super::transport::{News, Transport};
+use super::validate::InvalidMessage;
 use crate::entry::{Body, Entry, Outcome, Step};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
@@ -56,6 +57,8 @@ pub struct Setup<M, S> {
     pub address: Address,
     /// Ticks of an election timeout.
     pub election_ticks: usize,
+    /// Whether reads are answered under a lease while this member leads.
+    pub lease_reads: bool,
     /// How much of the log is kept for members that are behind.
     pub retention: Retention,
     /// The opened log; its identity is established.
@@ -75,8 +78,8 @@ pub struct Setup<M, S> {
 /// # Errors
 /// Log or state are corrupt or contradict each other.
 pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle, Incarnation, TaskHandle), Fault> {
-    let Setup { io, identity, address, election_ticks, retention, mut log, machine, snapshots, observer, metrics } =
-        setup;
+    let Setup { io, identity, address, election_ticks, lease_reads, retention, .. } = setup;
+    let Setup { mut log, machine, snapshots, observer, metrics, .. } = setup;
     let first_peers = log.first_peers()?;
     // A damaged database is not closed: that would write to it, and it is evidence now.
     let leave_open = |evidence: (Log, M), fault: Fault| {
@@ -137,13 +140,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         waiters: BTreeMap::new(),
         anchor: None,
         cluster_time,
-        reads: Reads {
-            waiting: Vec::new(),
-            rounds: BTreeMap::new(),
-            confirmed: BTreeMap::new(),
-            counter: 0,
-            patience: READ_PATIENCE_MIN,
-        },
+        reads: Reads::new(lease_reads.then(|| lease_span(election_ticks))),
         defragmenting: None,
         stopping: None,
         checkpointing: false,
@@ -173,22 +170,6 @@ enum Waiter {
     Commands(Vec<Reply<Bytes>>),
     Change(Reply<Index>),
 }
-
-struct Reads {
-    /// Not asked for yet.
-    waiting: Vec<oneshot::Sender<Index>>,
-    /// Asked for, by the counter of their context.
-    rounds: BTreeMap<u64, (Monotonic, Vec<oneshot::Sender<Index>>)>,
-    /// Confirmed, and waiting for the state to apply the index.
-    confirmed: BTreeMap<Index, Vec<oneshot::Sender<Index>>>,
-    counter: u64,
-    /// How long a question waits for its answer before it is asked anew. It grows: where all is far away, none would ever be answered.
-    patience: Duration,
-}
-
-/// How long a question waits at first, and at most.
-const READ_PATIENCE_MIN: Duration = Duration::from_millis(2 * limits::TICK.as_millis() as u64);
-const READ_PATIENCE_MAX: Duration = Duration::from_secs(2);
 
 struct Manager {
     life: (NodeId, Incarnation),
@@ -311,7 +292,7 @@ impl Manager {
             self.on_done(done)?;
         }
         for message in frames.drain(..).flatten() {
-            if let Err(error) = self.core.step(message) {
+            if let Err(error) = self.step(message) {
                 sometimes!("a message made no sense and was refused");
                 tracing::error!(%error, "a message was refused");
             }
@@ -378,7 +359,7 @@ impl Manager {
                 self.waiters = self.waiters.split_off(&applied.0.next());
                 self.observer.on_installed(self.life, applied, digest);
                 self.core.on_installed(applied.0);
-                self.answer_confirmed_reads();
+                self.reads.on_applied(self.core.applied());
             }
             Done::Applied { entries, outcomes, now } => {
                 self.applying -= 1;
@@ -388,7 +369,7 @@ impl Manager {
                     self.answer(entry, outcome);
                     self.core.on_applied(entry.index);
                 }
-                self.answer_confirmed_reads();
+                self.reads.on_applied(self.core.applied());
                 if let Some(last) = entries.last() {
                     self.note_leadership(last.term);
                 }
@@ -550,11 +531,7 @@ impl Manager {
                     let _ = reply.send(Err(self.refusal(refused)));
                 }
             },
-            Request::Read { reply } => {
-                if self.reads.waiting.len() < limits::READS_PENDING_MAX {
-                    self.reads.waiting.push(reply);
-                } // else dropped: the caller hears that too many wait
-            }
+            Request::Read { reply } => self.reads.add(reply),
             Request::HandOver { to, reply } => {
                 let refusal = if self.core.leads() { ProposeError::Busy } else { self.refusal(Refused::NotLeader) };
                 let _ = reply.send(self.core.hand_over(to).ok_or(refusal));
@@ -588,20 +565,9 @@ impl Manager {
         self.core.maybe_campaign_alone();
         self.core.maybe_leave_joint();
         self.keep_house();
-        // Reads that nobody confirmed are asked for anew: raft-rs may have dropped them without a word.
-        let old: Vec<u64> = self
-            .reads
-            .rounds
-            .iter()
-            .filter(|(_, round)| now.since(round.0) >= self.reads.patience)
-            .map(|(c, _)| *c)
-            .collect();
-        for counter in old {
-            if let Some((_, readers)) = self.reads.rounds.remove(&counter) {
-                sometimes!("a read was asked for anew");
-                self.reads.patience = (2 * self.reads.patience).min(READ_PATIENCE_MAX);
-                self.reads.waiting.extend(readers.into_iter().filter(|reader| !reader.is_closed()));
-            }
+        self.reads.give_up_old(now);
+        if let Some(number) = self.reads.renew(self.core.reign(), now) {
+            self.ask(number);
         }
     }
 
@@ -661,16 +627,23 @@ impl Manager {
         }
     }
 
-    /// One question serves all readers that came before it; those that come later need the next.
+    /// Answers who reads under a lease, or asks the others.
     fn ask_reads(&mut self) {
-        if self.reads.waiting.is_empty() || !self.reads.rounds.is_empty() {
+        if !self.reads.is_waiting() {
             return;
         }
-        self.reads.counter += 1;
-        let counter = self.reads.counter;
-        let readers = std::mem::take(&mut self.reads.waiting);
-        self.reads.rounds.insert(counter, (self.io.clock.now(), readers));
-        let words = [self.life.0.0, self.life.1.0, counter];
+        let (reign, now) = (self.core.reign(), self.io.clock.now());
+        if self.reads.holds(reign, now) {
+            self.reads.confirm_waiting(self.core.committed());
+            self.reads.on_applied(self.core.applied());
+        } else if let Some(number) = self.reads.ask(reign, now) {
+            self.ask(number);
+        }
+    }
+
+    /// Asks the others whether this member leads, or the leader up to where all is committed.
+    fn ask(&mut self, number: u64) {
+        let words = [self.life.0.0, self.life.1.0, number];
         self.core.read_index(words.iter().flat_map(|word| word.to_le_bytes()).collect());
     }
 
@@ -679,27 +652,21 @@ impl Manager {
             context.chunks_exact(8).map(|b| u64::from_le_bytes(b.try_into().expect("chunks of 8"))).collect();
         // Answers to an earlier life's questions are not for us.
         sometimes!(words.get(1) != Some(&self.life.1.0), "an answer came to a question of an earlier life");
-        if let [node, incarnation, counter] = words[..]
+        if let [node, incarnation, number] = words[..]
             && (NodeId(node), Incarnation(incarnation)) == self.life
-            && let Some((asked, readers)) = self.reads.rounds.remove(&counter)
         {
-            // As long as it took, twice over, and no shorter.
-            self.reads.patience = (2 * self.io.clock.now().since(asked)).clamp(READ_PATIENCE_MIN, READ_PATIENCE_MAX);
-            self.reads.confirmed.entry(index).or_default().extend(readers);
+            self.reads.on_answer(number, index, self.core.reign(), self.io.clock.now());
         }
     }
 
-    fn answer_confirmed_reads(&mut self) {
-        let applied = self.core.status().applied;
-        while let Some(first) = self.reads.confirmed.first_entry() {
-            if *first.key() > applied {
-                sometimes!("a confirmed read waited for the state");
-                break;
-            }
-            for reader in first.remove() {
-                let _ = reader.send(applied);
-            }
+    /// A peer's message.
+    fn step(&mut self, message: Message) -> Result<(), InvalidMessage> {
+        let asks = message.get_msg_type() == MessageType::MsgReadIndex;
+        if asks && self.reads.holds(self.core.reign(), self.io.clock.now()) {
+            sometimes!("another member's reads were answered under a lease");
+            return self.core.answer_read(message);
         }
+        self.core.step(message)
     }
 
     fn drive(&mut self) -> Result<(), Fault> {
@@ -750,7 +717,7 @@ impl Manager {
         for (context, index) in effects.reads {
             self.on_read_confirmed(&context, index);
         }
-        self.answer_confirmed_reads();
+        self.reads.on_applied(self.core.applied());
         for fetch in effects.fetch {
             self.send_log(LogJob::Fetch(fetch));
         }

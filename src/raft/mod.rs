@@ -25,6 +25,7 @@ mod journal;
 pub mod log;
 pub mod manager;
 pub mod owner;
+mod reads;
 pub mod snapshot;
 pub mod tail;
 pub mod transport;

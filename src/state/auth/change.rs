@@ -90,7 +90,7 @@ pub(in super::super) fn change(
                 Some(root) if !root.roles.iter().any(|role| role == ROOT) => Err(AuthReject::RootRoleMissing.into()),
                 Some(root) if root.password.is_empty() => Err(AuthReject::RootPasswordMissing.into()),
                 Some(_) => {
-                    (apply.head.auth_enabled, apply.head.auth_key) = (true, change.key.clone());
+                    (apply.head.auth_enabled, apply.head.auth_key) = (true, change.key.to_vec().into());
                     Ok(())
                 }
             }
