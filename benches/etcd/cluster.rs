@@ -48,13 +48,16 @@ pub struct Cluster {
 }
 
 /// Starts one of our members, the founder if it is to join nobody.
-pub fn member(dir: &Path, listen: &str, join: Option<&str>) -> Process {
+pub fn member(dir: &Path, listen: &str, join: Option<&str>, lease_reads: bool) -> Process {
     let mut command = Command::new(env!("CARGO_BIN_EXE_node"));
     command.args(["start", "--listen", listen, "--keys-quota", "8Gi", "--role", "server", "--data-dir"]).arg(dir);
     match join {
         None => command.arg("--bootstrap"),
         Some(address) => command.args(["--join", address]),
     };
+    if lease_reads {
+        command.arg("--lease-reads");
+    }
     Process::start(command)
 }
 
@@ -92,11 +95,12 @@ impl Cluster {
     }
 
     /// Of ours.
-    pub async fn cairn(dir: &Path) -> Self {
+    pub async fn cairn(dir: &Path, lease_reads: bool) -> Self {
         let mut cluster = Self { name: "cairn", endpoints: free(3), processes: Vec::new() };
         for number in 0..3 {
             let first = (number > 0).then(|| cluster.endpoints[0].clone());
-            let process = member(&dir.join(format!("n{number}")), &cluster.endpoints[number], first.as_deref());
+            let process =
+                member(&dir.join(format!("n{number}")), &cluster.endpoints[number], first.as_deref(), lease_reads);
             cluster.processes.push(process);
             until("a member answers", async || cluster.answers(number).await).await;
         }

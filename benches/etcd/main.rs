@@ -38,6 +38,9 @@ struct Options {
     /// Watchers of the load `large`
     #[arg(long, default_value_t = 10_000)]
     watchers: usize,
+    /// Have our leader answer reads under a lease
+    #[arg(long)]
+    lease_reads: bool,
     /// Passed by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -61,7 +64,10 @@ async fn measure(options: &Options) {
     if options.loads == ["own"] {
         return;
     }
-    let mut clusters = [Cluster::etcd(&dir.path().join("etcd")).await, Cluster::cairn(&dir.path().join("cairn")).await];
+    let mut clusters = [
+        Cluster::etcd(&dir.path().join("etcd")).await,
+        Cluster::cairn(&dir.path().join("cairn"), options.lease_reads).await,
+    ];
     let wanted = |kind: &Kind| options.loads.is_empty() || options.loads.iter().any(|name| name == kind.name());
     if Kind::ALL.iter().any(wanted) {
         println!(

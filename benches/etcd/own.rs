@@ -54,7 +54,7 @@ async fn start(dir: &Path, members: usize) -> (Node, Vec<Process>) {
     node.wait_ready().await;
     let others = free(members - 1).into_iter().enumerate();
     let join = |(number, listen): (usize, String)| {
-        member(&dir.join(format!("n{}", number + 1)), &listen, Some(node.address().as_str()))
+        member(&dir.join(format!("n{}", number + 1)), &listen, Some(node.address().as_str()), false)
     };
     let processes = others.map(join).collect();
     let mut changes = node.membership_changes();

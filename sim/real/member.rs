@@ -73,6 +73,9 @@ impl Member {
         option("--cpu", "2".into());
         option("--memory", "1Gi".into());
         option("--disk", "1Gi".into());
+        if plan.lease_reads {
+            command.push("--lease-reads".into());
+        }
         Self {
             place,
             process: tokio::sync::Mutex::new(()),

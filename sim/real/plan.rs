@@ -94,6 +94,8 @@ pub struct Plan {
     pub election_timeout: Duration,
     /// Of every member; `None`: its default.
     pub log_entries: Option<u64>,
+    /// Whether leaders answer reads under a lease.
+    pub lease_reads: bool,
     /// How many clients use keys.
     pub clients: u64,
     /// The first so many of them share a session.
@@ -120,6 +122,7 @@ impl Plan {
             length,
             election_timeout,
             log_entries,
+            lease_reads: rng.stream("real/lease reads").chance(500),
             clients,
             sharing: if load.chance(400) { load.range(2, clients + 1) } else { 0 },
             load: Load {
@@ -230,11 +233,11 @@ impl fmt::Display for Planned {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { length, election_timeout, clients, sharing, load, submitters, .. } = self;
+        let Self { length, election_timeout, lease_reads, clients, sharing, load, submitters, .. } = self;
         let kept = self.log_entries.map_or("the default".into(), |entries| entries.to_string());
         writeln!(
             f,
-            "{MEMBERS} members, election timeout {election_timeout:?}, log entries kept: {kept}; {clients} clients ({sharing} \
+            "{MEMBERS} members, election timeout {election_timeout:?}, log entries kept: {kept}, reads under a lease: {lease_reads}; {clients} clients ({sharing} \
              share a session) on {} keys, pauses up to {:?}; {submitters} submit tasks; attacked for {length:?}:",
             load.keys, load.pause
         )?;

@@ -165,3 +165,40 @@ impl Reads {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_ends_before_the_fastest_clock_lets_others_lead() {
+        for ticks in [5, 10, 600] {
+            let drift = CLOCK_DRIFT_PPM_MAX as f64 / 1e6;
+            let longest = lease_span(ticks).as_secs_f64() / (1.0 - drift);
+            // The first tick may come at once.
+            let shortest = TICK.as_secs_f64() * (ticks - 1) as f64 / (1.0 + drift);
+            assert!(longest <= shortest, "{longest} > {shortest}");
+            assert!(longest > 0.99 * shortest, "{longest} is much less than {shortest}");
+        }
+    }
+
+    #[test]
+    fn a_lease_is_bound_to_who_reigns_and_to_when_it_was_asked() {
+        let (span, at) = (Duration::from_millis(800), |millis: u64| Monotonic::from_nanos(millis * 1_000_000));
+        let reign = |term, change| Some((crate::ids::Term(term), Index(change)));
+        let mut reads = Reads::new(Some(span));
+        assert_eq!(reads.renew(reign(3, 1), at(0)), None, "nobody has read");
+        assert!(!reads.holds(reign(3, 1), at(0)));
+        let number = reads.renew(reign(3, 1), at(100)).expect("somebody has");
+        reads.on_answer(number, Index(7), reign(3, 1), at(600));
+        assert!(reads.holds(reign(3, 1), at(899)));
+        for (other, now) in [(reign(3, 1), 900), (reign(4, 1), 700), (reign(3, 2), 700), (None, 700)] {
+            assert!(!reads.holds(other, at(now)), "{other:?} at {now}");
+        }
+        // What was asked before members changed says nothing of those after.
+        let number = reads.renew(reign(3, 1), at(1_000)).expect("somebody has read");
+        reads.on_answer(number, Index(9), reign(3, 2), at(1_010));
+        assert!(!reads.holds(reign(3, 2), at(1_020)));
+        assert!(!Reads::new(None).holds(reign(3, 1), at(0)));
+    }
+}
