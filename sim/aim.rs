@@ -35,46 +35,33 @@ const AIMS: &[(&str, Aim)] = &[
         add(rng, plan, 1_000, Fault::Far { delay, span });
         add(rng, plan, 1_000, Fault::Stall { node, span });
     }),
-    ("reads under a lease", |rng, plan| {
-        look_closely(plan);
-        (plan.lease_reads, plan.nodes, plan.voters_max, plan.idle_permille) = (true, 3, 3, 0);
-        run_elsewhere(plan);
-        let first = rng.range(0, 3) as Place;
-        let (leader, voter, other) = (first, (first + 1) % 3, (first + 2) % 3);
-        let bound = CLOCK_DRIFT_PPM_MAX as i64;
-        let mut at = Duration::from_millis(500);
-        let mut then = |after: Duration, fault| {
-            at += after;
-            plan.faults.push((at, fault));
-        };
-        then(Duration::ZERO, Fault::Transfer { to: leader });
-        let span = millis(rng, 2_000, 4_000);
-        let cut = |links| Fault::Cut { links, span };
-        for _ in 0..3 {
-            let soon = millis(rng, 1, 30);
-            then(millis(rng, 5_000, 7_000), Fault::Speed { node: leader, ppm: -bound, span });
-            for node in [voter, other] {
-                then(Duration::ZERO, Fault::Speed { node, ppm: bound, span });
+    ("reads under a lease of a leader that is left alone", |rng, plan| {
+        under_lease(rng, plan, |rng, Three { leader, .. }, span| {
+            let isolate = Fault::Cut { links: Links::Isolate { node: leader }, span };
+            match rng.chance(500) {
+                // What it has asked is answered while it stands still, and when it goes on nobody reaches it.
+                true => vec![(0, Fault::Pause { node: leader, span: millis(rng, 1_400, 2_400) }), (90, isolate)],
+                false => vec![(0, isolate)],
             }
-            match rng.range(0, 4) {
-                // One of the others wants to lead all the time, and who has kept it from that forgets why.
-                0 => {
-                    then(Duration::ZERO, cut(Links::OneWay { from: leader, to: other }));
-                    let down = millis(rng, 5, 60);
-                    then(millis(rng, 1_200, 1_900), Fault::Kill { node: voter, down });
-                    then(Duration::ZERO, cut(Links::Isolate { node: leader }));
+        });
+    }),
+    ("reads under a lease when others are helped to lead", |rng, plan| {
+        under_lease(rng, plan, |rng, Three { leader, voter, other }, span| {
+            let cut = |links| Fault::Cut { links, span };
+            match rng.chance(500) {
+                // One of the others wants to lead all the time, and who has kept it from that starts anew.
+                true => {
+                    let at = rng.range(1_200, 1_900);
+                    vec![
+                        (0, cut(Links::OneWay { from: leader, to: other })),
+                        (at, Fault::Kill { node: voter, down: millis(rng, 5, 60) }),
+                        (at, cut(Links::Isolate { node: leader })),
+                    ]
                 }
-                // What it has asked is answered late.
-                1 => then(Duration::ZERO, Fault::Strand { node: leader, span }),
                 // It has asked another to lead, and hears no more.
-                2 => {
-                    then(Duration::ZERO, Fault::Transfer { to: other });
-                    then(soon, cut(Links::LeaderDeaf));
-                }
-                _ => then(Duration::ZERO, cut(Links::Isolate { node: leader })),
+                false => vec![(0, Fault::Transfer { to: other }), (rng.range(1, 60), cut(Links::LeaderDeaf))],
             }
-            then(span, Fault::Transfer { to: leader });
-        }
+        });
     }),
     ("the end of sessions that are used again", |rng, plan| {
         let delay = millis(rng, 150, 230);
@@ -292,6 +279,43 @@ fn look_closely(plan: &mut Plan) {
     (plan.readers, plan.readers_pause) = (1, Duration::from_millis(60));
     (plan.clients, plan.pause) = (plan.clients.max(3), Duration::from_millis(300));
     (plan.keys, plan.operations) = (plan.keys.min(2), plan.operations.max(40));
+}
+
+/// Three members, of which one leads.
+struct Three {
+    leader: Place,
+    voter: Place,
+    other: Place,
+}
+
+/// Reads under leases, with the clocks as uneven as they may be; again and again one member is brought to lead, and then something
+/// happens, at so many milliseconds.
+fn under_lease(
+    rng: &mut RngStream,
+    plan: &mut Plan,
+    happens: impl Fn(&mut RngStream, Three, Duration) -> Vec<(u64, Fault)>,
+) {
+    look_closely(plan);
+    run_elsewhere(plan);
+    (plan.lease_reads, plan.nodes, plan.voters_max) = (true, 3, 3);
+    (plan.operations, plan.idle_permille) = (200, 0);
+    let leader = rng.range(0, 3) as Place;
+    let (voter, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let (bound, always) = (CLOCK_DRIFT_PPM_MAX as i64, Duration::from_secs(60));
+    // So that something is always under way.
+    plan.faults.push((Duration::ZERO, Fault::Far { delay: millis(rng, 25, 40), span: always }));
+    for (node, ppm) in [(leader, -bound), (voter, bound), (other, bound)] {
+        plan.faults.push((Duration::ZERO, Fault::Speed { node, ppm, span: always }));
+    }
+    let mut at = Duration::from_millis(500);
+    for _ in 0..4 {
+        plan.faults.push((at, Fault::Transfer { to: leader }));
+        at += millis(rng, 3_000, 5_000);
+        let span = millis(rng, 2_500, 4_000);
+        let all = happens(rng, Three { leader, voter, other }, span);
+        plan.faults.extend(all.into_iter().map(|(after, fault)| (at + Duration::from_millis(after), fault)));
+        at += span + Duration::from_millis(2_500);
+    }
 }
 
 /// Members run nothing.
