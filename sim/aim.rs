@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::io::RngStream;
-use crate::limits::CLOCK_DRIFT_PPM_MAX;
+use crate::limits::{CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT_MIN};
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::fault::{Fault, Links, Place};
 use crate::sim::network::Weather;
@@ -40,7 +40,7 @@ const AIMS: &[(&str, Aim)] = &[
             let isolate = Fault::Cut { links: Links::Isolate { node: leader }, span };
             match rng.chance(500) {
                 // What it has asked is answered while it stands still, and when it goes on nobody reaches it.
-                true => vec![(0, Fault::Pause { node: leader, span: millis(rng, 1_400, 2_400) }), (90, isolate)],
+                true => vec![(0, Fault::Pause { node: leader, span: millis(rng, 700, 1_400) }), (90, isolate)],
                 false => vec![(0, isolate)],
             }
         });
@@ -51,7 +51,7 @@ const AIMS: &[(&str, Aim)] = &[
             match rng.chance(500) {
                 // One of the others wants to lead all the time, and who has kept it from that starts anew.
                 true => {
-                    let at = rng.range(1_200, 1_900);
+                    let at = rng.range(600, 1_200);
                     vec![
                         (0, cut(Links::OneWay { from: leader, to: other })),
                         (at, Fault::Kill { node: voter, down: millis(rng, 5, 60) }),
@@ -299,6 +299,8 @@ fn under_lease(
     run_elsewhere(plan);
     (plan.lease_reads, plan.nodes, plan.voters_max) = (true, 3, 3);
     (plan.operations, plan.idle_permille) = (200, 0);
+    // What leases count on, whatever it is.
+    plan.election_timeout = ELECTION_TIMEOUT_MIN;
     let leader = rng.range(0, 3) as Place;
     let (voter, other) = ((leader + 1) % 3, (leader + 2) % 3);
     let (bound, always) = (CLOCK_DRIFT_PPM_MAX as i64, Duration::from_secs(60));

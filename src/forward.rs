@@ -109,6 +109,7 @@ impl Forwarder {
             Err(Unanswered::Late) => {
                 not_sent(Code::Unavailable, "the leader did not take what was passed on before in time")
             }
+            Err(Unanswered::Ended) => not_sent(Code::Unavailable, "this member is stopping"),
             Err(Unanswered::Lost) => Err(unknown_outcome()),
         }
     }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use futures_util::StreamExt;
 use futures_util::future::{BoxFuture, Either, select};
 use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::io::{Clock, Spawn};
@@ -23,6 +24,8 @@ pub enum Unanswered {
     Late,
     /// It was never sent: it was not to go this way any more.
     Moved,
+    /// It was never sent: nobody sends anything this way any more.
+    Ended,
     /// It was sent, and nobody knows what came of it.
     Lost,
 }
@@ -82,8 +85,10 @@ impl<T: Send + 'static, A: Send + 'static> Lane<T, A> {
         let (answer, mut answered) = oneshot::channel();
         let claim = Claim::default();
         let waiting = Waiting { item, deadline, claim: claim.clone(), answer };
-        if self.queue.try_send(waiting).is_err() {
-            return Err(Unanswered::Full);
+        match self.queue.try_send(waiting) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => return Err(Unanswered::Full),
+            Err(TrySendError::Closed(_)) => return Err(Unanswered::Ended),
         }
         let known = match clock.deadline(deadline, select(&mut answered, pin!(moved))).await {
             Ok(Either::Left((answer, _))) => answer.ok(),
@@ -122,8 +127,8 @@ where
                     }
                     batch.push(waiting);
                 }
-                // Who has lost patience was told that it will not be done.
-                batch.retain(|waiting| waiting.claim.take());
+                // Who has lost patience was told that it will not be done, or does not listen any more.
+                batch.retain(|waiting| !waiting.answer.is_closed() && waiting.claim.take());
                 if batch.is_empty() {
                     continue;
                 }

@@ -224,7 +224,7 @@ impl SharedNodeState {
     /// Refuses what grows while there is too little space here.
     fn check_space(&self, kind: &CommandKind) -> Result<(), Status> {
         let grows = match kind {
-            CommandKind::Txn(_) | CommandKind::OpenSession(_) | CommandKind::SubmitTask(_) => true,
+            CommandKind::OpenSession(_) | CommandKind::SubmitTask(_) => true,
             kind => alarm::adds(kind),
         };
         match *self.short_of_space.lock().expect("no code panics while it holds the mark") {

@@ -45,26 +45,33 @@ impl Client {
             Err(Unanswered::Late | Unanswered::Moved) => {
                 Err(ClientError::Unavailable("what was asked for before was not answered in time".into()))
             }
+            Err(Unanswered::Ended) => Err(ClientError::Unavailable("what this client runs on has ended".into())),
             Err(Unanswered::Lost) => Err(ClientError::Unknown("no answer in time".into())),
         }
     }
 }
 
-/// Has commands carried out in one call.
+/// Has commands carried out in one call. What takes longer than all of them may is given up: it may take effect yet, unless a later
+/// command of the session has been answered.
 async fn carry(client: Client, commands: Vec<(Command, Monotonic)>) -> Vec<Answer> {
     let Some(deadline) = commands.iter().map(|(_, deadline)| *deadline).max() else { return Vec::new() };
-    let client = client.with_timeout(deadline.since(client.io.clock.now()));
+    let clock = client.io.clock.clone();
+    let client = client.with_timeout(deadline.since(clock.now()));
     let mut commands: Vec<Command> = commands.into_iter().map(|(command, _)| command).collect();
     let count = commands.len();
-    if count == 1
-        && let Some(kind) = commands.pop().and_then(|command| command.kind)
-    {
-        return vec![client.execute_alone(kind).await];
-    }
-    sometimes!("commands of a client went together");
-    match client.execute_alone(Kind::Batch(CommandBatch { commands })).await {
-        Ok(reply::Kind::Batch(reply)) => reply.replies.into_iter().map(answer).collect(),
-        Ok(other) => vec![Err(unexpected(&other)); count],
-        Err(error) => vec![Err(error); count],
+    let kind = match count {
+        1 => commands.pop().and_then(|command| command.kind),
+        _ => None,
+    };
+    let kind = kind.unwrap_or_else(|| {
+        sometimes!("commands of a client went together");
+        Kind::Batch(CommandBatch { commands })
+    });
+    match clock.deadline(deadline, client.execute_alone(kind)).await {
+        Ok(Ok(reply::Kind::Batch(reply))) => reply.replies.into_iter().map(answer).collect(),
+        Ok(Ok(reply)) if count == 1 => vec![Ok(reply)],
+        Ok(Ok(other)) => vec![Err(unexpected(&other)); count],
+        Ok(Err(error)) => vec![Err(error); count],
+        Err(_) => vec![Err(ClientError::Unknown("no answer in time".into())); count],
     }
 }

@@ -15,7 +15,7 @@
 //! 7. The log is forgotten up to what the durable state has, and not beyond a snapshot on its way to a member.
 //! 8. Election timeouts come from our own stream, as a function of member, term and attempt, set after every call.
 //! 9. Whoever has heard a leader, or may have before it started, helps no other to lead for an election timeout, unless that leader
-//!    asked for it: a leader's [lease](super::reads) counts on that.
+//!    asked for it: a leader's lease (`raft/reads`) counts on that.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -383,10 +383,13 @@ impl Core {
         self.loyal > 0 && follows && (asks || is_later) && !is_wanted
     }
 
-    /// What a lease would be bound to: nothing unless this member leads, or once it has asked another to: that word may arrive at any
-    /// time while the term lasts.
+    /// What a lease would be bound to: nothing unless this member leads; or while a change of members is under way, of which others may
+    /// know more; or once it has asked another to lead: that word may arrive at any time while the term lasts.
     pub fn reign(&self) -> Option<Reign> {
         let term = self.raw.raft.term;
+        if self.raw.raft.has_pending_conf() {
+            return None;
+        }
         (self.leads() && self.handed_over != Some(term)).then_some((Term(term), self.last_change))
     }
 

@@ -140,7 +140,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         waiters: BTreeMap::new(),
         anchor: None,
         cluster_time,
-        reads: Reads::new(lease_reads.then(|| lease_span(election_ticks))),
+        reads: Reads::new(lease_reads.then(lease_span)),
         defragmenting: None,
         stopping: None,
         checkpointing: false,
