@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // tests are the outside world
 #![cfg(feature = "sim")]
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -666,27 +667,30 @@ fn every_kind_of_fault_alone_is_survived_and_does_something() {
 
 #[test]
 fn what_is_aimed_at_happens_and_is_survived() {
-    let mut marks = Vec::new();
-    for seed in 0..2 {
-        let plans = aim::one_of_each(&mut Rng::from_seed([seed; 32]).stream("aims"), &Plan::quiet(3));
-        for (name, plan) in plans {
-            let report = run_plan(Seed(u64::from(seed)), plan, Mode::default());
-            assert_eq!(report.verdict, Verdict::Passed, "{name}: {report}\n{}", report.plan);
-            marks.extend(report.marks.into_keys());
-        }
-    }
-    for mark in [
+    let mut missing = BTreeSet::from([
         "a longer end of a log was replaced by a shorter one",
         "a member was to be removed while so many were off that the rest could not go on",
         "a removed member was started again where it reaches nobody",
         "a worker came back just before its lease was over, and was heard after",
         "a worker renewed its lease before its expiry was applied",
+        "another member's reads were answered under a lease",
         "the leader was gone just after it carried out what was passed on",
         "the power went for the last voter just after the last but one was removed",
         "an answer came to a question of an earlier life",
-    ] {
-        assert!(marks.contains(&mark), "{mark}: never");
+    ]);
+    // Some aims miss now and then.
+    for seed in 0..8 {
+        let plans = aim::one_of_each(&mut Rng::from_seed([seed; 32]).stream("aims"), &Plan::quiet(3));
+        for (name, plan) in plans {
+            let report = run_plan(Seed(u64::from(seed)), plan, Mode::default());
+            assert_eq!(report.verdict, Verdict::Passed, "{name}: {report}\n{}", report.plan);
+            missing.retain(|mark| !report.marks.contains_key(mark));
+        }
+        if missing.is_empty() {
+            return;
+        }
     }
+    panic!("never: {missing:?}");
 }
 
 /// The marks that a plan comes by with one fault, which it must survive.
