@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::io::RngStream;
+use crate::io::{Rng, RngStream};
 use crate::limits::{CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT_MIN};
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::fault::{Fault, Links, Place};
@@ -240,11 +240,11 @@ pub(super) fn aim(rng: &mut RngStream, plan: &mut Plan) {
     }
 }
 
-/// A plan for each thing that may be aimed at, with its name.
-pub fn one_of_each(rng: &mut RngStream, plan: &Plan) -> Vec<(&'static str, Plan)> {
+/// A plan for each thing that may be aimed at, with its name. One more draws nothing else for the others.
+pub fn one_of_each(rng: &Rng, plan: &Plan) -> Vec<(&'static str, Plan)> {
     let aimed = |(name, aim): &(&'static str, Aim)| {
         let mut plan = plan.clone();
-        aim(rng, &mut plan);
+        aim(&mut rng.stream(name), &mut plan);
         plan.faults.sort_by_key(|(at, _)| *at);
         (*name, plan)
     };

@@ -678,19 +678,15 @@ fn what_is_aimed_at_happens_and_is_survived() {
         "the power went for the last voter just after the last but one was removed",
         "an answer came to a question of an earlier life",
     ]);
-    // Some aims miss now and then.
-    for seed in 0..8 {
-        let plans = aim::one_of_each(&mut Rng::from_seed([seed; 32]).stream("aims"), &Plan::quiet(3));
+    for seed in 0..2 {
+        let plans = aim::one_of_each(&Rng::from_seed([seed; 32]), &Plan::quiet(3));
         for (name, plan) in plans {
             let report = run_plan(Seed(u64::from(seed)), plan, Mode::default());
             assert_eq!(report.verdict, Verdict::Passed, "{name}: {report}\n{}", report.plan);
             missing.retain(|mark| !report.marks.contains_key(mark));
         }
-        if missing.is_empty() {
-            return;
-        }
     }
-    panic!("never: {missing:?}");
+    assert!(missing.is_empty(), "never: {missing:?}");
 }
 
 /// The marks that a plan comes by with one fault, which it must survive.

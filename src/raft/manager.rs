@@ -78,8 +78,19 @@ pub struct Setup<M, S> {
 /// # Errors
 /// Log or state are corrupt or contradict each other.
 pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle, Incarnation, TaskHandle), Fault> {
-    let Setup { io, identity, address, election_ticks, lease_reads, retention, .. } = setup;
-    let Setup { mut log, machine, snapshots, observer, metrics, .. } = setup;
+    let Setup {
+        io,
+        identity,
+        address,
+        election_ticks,
+        lease_reads,
+        retention,
+        mut log,
+        machine,
+        snapshots,
+        observer,
+        metrics,
+    } = setup;
     let first_peers = log.first_peers()?;
     // A damaged database is not closed: that would write to it, and it is evidence now.
     let leave_open = |evidence: (Log, M), fault: Fault| {

@@ -87,7 +87,7 @@ impl Reads {
         }
     }
 
-    /// Whether a lease holds, for whoever reigns so.
+    /// Whether a lease holds, for whoever reigns so and is to answer a reader now. Who reads wants the next lease, too.
     pub(super) fn holds(&mut self, reign: Option<Reign>, now: Monotonic) -> bool {
         let lease = self.lease.filter(|lease| Some(lease.reign) == reign);
         let holds = lease.is_some_and(|lease| now < lease.until);
@@ -109,16 +109,13 @@ impl Reads {
 
     /// Begins a question for all who wait, unless one is under way: those that come later need the next. Gives its number.
     pub(super) fn ask(&mut self, reign: Option<Reign>, now: Monotonic) -> Option<u64> {
-        if self.waiting.is_empty() || !self.rounds.is_empty() {
-            return None;
-        }
-        Some(self.begin(reign, now))
+        self.rounds.is_empty().then(|| self.begin(reign, now))
     }
 
     /// Begins a question that nobody waits for, so that the next reader finds a lease; if anybody has read since the last.
     pub(super) fn renew(&mut self, reign: Option<Reign>, now: Monotonic) -> Option<u64> {
         let wanted = std::mem::take(&mut self.wanted) && self.span.is_some() && reign.is_some();
-        (wanted && self.rounds.is_empty()).then(|| self.begin(reign, now))
+        if wanted { self.ask(reign, now) } else { None }
     }
 
     fn begin(&mut self, reign: Option<Reign>, asked: Monotonic) -> u64 {

@@ -113,7 +113,5 @@ pub(super) fn refusal(head: &v1::Head, kind: &Kind) -> Option<KvReject> {
     if head.alarms_corrupt > 0 && is_about_keys() {
         return Some(KvReject::Corrupt);
     }
-    // Of a batch, each command is looked at by itself.
-    let is_batch = matches!(kind, Kind::Batch(_));
-    (head.alarms_no_space > 0 && !is_batch && adds(kind)).then_some(KvReject::NoSpace)
+    (head.alarms_no_space > 0 && adds(kind)).then_some(KvReject::NoSpace)
 }

@@ -100,7 +100,15 @@ fn known(command: &v1::Command) -> Result<&command::Kind, Fault> {
     command.kind.as_ref().ok_or_else(unknown)
 }
 
+/// Carries out what a command asks for; of a batch, each command for itself.
 fn run(apply: &mut Apply<'_>, user: &str, kind: &command::Kind) -> Result<v1::Reply, Fault> {
+    let command::Kind::Batch(batch) = kind else { return run_one(apply, user, kind) };
+    let one = |command| run_one(apply, user, known(command)?);
+    let replies = batch.commands.iter().map(one).collect::<Result<_, _>>()?;
+    Ok(v1::Reply { kind: Some(reply::Kind::Batch(v1::CommandBatchReply { replies })) })
+}
+
+fn run_one(apply: &mut Apply<'_>, user: &str, kind: &command::Kind) -> Result<v1::Reply, Fault> {
     if let Err(reject) = auth::check(apply, user, kind) {
         sometimes!("a user was refused what it may not do");
         return Ok(refusal(&reject.into()));
@@ -150,12 +158,7 @@ fn run(apply: &mut Apply<'_>, user: &str, kind: &command::Kind) -> Result<v1::Re
             let expired = worker::expire(apply, &expire.workers)?;
             Ok(reply::Kind::ExpireWorkers(v1::ExpireWorkersReply { expired }))
         }
-        // Each is looked at for itself.
-        command::Kind::Batch(batch) => {
-            let one = |command| run(apply, user, known(command)?);
-            let replies = batch.commands.iter().map(one).collect::<Result<_, _>>()?;
-            Ok(reply::Kind::Batch(v1::CommandBatchReply { replies }))
-        }
+        command::Kind::Batch(_) => return Err(Fault::new("the log holds a batch in a batch, which no member lets in")),
     };
     Ok(match answer {
         Ok(kind) => v1::Reply { kind: Some(kind) },

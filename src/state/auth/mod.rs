@@ -281,8 +281,6 @@ impl Rights<'_> {
             Kind::LeaseRevoke(revoke) => leased(revoke.id),
             Kind::LeaseGrant(_) | Kind::LeaseKeepAlive(_) => Ok(()),
             Kind::OpenSession(_) | Kind::KeepSession(_) | Kind::CloseSession(_) => Ok(()),
-            // Each command in it is looked at by itself.
-            Kind::Batch(_) => Ok(()),
             // What is nobody's in particular.
             _ => self.all(),
         }
