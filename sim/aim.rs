@@ -295,10 +295,11 @@ fn under_lease(
     plan: &mut Plan,
     happens: impl Fn(&mut RngStream, Three, Duration) -> Vec<(u64, Fault)>,
 ) {
-    look_closely(plan);
     run_elsewhere(plan);
     (plan.lease_reads, plan.nodes, plan.voters_max) = (true, 3, 3);
-    (plan.operations, plan.idle_permille) = (200, 0);
+    // What is wrong is so for a moment: one key, written and read all the time.
+    (plan.clients, plan.pause, plan.operations, plan.idle_permille) = (4, Duration::from_millis(60), 600, 0);
+    (plan.keys, plan.readers, plan.readers_pause) = (1, 1, Duration::from_millis(30));
     // What leases count on, whatever it is.
     plan.election_timeout = ELECTION_TIMEOUT_MIN;
     let leader = rng.range(0, 3) as Place;
