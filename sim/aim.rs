@@ -300,9 +300,9 @@ fn under_lease(
     // What is wrong is so for a moment: one key, written and read all the time.
     (plan.clients, plan.pause, plan.operations, plan.idle_permille) = (4, Duration::from_millis(60), 600, 0);
     (plan.keys, plan.readers, plan.readers_pause) = (1, 1, Duration::from_millis(30));
-    // What leases count on, whatever it is.
-    plan.election_timeout = ELECTION_TIMEOUT_MIN;
     let leader = rng.range(0, 3) as Place;
+    // What leases count on, whatever it is, and whatever the leader's own is.
+    (plan.election_timeout, plan.patient) = (ELECTION_TIMEOUT_MIN, if rng.chance(500) { 1 << leader } else { 0 });
     let (voter, other) = ((leader + 1) % 3, (leader + 2) % 3);
     let (bound, always) = (CLOCK_DRIFT_PPM_MAX as i64, Duration::from_secs(60));
     if rng.chance(500) {

@@ -290,7 +290,7 @@ impl Cluster {
         let builder = builder
             .role(self.plan.role(place))
             .lease_reads(self.plan.lease_reads)
-            .election_timeout(self.plan.election_timeout)
+            .election_timeout(self.plan.election_timeout_of(place))
             .voters_max(self.plan.voters_max);
         let life = async move {
             match builder.start().await {
@@ -410,8 +410,8 @@ impl Cluster {
         let voters = self.watch.voters();
         let left: Vec<NodeId> = voters.iter().flatten().copied().filter(|voter| *voter != id).collect();
         // Others know of one that is off when it has not answered for an election timeout.
-        let is_long_off =
-            |member: &&Arc<Member>| member.machine.off_for().is_some_and(|span| span > 3 * self.plan.election_timeout);
+        let long = 3 * self.plan.election_timeout_max();
+        let is_long_off = |member: &&Arc<Member>| member.machine.off_for().is_some_and(|span| span > long);
         let long_off = self.members.iter().filter(is_long_off).filter_map(|member| member.id());
         let long_off: Vec<NodeId> = long_off.filter(|member| left.contains(member)).collect();
         let done = self.operator.remove_member(id).await;

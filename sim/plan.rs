@@ -18,6 +18,9 @@ use crate::sim::load::Load;
 use crate::sim::network::Weather;
 use crate::sim::{aim, draw};
 
+/// How long a patient member waits for a leader, at least: as long as anybody in any plan.
+const PATIENCE: Duration = Duration::from_secs(3);
+
 /// What a seed does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
@@ -31,6 +34,9 @@ pub struct Plan {
     pub voters_max: usize,
     /// How long a follower waits for a leader, at least.
     pub election_timeout: Duration,
+    /// Members that wait longer than others, [`PATIENCE`].
+    #[serde(default)]
+    pub patient: Places,
     /// Whether calls need a token.
     pub token: bool,
     /// Clients, each on a machine of its own, doing one thing at a time.
@@ -122,6 +128,16 @@ impl Plan {
         Load { operations, until: Duration::MAX, pause, keys, compacts, idle_permille }
     }
 
+    /// How long a member waits for a leader, at least.
+    pub fn election_timeout_of(&self, place: Place) -> Duration {
+        if self.patient >> place & 1 == 1 { PATIENCE } else { self.election_timeout }
+    }
+
+    /// How long any of them may wait.
+    pub fn election_timeout_max(&self) -> Duration {
+        if self.patient == 0 { self.election_timeout } else { PATIENCE }
+    }
+
     /// Whether nothing goes wrong at all.
     pub fn is_undisturbed(&self) -> bool {
         self.faults.is_empty() && self.weather == Weather::CALM
@@ -167,6 +183,7 @@ impl Plan {
             idle: 0,
             voters_max: VOTERS_TARGET_MAX,
             election_timeout: ELECTION_TIMEOUT,
+            patient: 0,
             token: false,
             clients: 2,
             operations: 30,
@@ -216,7 +233,7 @@ impl Plan {
         // Two, four and six: the last one stays a learner.
         let nodes = *cluster.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 6, 7]);
         let voters_max = *cluster.pick(&[3, VOTERS_TARGET_MAX, VOTERS_TARGET_MAX, 7]);
-        let timeouts = [ELECTION_TIMEOUT_MIN, ELECTION_TIMEOUT, ELECTION_TIMEOUT, 3 * ELECTION_TIMEOUT];
+        let timeouts = [ELECTION_TIMEOUT_MIN, ELECTION_TIMEOUT, ELECTION_TIMEOUT, PATIENCE];
         let election_timeout = *cluster.pick(&timeouts);
         let mut early = cluster.chance(150);
         let mut faults = draw::faults(&mut rng.stream("plan/faults"), nodes);
@@ -235,6 +252,7 @@ impl Plan {
             faults.extend(more);
             faults.sort_by_key(|(at, _)| *at);
         }
+        let mut patient = rng.stream("plan/patient");
         let (mut load, mut readers) = (rng.stream("plan/load"), rng.stream("plan/readers"));
         let mut plan = Self {
             nodes,
@@ -242,6 +260,7 @@ impl Plan {
             idle,
             voters_max,
             election_timeout,
+            patient: if patient.chance(250) { patient.range(0, 1 << nodes) as Places } else { 0 },
             token: rng.stream("plan/token").chance(500),
             clients: *load.pick(&[1, 2, 3, 4, 8]),
             operations: load.range(15, 50),
@@ -305,12 +324,13 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} nodes, of which {} may vote and {:b} run nothing, {} workers, election timeout {:?}, token: {}, attacked while it forms: {}, more may be lost than can be made good: {}",
+            "{} nodes, of which {} may vote and {:b} run nothing, {} workers, election timeout {:?} (of {:b} more), token: {}, attacked while it forms: {}, more may be lost than can be made good: {}",
             self.nodes,
             self.voters_max,
             self.idle,
             self.workers,
             self.election_timeout,
+            self.patient,
             self.token,
             self.early,
             self.beyond_budget

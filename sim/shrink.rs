@@ -81,9 +81,12 @@ pub fn shrink(
     let mut shrinker = Shrinker { case, mode, shows, tried: 0, budget, progress };
     loop {
         let before = shrinker.case.plan.clone();
-        shrinker.leave_out_faults();
+        // What makes every run cheaper comes first.
         shrinker.simplify();
+        shrinker.leave_out_faults();
+        shrinker.bring_forward();
         shrinker.shorten();
+        shrinker.lessen();
         if shrinker.case.plan == before || shrinker.tried >= budget {
             return Some(shrinker.case);
         }
@@ -143,6 +146,22 @@ impl Shrinker<'_> {
         }
     }
 
+    /// Lets what happens late happen sooner, so that no load has to last until then: first all of it, then what comes
+    /// after a gap.
+    fn bring_forward(&mut self) {
+        for at in 0..self.case.plan.faults.len() {
+            let start = |plan: &Plan, at: usize| plan.faults[at].0;
+            loop {
+                let before = at.checked_sub(1).map_or(Duration::ZERO, |before| start(&self.case.plan, before));
+                let sooner = start(&self.case.plan, at).saturating_sub(before) / 2;
+                let moved = |plan: &mut Plan| plan.faults[at..].iter_mut().for_each(|(start, _)| *start -= sooner);
+                if sooner < Duration::from_millis(500) || !self.attempt_with(moved) {
+                    break;
+                }
+            }
+        }
+    }
+
     fn simplify(&mut self) {
         const CHANGES: &[fn(&mut Plan)] = &[
             |plan| plan.weather = Weather::CALM,
@@ -155,6 +174,7 @@ impl Shrinker<'_> {
             |plan| plan.weather.reset_per_100k = 0,
             |plan| plan.weather.bytes_per_ms = 0,
             |plan| plan.election_timeout = crate::limits::ELECTION_TIMEOUT,
+            |plan| plan.patient = 0,
             |plan| plan.voters_max = crate::limits::VOTERS_TARGET_MAX,
             |plan| plan.token = false,
             |plan| plan.idle = 0,
@@ -182,8 +202,6 @@ impl Shrinker<'_> {
             self.attempt_with(*change);
         }
         const STEPS: &[fn(&mut Plan)] = &[
-            |plan| plan.operations = plan.operations.saturating_sub(1),
-            |plan| plan.tasks = plan.tasks.saturating_sub(1),
             |plan| plan.submitters = plan.submitters.saturating_sub(1),
             |plan| plan.clients = plan.clients.saturating_sub(1),
             |plan| {
@@ -205,6 +223,20 @@ impl Shrinker<'_> {
         ];
         for step in STEPS {
             while self.attempt_with(*step) {}
+        }
+    }
+
+    /// Takes from what clients do, at first by halves.
+    fn lessen(&mut self) {
+        const COUNTS: [fn(&mut Plan) -> &mut u64; 2] = [|plan| &mut plan.operations, |plan| &mut plan.tasks];
+        for count in COUNTS {
+            let mut less = count(&mut self.case.plan).div_ceil(2);
+            while less > 0 {
+                less = less.min(*count(&mut self.case.plan));
+                if !self.attempt_with(|plan| *count(plan) -= less) {
+                    less /= 2;
+                }
+            }
         }
     }
 

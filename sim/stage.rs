@@ -230,7 +230,7 @@ impl Cluster {
         }
         let (off, on) = voters.split_at((voters.len() - 1) / 2);
         off.iter().for_each(|place| self.members[*place].machine.down(Down::Kill));
-        sleep(4 * self.plan.election_timeout + down).await;
+        sleep(4 * self.plan.election_timeout_max() + down).await;
         sometimes!("a member was to be removed while so many were off that the rest could not go on");
         self.remove(on[0]).await;
         off.iter().for_each(|place| self.boot(*place));
