@@ -17,15 +17,17 @@ use crate::io::{Channel, ChannelError};
 use crate::limits::{KEYS_QUOTA, WORKER_RENEWAL};
 use crate::node::machine::open_state;
 use crate::node::{NodeBuilder, Origin};
+use crate::proto::etcdserverpb::ResponseHeader;
 use crate::raft::core::Role;
 use crate::raft::log::{self, LOG_FILE, Log};
 use crate::sim::disk::PowerCut;
+use crate::sim::door::Witness;
 use crate::sim::draw::{CRASH_PATIENCE, MOVES_MAX};
 use crate::sim::fault::{Fault, Links, Place, Places};
 use crate::sim::network::MachineId;
 use crate::sim::oracle::budget::{self, Budget};
-use crate::sim::oracle::fail_stops;
 use crate::sim::oracle::promise::Promised;
+use crate::sim::oracle::{answered, fail_stops};
 use crate::sim::plan::Plan;
 use crate::sim::trace::Note;
 use crate::sim::watch::Watch;
@@ -927,4 +929,14 @@ fn knows_removed(machine: &Machine, id: NodeId) -> bool {
 
 fn ids(ids: &[NodeId]) -> Vec<u64> {
     ids.iter().map(|id| id.0).collect()
+}
+
+impl Witness for Cluster {
+    fn starts(&self) -> u64 {
+        self.members.iter().map(|member| member.machine.disk.counts().boots).sum()
+    }
+
+    fn look(&self, changed: &ResponseHeader, read: &ResponseHeader) {
+        answered::check(changed, read, &self.watch.violations);
+    }
 }

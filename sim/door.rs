@@ -1,5 +1,6 @@
 //! The two ways in which clients reach the keys: our own client, and the protocol of etcd's.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -14,7 +15,9 @@ use crate::ids::{Address, LeaseId};
 use crate::io::{Channel, ChannelError, Io};
 use crate::proto::etcdserverpb::kv_client::KvClient;
 use crate::proto::etcdserverpb::lease_client::LeaseClient;
-use crate::proto::etcdserverpb::{CompactionRequest, RangeRequest, RangeResponse, TxnRequest, TxnResponse};
+use crate::proto::etcdserverpb::{
+    CompactionRequest, RangeRequest, RangeResponse, ResponseHeader, TxnRequest, TxnResponse,
+};
 use crate::proto::etcdserverpb::{
     CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, LeaseGrantRequest, LeaseGrantResponse,
     LeaseKeepAliveRequest, LeaseKeepAliveResponse, LeaseRevokeRequest, PutRequest, PutResponse,
@@ -38,6 +41,16 @@ pub struct Etcd {
     /// The member that is asked next.
     turn: AtomicUsize,
     timeout: Duration,
+    /// Who looks at changes that were answered.
+    witness: Option<Arc<dyn Witness>>,
+}
+
+/// Who looks at changes that were answered, and at what the same member reads right afterwards, for its own view alone.
+pub trait Witness: Send + Sync {
+    /// How often members have started so far.
+    fn starts(&self) -> u64;
+    /// Looks at both.
+    fn look(&self, changed: &ResponseHeader, read: &ResponseHeader);
 }
 
 type Call<T> = BoxFuture<'static, Result<Response<T>, Status>>;
@@ -46,7 +59,39 @@ impl Etcd {
     /// A client of these members that gives each so long to answer.
     pub fn new(io: Io, members: &[Address], timeout: Duration) -> Self {
         let channels = members.iter().map(|address| io.network.connect(address)).collect();
-        Self { io, channels, turn: AtomicUsize::new(0), timeout }
+        Self { io, channels, turn: AtomicUsize::new(0), timeout, witness: None }
+    }
+
+    /// With somebody who looks at the changes that are answered.
+    pub fn witnessed(self, witness: Arc<dyn Witness>) -> Self {
+        Self { witness: Some(witness), ..self }
+    }
+
+    /// Changes something.
+    async fn change<T>(
+        &self,
+        header: fn(&T) -> Option<&ResponseHeader>,
+        call: impl FnOnce(Channel) -> Call<T>,
+    ) -> Result<T, Seen> {
+        let starts = self.witness.as_ref().map(|witness| witness.starts());
+        let reply = self.call(call).await?;
+        if let (Some(witness), Some(changed)) = (&self.witness, header(&reply)) {
+            let range = RangeRequest {
+                key: vec![0].into(),
+                range_end: vec![0].into(),
+                count_only: true,
+                serializable: true,
+                ..RangeRequest::default()
+            };
+            let read = self.call(|at| Box::pin(async move { KvClient::new(at).range(range).await })).await;
+            // Who has started anew has yet to hear what it had.
+            if let Ok(RangeResponse { header: Some(read), .. }) = read
+                && starts == Some(witness.starts())
+            {
+                witness.look(changed, &read);
+            }
+        }
+        Ok(reply)
     }
 
     async fn call<T>(&self, call: impl FnOnce(Channel) -> Call<T>) -> Result<T, Seen> {
@@ -72,7 +117,8 @@ fn told(status: &Status) -> Seen {
     match (status.code(), status.message()) {
         (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted") => Seen::Compacted,
         (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded") => Seen::Full,
-        (Code::PermissionDenied, "etcdserver: permission denied") => Seen::Denied,
+        // Locks say it by its text alone.
+        (Code::PermissionDenied | Code::Unknown, "etcdserver: permission denied") => Seen::Denied,
         // The key that stands for a place in a line is gone.
         (Code::Unknown, "mutex: session is expired") => Seen::Got(None),
         (Code::Unavailable, "etcdserver: no leader")
@@ -107,7 +153,10 @@ impl Door {
     pub async fn put(&self, put: PutRequest) -> Result<PutResponse, Seen> {
         match self {
             Self::Own(client) => client.put_request(put).await.map_err(failed),
-            Self::Etcd(etcd) => etcd.call(|at| Box::pin(async move { KvClient::new(at).put(put).await })).await,
+            Self::Etcd(etcd) => {
+                let call = |at| -> Call<_> { Box::pin(async move { KvClient::new(at).put(put).await }) };
+                etcd.change(|reply| reply.header.as_ref(), call).await
+            }
         }
     }
 
@@ -116,7 +165,8 @@ impl Door {
         match self {
             Self::Own(client) => client.delete_range(delete).await.map_err(failed),
             Self::Etcd(etcd) => {
-                etcd.call(|at| Box::pin(async move { KvClient::new(at).delete_range(delete).await })).await
+                let call = |at| -> Call<_> { Box::pin(async move { KvClient::new(at).delete_range(delete).await }) };
+                etcd.change(|reply| reply.header.as_ref(), call).await
             }
         }
     }
@@ -125,7 +175,10 @@ impl Door {
     pub async fn txn(&self, txn: TxnRequest) -> Result<TxnResponse, Seen> {
         match self {
             Self::Own(client) => client.txn(txn).await.map_err(failed),
-            Self::Etcd(etcd) => etcd.call(|at| Box::pin(async move { KvClient::new(at).txn(txn).await })).await,
+            Self::Etcd(etcd) => {
+                let call = |at| -> Call<_> { Box::pin(async move { KvClient::new(at).txn(txn).await }) };
+                etcd.change(|reply| reply.header.as_ref(), call).await
+            }
         }
     }
 

@@ -637,7 +637,9 @@ impl Run {
     fn client(&self, id: u64, one: &Client) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.caller();
         let door = match self.cluster.plan.one_session {
-            _ if id <= self.cluster.plan.foreign => Door::Etcd(Etcd::new(io, &self.doors(id), CLIENT_TIMEOUT)),
+            _ if id <= self.cluster.plan.foreign => {
+                Door::Etcd(Etcd::new(io, &self.doors(id), CLIENT_TIMEOUT).witnessed(self.cluster.clone()))
+            }
             _ if id <= self.cluster.plan.foreign + self.cluster.plan.inside as u64 => {
                 let member = &self.cluster.members[id as usize % self.cluster.plan.nodes];
                 Door::Own(Client::over(io, vec![(member.address(), member.within())], CLIENT_TIMEOUT))

@@ -81,7 +81,7 @@ pub fn shrink(
     let mut shrinker = Shrinker { case, mode, shows, tried: 0, budget, progress };
     loop {
         let before = shrinker.case.plan.clone();
-        // What makes every run cheaper comes first.
+        // Calm weather and little load first: they make every later run cheaper.
         shrinker.simplify();
         shrinker.leave_out_faults();
         shrinker.bring_forward();

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 use tonic::metadata::MetadataValue;
 use tonic::{Code, Request, Status};
 
-use crate::ids::{Address, NodeId};
+use crate::ids::{Address, Index, NodeId};
 use crate::io::{Channel, ChannelError, Clock, Io};
 use crate::lane::{Lane, Unanswered};
 use crate::limits::MESSAGE_BYTES_MAX;
@@ -54,12 +54,15 @@ pub fn not_leader(leader: Option<&Address>) -> Status {
     status
 }
 
+/// What came of a command: its encoded reply, and where it stands in the log. Whose state has that much shows what it did.
+pub type Done = (Bytes, Index);
+
 /// The way to a leader.
 #[derive(Clone)]
 struct Way {
     leader: NodeId,
     channel: Channel,
-    lane: Lane<Bytes, Result<Bytes, Status>>,
+    lane: Lane<Bytes, Result<Done, Status>>,
     /// A call has failed: where the leader is, is to be looked up again.
     failed: Arc<AtomicBool>,
 }
@@ -77,7 +80,7 @@ impl Forwarder {
         Self { io, way: Mutex::default() }
     }
 
-    /// Has the leader carry out a command; gives its encoded reply, or nothing if it was never sent and `moved` says that another
+    /// Has the leader carry out a command; gives what came of it, or nothing if it was never sent and `moved` says that another
     /// leads. `channel` is asked for when there is no way there, or a call has failed.
     ///
     /// # Errors
@@ -89,7 +92,7 @@ impl Forwarder {
         (command, is_brief): (Bytes, bool),
         deadline: Monotonic,
         moved: impl Future<Output = ()> + Send,
-    ) -> Result<Option<Bytes>, Status> {
+    ) -> Result<Option<Done>, Status> {
         let Some(way) = self.way(leader, channel)? else { return Err(not_leader(None)) };
         let clock = &self.io.clock;
         if !is_brief {
@@ -146,7 +149,7 @@ async fn call(
     channel: Channel,
     failed: Arc<AtomicBool>,
     commands: Vec<(Bytes, Monotonic)>,
-) -> Vec<Result<Bytes, Status>> {
+) -> Vec<Result<Done, Status>> {
     sometimes!(commands.len() > 1, "commands were passed on together");
     let (now, count) = (clock.now(), commands.len());
     let Some(deadline) = commands.iter().map(|(_, deadline)| *deadline).max() else { return Vec::new() };
@@ -161,9 +164,8 @@ async fn call(
         Ok(Ok(reply)) => {
             let results: Vec<_> = reply.into_inner().outcomes.into_iter().map(result).collect();
             // Whoever is there may not be the leader.
-            let is_lost = |result: &Result<Bytes, Status>| {
-                result.as_ref().is_err_and(|status| status.code() == Code::Unavailable)
-            };
+            let is_lost =
+                |result: &Result<Done, Status>| result.as_ref().is_err_and(|status| status.code() == Code::Unavailable);
             failed.fetch_or(results.iter().any(is_lost), Ordering::Relaxed);
             return results;
         }
@@ -185,26 +187,29 @@ async fn call(
 }
 
 /// What became of a command, as the leader says it to a member that passed it on.
-pub fn outcome(result: Result<Bytes, Status>) -> Outcome {
+pub fn outcome(result: Result<Done, Status>) -> Outcome {
     let text = |status: &Status, name| {
         let value = status.metadata().get(name).and_then(|value| value.to_str().ok());
         value.unwrap_or_default().to_owned()
     };
-    let kind = match result {
-        Ok(reply) => outcome::Kind::Reply(reply),
-        Err(status) => outcome::Kind::Refusal(Refusal {
-            code: status.code() as i32,
-            message: status.message().into(),
-            outcome: text(&status, OUTCOME),
-            leader: text(&status, LEADER_HINT),
-        }),
+    let (kind, index) = match result {
+        Ok((reply, index)) => (outcome::Kind::Reply(reply), index.0),
+        Err(status) => {
+            let refusal = Refusal {
+                code: status.code() as i32,
+                message: status.message().into(),
+                outcome: text(&status, OUTCOME),
+                leader: text(&status, LEADER_HINT),
+            };
+            (outcome::Kind::Refusal(refusal), 0)
+        }
     };
-    Outcome { kind: Some(kind) }
+    Outcome { kind: Some(kind), index }
 }
 
-fn result(outcome: Outcome) -> Result<Bytes, Status> {
+fn result(outcome: Outcome) -> Result<Done, Status> {
     let refusal = match outcome.kind {
-        Some(outcome::Kind::Reply(reply)) => return Ok(reply),
+        Some(outcome::Kind::Reply(reply)) => return Ok((reply, Index(outcome.index))),
         Some(outcome::Kind::Refusal(refusal)) => refusal,
         None => return Err(unknown_outcome()),
     };

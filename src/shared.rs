@@ -13,7 +13,7 @@ use tonic::{Code, Request, Status};
 
 use crate::controller;
 use crate::error::{AuthReject, Fault, Reject};
-use crate::forward::{self, Forwarder, not_done, not_leader, unknown_outcome};
+use crate::forward::{self, Done, Forwarder, not_done, not_leader, unknown_outcome};
 use crate::ids::{Address, Index, NodeId, TaskId};
 use crate::io::{self, Channel, Io, RngStream};
 use crate::limits::{PASSWORD_BYTES_MAX, PASSWORDS_WAITING_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
@@ -23,7 +23,7 @@ use crate::raft::core::Role;
 use crate::raft::handle::{ProposeError, RaftHandle};
 use crate::raft::log::Identity;
 use crate::scheduler;
-use crate::state::auth::{Password, ROOT, Rights};
+use crate::state::auth::{Auth, Password, ROOT, Rights};
 use crate::state::kv::{self, NoAnswer, Store};
 use crate::state::machine::StateReader;
 use crate::state::table::View;
@@ -69,6 +69,18 @@ impl Caller {
     /// Who makes a call, as was found out when it was let through.
     pub fn of<T>(request: &Request<T>) -> Self {
         request.extensions().get().cloned().unwrap_or_default()
+    }
+
+    /// What it may do. Where that is not looked at, whoever may speak as a member may do everything; others are to call anew, with
+    /// more than a user's token.
+    ///
+    /// # Errors
+    /// See [`Auth::rights`].
+    pub fn rights<'a>(&self, auth: &'a Auth) -> Result<Rights<'a>, AuthReject> {
+        match auth.is_enabled() {
+            false if self.is_member => Ok(Rights::All),
+            _ => auth.rights(&self.user),
+        }
     }
 
     /// Who may do everything.
@@ -162,7 +174,7 @@ impl SharedNodeState {
         self.io.clock.now() + asked.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT_MAX)
     }
 
-    /// Carries out a checked command, here if this member leads, at the leader otherwise. Takes it, and gives the reply, encoded.
+    /// Carries out a checked command, here if this member leads, at the leader otherwise. Takes it encoded.
     ///
     /// # Errors
     /// `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown.
@@ -172,7 +184,7 @@ impl SharedNodeState {
         command: Bytes,
         deadline: Monotonic,
         forwarded: bool,
-    ) -> Result<Bytes, Status> {
+    ) -> Result<Done, Status> {
         loop {
             let leader = self.await_leader(deadline).await?;
             if leader != self.identity.id {
@@ -183,7 +195,14 @@ impl SharedNodeState {
                 let is_brief = forward::is_answered_briefly(kind);
                 let (passed, moved) = ((command.clone(), is_brief), self.raft.other_leader(leader));
                 match self.forwarder.pass_on(leader, channel, passed, deadline, moved).await? {
-                    Some(reply) => return Ok(reply),
+                    Some(done) => {
+                        // Who is told of it here finds it here. What members ask for of themselves is not for them to find.
+                        if !auth::is_of_members(kind) {
+                            let has_it = self.raft.wait(|status| (status.applied >= done.1).then_some(()));
+                            self.io.clock.deadline(deadline, has_it).await.map_err(|_| unknown_outcome())?;
+                        }
+                        return Ok(done);
+                    }
                     None => continue,
                 }
             }
@@ -191,9 +210,9 @@ impl SharedNodeState {
             self.check_quota((user, kind), command.len(), deadline).await?;
             let began = self.io.clock.now();
             match self.io.clock.deadline(deadline, self.raft.propose(command.clone())).await {
-                Ok(Ok(reply)) => {
+                Ok(Ok(done)) => {
                     self.metrics.commands.observe(self.io.clock.now().since(began));
-                    return Ok(reply);
+                    return Ok(done);
                 }
                 // Certainly not done: whoever leads now may take it.
                 Ok(Err(ProposeError::NotLeader(_) | ProposeError::Superseded)) => {
@@ -337,7 +356,7 @@ impl SharedNodeState {
         let applied_index = head.applied_index;
         let rejected = |reject: Reject| Answer::Rejection(command::rejection(&reject));
         // What is about no keys in particular is nobody's in particular.
-        let may = rows.auth().rights(&caller.user).and_then(|rights| match kind {
+        let may = caller.rights(rows.auth()).and_then(|rights| match kind {
             Kind::GetTask(_) | Kind::ListTasks(_) | Kind::ListWorkers(_) => rights.all(),
             Kind::Range(_) | Kind::Txn(_) | Kind::LeaseTimeToLive(_) | Kind::LeaseLeases(_) => Ok(()),
         });
@@ -398,7 +417,7 @@ impl SharedNodeState {
         read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
     ) -> Result<Result<T, Reject>, Status> {
         loop {
-            if let Err(reject) = view.1.auth().rights(&caller.user).and_then(&may) {
+            if let Err(reject) = caller.rights(view.1.auth()).and_then(&may) {
                 sometimes!("a user was refused a look at what it may not read");
                 return Ok(Err(reject.into()));
             }
@@ -430,10 +449,11 @@ impl SharedNodeState {
         }
     }
 
-    /// Checks a command and carries it out.
+    /// Checks a command and carries it out. Whoever has the reply finds what it did in this member's own state, too.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` if it is out of bounds. `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown.
+    /// `INVALID_ARGUMENT` if it is out of bounds. `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown,
+    /// or this member, which passed it on, has not come so far in time.
     pub async fn check_and_execute(&self, command: v1::Command, deadline: Monotonic) -> Result<v1::Reply, Status> {
         command::check(&command).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
         let kind = command.kind.as_ref().ok_or_else(|| Status::invalid_argument("kind: missing"))?;
@@ -442,7 +462,7 @@ impl SharedNodeState {
             _ => None,
         };
         let (user, bytes) = (command.user.as_str(), command.encode_to_vec().into());
-        let reply = self.execute((user, kind), bytes, deadline, false).await?;
+        let (reply, _) = self.execute((user, kind), bytes, deadline, false).await?;
         let reply = v1::Reply::decode(reply).map_err(|error| Status::internal(format!("decode a reply: {error}")))?;
         if let (Some(revision), Some(reply::Kind::Compact(_))) = (physical, &reply.kind) {
             self.swept(revision, deadline).await?;
@@ -450,11 +470,11 @@ impl SharedNodeState {
         Ok(reply)
     }
 
-    /// Carries out an encoded command that a follower passed on; gives the encoded reply.
+    /// Carries out an encoded command that a follower passed on.
     ///
     /// # Errors
     /// See [`Self::check_and_execute`].
-    pub async fn execute_passed(&self, command: Bytes, deadline: Monotonic) -> Result<Bytes, Status> {
+    pub async fn execute_passed(&self, command: Bytes, deadline: Monotonic) -> Result<Done, Status> {
         let decoded = v1::Command::decode(command.clone())
             .map_err(|error| Status::invalid_argument(format!("decode a command: {error}")))?;
         command::check(&decoded).map_err(|reject| Status::invalid_argument(reject.to_string()))?;

@@ -3,6 +3,7 @@
 //! Oracles see what leaves a machine, what a member says that it applied, what is durable on a disk, and what clients
 //! saw. They share no code with what they check, but for reading formats.
 
+pub mod answered;
 pub mod attempts;
 pub mod bounds;
 pub mod budget;

@@ -103,7 +103,7 @@ impl Auth for AuthService {
         let caller = Caller::of(&request);
         let (auth, revision) = self.look(self.0.deadline(&request)).await?;
         let name = request.into_inner().name;
-        let rights = auth.rights(&caller.user).map_err(refused)?;
+        let rights = caller.rights(&auth).map_err(refused)?;
         if *caller.user != *name {
             rights.all().map_err(refused)?;
         }
@@ -155,7 +155,7 @@ impl Auth for AuthService {
         let caller = Caller::of(&request);
         let (auth, revision) = self.look(self.0.deadline(&request)).await?;
         let role = request.into_inner().role;
-        let rights = auth.rights(&caller.user).map_err(refused)?;
+        let rights = caller.rights(&auth).map_err(refused)?;
         if !auth.user(&caller.user).is_some_and(|row| row.roles.contains(&role)) {
             rights.all().map_err(refused)?;
         }

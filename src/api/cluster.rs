@@ -30,7 +30,7 @@ impl ClusterService {
         let status = self.0.raft.status();
         let (head, rows) = self.0.reader.view().map_err(internal)?;
         // By how it changes it tells of rows.
-        let may_all = rows.auth().rights(&caller.user).and_then(|rights| rights.all()).is_ok();
+        let may_all = caller.rights(rows.auth()).and_then(|rights| rights.all()).is_ok();
         let with_match = |member: Member| {
             let id = NodeId(member.id);
             let matched = if id == status.id { Some(&status.last) } else { status.matched.get(&id) };

@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::{CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use axum::http::header::{HeaderValue, WWW_AUTHENTICATE};
 use axum::http::request::Parts;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::etcd::rejected;
+use super::probe::{HEALTH, VERSION, is_grpc};
 use crate::io::{LOG_IN, Shown, TOKEN_NEEDED, USER_TOKEN};
 use crate::limits::USER_TOKEN_TTL;
 use crate::shared::{Caller, FORWARDED, SharedNodeState};
@@ -42,21 +43,23 @@ enum Need {
 }
 
 fn need(path: &str) -> Need {
+    if [LOG_IN, HEALTH, VERSION].contains(&path) {
+        return Need::Nothing;
+    }
     let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/')) else {
         // Not a call of gRPC: the counters.
         return Need::Member;
     };
     match (service, method) {
-        _ if path == LOG_IN => Need::Nothing,
         ("grpc.health.v1.Health", _) => Need::Nothing,
         ("cairn.v1.Store", "Execute" | "Query") => Need::Caller,
         ("etcdserverpb.KV" | "etcdserverpb.Watch" | "v3lockpb.Lock" | "v3electionpb.Election", _) => Need::Caller,
         ("etcdserverpb.Lease", "LeaseGrant" | "LeaseRevoke" | "LeaseKeepAlive" | "LeaseTimeToLive") => Need::Caller,
         ("etcdserverpb.Auth", "UserGet" | "RoleGet") => Need::Caller,
+        // For who watches over members, and is no user.
+        ("etcdserverpb.Maintenance", "Status") => Need::Caller,
         ("etcdserverpb.Auth", "AuthStatus") | ("etcdserverpb.Lease", "LeaseLeases") => Need::User,
-        ("etcdserverpb.Maintenance" | "cairn.v1.Cluster", "Status") | ("etcdserverpb.Cluster", "MemberList") => {
-            Need::User
-        }
+        ("cairn.v1.Cluster", "Status") | ("etcdserverpb.Cluster", "MemberList") => Need::User,
         ("cairn.v1.Peer" | "cairn.v1.Work", _) | ("cairn.v1.Store", "PassOn") => Need::Member,
         ("cairn.v1.Cluster", "Join" | "Heard" | "Move") => Need::Member,
         _ => Need::Root,
@@ -69,9 +72,26 @@ pub async fn admit(State(shared): State<Arc<SharedNodeState>>, request: Request,
     match admitted(&shared, &parts).await {
         Ok(caller) => {
             parts.extensions.insert(caller);
-            next.run(Request::from_parts(parts, body)).await
+            too_long(next.run(Request::from_parts(parts, body)).await)
         }
         Err(status) => refusal(&parts, status),
+    }
+}
+
+/// Has a refusal of a message that is too long say so as etcd does: `OUT_OF_RANGE`, as our transport has it, means to etcd's clients
+/// that a revision is not there.
+fn too_long(response: Response) -> Response {
+    let Some(status) = Status::from_header_map(response.headers()).filter(|status| status.code() == Code::OutOfRange)
+    else {
+        return response;
+    };
+    let number = |after: &str| status.message().split_once(after)?.1.split(' ').next()?.parse::<u64>().ok();
+    match (number("message length too large: found "), number("the limit is: ")) {
+        (Some(found), Some(limit)) => {
+            let text = format!("grpc: received message larger than max ({found} vs. {limit})");
+            Status::resource_exhausted(text).into_http()
+        }
+        _ => response,
     }
 }
 
@@ -85,8 +105,7 @@ pub async fn admit_members(request: Request, next: Next) -> Response {
 }
 
 fn refusal(parts: &Parts, status: Status) -> Response {
-    let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
-    match parts.headers.get(CONTENT_TYPE).is_some_and(grpc) {
+    match is_grpc(&parts.headers) {
         true => status.into_http(),
         false => (axum::http::StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")]).into_response(),
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, BoxStream};
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::Entered;
 use super::etcd::{enter, execute, header, only, rejected, unread};
@@ -85,7 +85,7 @@ impl Drop for Place {
 /// Carries out a transaction.
 async fn txn(shared: &SharedNodeState, caller: &Caller, txn: TxnRequest) -> Result<TxnResponse, Status> {
     let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
-    execute(shared, caller, Kind::Txn(txn), deadline, only!(Txn)).await
+    execute(shared, caller, Kind::Txn(txn), deadline, only!(Txn)).await.map_err(said)
 }
 
 /// Does something if a comparison holds. Gives the revision at which that was done.
@@ -134,7 +134,7 @@ impl LineService {
 async fn grant(shared: &SharedNodeState, caller: &Caller) -> Result<i64, Status> {
     let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
     let grant = Kind::LeaseGrant(LeaseGrantRequest { ttl: LEASE_SECS, id: 0 });
-    execute(shared, caller, grant, deadline, only!(LeaseGrant)).await.map(|reply| reply.id)
+    execute(shared, caller, grant, deadline, only!(LeaseGrant)).await.map(|reply| reply.id).map_err(said)
 }
 
 /// Looks at the keys of a line as this member has them, for who may read them.
@@ -147,7 +147,7 @@ fn look<T>(
     let view = shared.reader.view().map_err(internal)?;
     let (key, range_end) = line.keys();
     let may = |rights: Rights<'_>| rights.read(&key, &range_end);
-    shared.read_keys(view, caller, may, read)?.map_err(|reject| rejected(&reject))
+    shared.read_keys(view, caller, may, read)?.map_err(|reject| said(rejected(&reject)))
 }
 
 impl Place {
@@ -232,14 +232,25 @@ impl Lock for LineService {
     async fn unlock(&self, request: Request<UnlockRequest>) -> Result<Response<UnlockResponse>, Status> {
         let (deadline, caller) = (self.shared.deadline(&request), Caller::of(&request));
         let delete = DeleteRangeRequest { key: request.into_inner().key, ..DeleteRangeRequest::default() };
-        let reply = execute(&self.shared, &caller, Kind::DeleteRange(delete), deadline, only!(DeleteRange)).await?;
+        let done = execute(&self.shared, &caller, Kind::DeleteRange(delete), deadline, only!(DeleteRange)).await;
+        let reply = done.map_err(said)?;
         let revision = reply.header.map_or(0, |header| header.revision);
         Ok(Response::new(UnlockResponse { header: header(&self.shared, revision) }))
     }
 }
 
 fn leader_of(request: Option<LeaderKey>) -> Result<LeaderKey, Status> {
-    request.ok_or_else(|| Status::invalid_argument("\"leader\" field must be provided"))
+    request.ok_or_else(|| Status::unknown("\"leader\" field must be provided"))
+}
+
+/// A refusal as etcd's locks and elections say it: by its text alone.
+fn said(status: Status) -> Status {
+    match status.code() {
+        Code::InvalidArgument | Code::NotFound | Code::PermissionDenied | Code::FailedPrecondition => {
+            Status::unknown(status.message())
+        }
+        _ => status,
+    }
 }
 
 #[tonic::async_trait]
@@ -307,6 +318,8 @@ impl Election for LineService {
         // Whoever does not lead any more has gone already.
         let revision =
             only_if(&self.shared, &caller, is_created_at(key, rev), Operation::RequestDeleteRange(delete)).await?;
-        Ok(Response::new(ResignResponse { header: header(&self.shared, revision.unwrap_or_default()) }))
+        let newest = || Ok::<_, Status>(kv::signed(self.shared.reader.view().map_err(internal)?.0.revision));
+        let revision = revision.map_or_else(newest, Ok)?;
+        Ok(Response::new(ResignResponse { header: header(&self.shared, revision) }))
     }
 }

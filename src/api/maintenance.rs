@@ -11,6 +11,7 @@ use prost::Message;
 use tonic::{Code, Request, Response, Status};
 
 use super::etcd::{answer, enter, header, only, rejected, unread};
+use super::probe::ETCD_VERSION;
 use super::{ClusterService, Entered};
 use crate::entry::Step;
 use crate::error::{Context, Fault};
@@ -18,8 +19,9 @@ use crate::limits::BACKUPS_MAX;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, HashKvRequest, HashKvResponse,
-    MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse,
+    AlarmRequest, AlarmResponse, DefragmentRequest, DefragmentResponse, HashKvRequest, HashKvResponse, HashRequest,
+    HashResponse, MoveLeaderRequest, MoveLeaderResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
+    StatusResponse,
 };
 use crate::proto::v1::{self, BackupHead, cluster_server::Cluster as _, command::Kind, reply};
 use crate::raft::core::Role;
@@ -30,8 +32,6 @@ use crate::state::{alarm, backup, machine};
 
 /// How often whoever waits for a backup is told that the state is being copied.
 const COPYING_PERIOD: Duration = Duration::from_secs(1);
-/// The version of etcd whose interface this is, for clients that ask what they may use.
-const ETCD_VERSION: &str = "3.4.31";
 
 /// The service.
 pub struct MaintenanceService {
@@ -208,6 +208,13 @@ impl Maintenance for MaintenanceService {
         Err(Status::resource_exhausted(why))
     }
 
+    async fn hash(&self, _: Request<HashRequest>) -> Result<Response<HashResponse>, Status> {
+        let (head, _) = self.shared.reader.view().map_err(internal)?;
+        let digest = machine::head_digest(&head);
+        let hash = (digest ^ (digest >> 32)) as u32;
+        Ok(Response::new(HashResponse { header: header(&self.shared, signed(head.revision)), hash }))
+    }
+
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         let revision = request.into_inner().revision;
         let view = self.shared.reader.view().map_err(internal)?;
@@ -219,7 +226,9 @@ impl Maintenance for MaintenanceService {
         )?;
         let (hash, compacted, newest) = answer.map_err(|reject| rejected(&reject))?;
         let header = header(&self.shared, signed(newest));
-        Ok(Response::new(HashKvResponse { header, hash, compact_revision: signed(compacted) }))
+        // As etcd says that nothing was compacted yet.
+        let compact_revision = if compacted == 0 { -1 } else { signed(compacted) };
+        Ok(Response::new(HashKvResponse { header, hash, compact_revision }))
     }
 
     /// What it gives has everything that was committed before it was asked.

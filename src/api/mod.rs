@@ -12,6 +12,7 @@ mod maintenance;
 mod members;
 mod metrics;
 mod peer;
+mod probe;
 mod store;
 mod tasks;
 mod watch;
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use axum::middleware::{from_fn, from_fn_with_state};
 use tonic::service::Routes;
 
-use crate::limits::MESSAGE_BYTES_MAX;
+use crate::limits::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
 use crate::metrics::Metrics;
 use crate::proto::etcdserverpb::auth_server::AuthServer;
 use crate::proto::etcdserverpb::cluster_server::ClusterServer as MembersServer;
@@ -67,7 +68,7 @@ impl Drop for Entered {
 pub fn routes(node: &Arc<SharedNodeState>, health: &Health, events_max: usize) -> Routes {
     let peer = PeerServer::new(peer::PeerService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let store = StoreServer::new(store::StoreService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
-    let kv = KvServer::new(kv::KvService(node.clone())).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let kv = KvServer::new(kv::KvService(node.clone())).max_decoding_message_size(COMMAND_BYTES_MAX);
     let line = line::LineService::new(node.clone());
     let services = Routes::new(HealthServer::new(health.service()))
         .add_service(peer)
@@ -84,7 +85,8 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health, events_max: usize) -
         .add_service(TasksServer::new(tasks::TasksService(node.clone())))
         .add_service(WorkServer::new(work::WorkService::new(node.clone())))
         .prepare();
-    let routes = services.into_axum_router().merge(metrics::route(node.clone()));
+    let plain = metrics::route(node.clone()).merge(probe::routes(node.clone()));
+    let routes = services.into_axum_router().fallback(probe::nowhere).merge(plain);
     Routes::from(routes.layer(from_fn_with_state(node.clone(), gate::admit)))
 }
 
@@ -96,6 +98,6 @@ pub fn worker_routes(worker: &WorkerService, health: &Health, metrics: &Arc<Metr
         .add_service(ClusterServer::new(worker.clone()))
         .add_service(TasksServer::new(worker.clone()))
         .prepare();
-    let routes = services.into_axum_router().merge(metrics::plain_route(metrics.clone()));
+    let routes = services.into_axum_router().fallback(probe::nowhere).merge(metrics::plain_route(metrics.clone()));
     Routes::from(routes.layer(from_fn(gate::admit_members)))
 }

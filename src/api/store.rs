@@ -28,7 +28,7 @@ impl v1::store_server::Store for StoreService {
         command.user = caller.user.to_string();
         if let Some(Kind::ChangeAuth(_)) = &command.kind {
             // Before a password is looked at, which takes long.
-            let may = self.0.reader.auth().rights(&caller.user).and_then(|rights| rights.all());
+            let may = caller.rights(&self.0.reader.auth()).and_then(|rights| rights.all());
             may.map_err(|reject| Status::permission_denied(reject.to_string()))?;
         }
         self.0.fill_in(&mut command).await?;

@@ -70,6 +70,7 @@ impl WatchRpc for WatchService {
             auth_revision: self.shared.reader.auth().revision(),
             events_max: self.events_max,
             asks: request.into_inner(),
+            asked_all: false,
             requires_leader,
             alone_since: None,
             watches: BTreeMap::new(),
@@ -82,9 +83,7 @@ impl WatchRpc for WatchService {
         };
         let answers = stream::try_unfold(watching, |mut watching| async move {
             while watching.answers.is_empty() {
-                if !watching.go_on().await? {
-                    return Ok(None);
-                }
+                watching.go_on().await?;
             }
             Ok(watching.answers.pop_front().map(|answer| (answer, watching)))
         });
@@ -132,6 +131,8 @@ struct Watching {
     /// Changes that are read at once.
     events_max: usize,
     asks: Streaming<WatchRequest>,
+    /// The client asks for nothing more; it may listen for as long as it likes.
+    asked_all: bool,
     requires_leader: bool,
     /// Since when this member has known no leader, as far as was seen.
     alone_since: Option<Monotonic>,
@@ -148,14 +149,14 @@ struct Watching {
 }
 
 impl Watching {
-    /// Takes a request, or tells of changes, whichever comes first; false when the client has ended the stream.
-    async fn go_on(&mut self) -> Result<bool, Status> {
+    /// Takes a request, or tells of changes, whichever comes first.
+    async fn go_on(&mut self) -> Result<(), Status> {
         let clock = self.shared.io.clock.clone();
         let alone = self.shared.raft.status().leader.is_none();
         self.alone_since = alone.then(|| self.alone_since.unwrap_or_else(|| clock.now()));
         let progress_at = self.watches.values().filter_map(|watch| watch.progress_at).min();
         let asked = {
-            let Self { shared, asks, requires_leader, alone_since, watches, seen, is_behind, .. } = self;
+            let Self { shared, asks, asked_all, requires_leader, alone_since, watches, seen, is_behind, .. } = self;
             let changed = async {
                 match (watches.is_empty(), *is_behind) {
                     (true, _) => std::future::pending().await,
@@ -177,9 +178,12 @@ impl Watching {
             };
             tokio::select! {
                 biased;
-                asked = asks.message() => match asked? {
+                asked = asks.message(), if !*asked_all => match asked? {
                     Some(asked) => asked.request_union,
-                    None => return Ok(false),
+                    None => {
+                        *asked_all = true;
+                        return Ok(());
+                    }
                 },
                 () = changed => None,
                 () = silent => None,
@@ -199,7 +203,7 @@ impl Watching {
             }
             None => self.tell()?,
         }
-        Ok(true)
+        Ok(())
     }
 
     /// Waits until this member's state has everything that was committed before: who asks how far it has been told wants to hear
@@ -221,8 +225,11 @@ impl Watching {
 
     /// Whether whoever watches may read the keys of a range.
     fn may(&self, auth: &Auth, key: &[u8], range_end: &[u8]) -> Result<(), String> {
-        let may = auth.rights(&self.caller.user).and_then(|rights| rights.read(key, range_end));
-        may.map_err(|reject| etcd::rejected(&reject.into()).message().to_owned())
+        let may = self.caller.rights(auth).and_then(|rights| rights.read(key, range_end));
+        may.map_err(|reject| {
+            let status = etcd::rejected(&reject.into());
+            format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+        })
     }
 
     fn create(&mut self, create: WatchCreateRequest) -> Result<(), Status> {
@@ -312,7 +319,8 @@ impl Watching {
             sometimes!("a watch came too late for a compacted revision");
             self.watches.remove(&id);
             self.answers.push_back(WatchResponse {
-                header: self.header(store.revision()),
+                // As etcd says it.
+                header: self.header(0),
                 watch_id: id,
                 canceled: true,
                 compact_revision: kv::signed(store.compacted()),

@@ -8,7 +8,7 @@ use tonic::codegen::tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming};
 
 use super::{Client, ClientError, Failure};
-use crate::error::{KvReject, Reject};
+use crate::error::{AuthReject, KvReject, Reject};
 use crate::limits::{MESSAGE_BYTES_MAX, RECONNECT_PAUSE_MIN};
 use crate::proto::etcdserverpb::watch_client::WatchClient;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
@@ -140,6 +140,9 @@ impl KeyWatch {
         if told.canceled {
             self.stream = None;
             return Err(match told.compact_revision {
+                0 if told.cancel_reason.ends_with("permission denied") => {
+                    ClientError::Rejected(AuthReject::Denied.into())
+                }
                 0 => ClientError::Invalid(told.cancel_reason),
                 oldest => ClientError::Rejected(Reject::Kv(KvReject::Compacted {
                     asked: self.create.start_revision.cast_unsigned(),

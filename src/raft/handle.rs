@@ -40,7 +40,7 @@ pub enum ProposeError {
 pub(super) type Reply<T> = oneshot::Sender<Result<T, ProposeError>>;
 
 pub(super) enum Request {
-    Propose { command: Bytes, reply: Reply<Bytes> },
+    Propose { command: Bytes, reply: Reply<(Bytes, Index)> },
     Change { change: v1::MemberChange, based_on: Index, reply: Reply<Index> },
     Introduce { id: NodeId, address: Address },
     Read { reply: oneshot::Sender<Index> },
@@ -129,7 +129,7 @@ impl RaftHandle {
     ///
     /// # Errors
     /// See [`ProposeError`].
-    pub async fn propose(&self, command: Bytes) -> Result<Bytes, ProposeError> {
+    pub async fn propose(&self, command: Bytes) -> Result<(Bytes, Index), ProposeError> {
         // What is appended must be acceptable to every member, for ever.
         if command.len() > limits::COMMAND_BYTES_MAX {
             return Err(ProposeError::TooLarge(command.len()));

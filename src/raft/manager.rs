@@ -178,7 +178,7 @@ struct Inputs {
 type Staged = (u64, Announced, bool);
 
 enum Waiter {
-    Commands(Vec<Reply<Bytes>>),
+    Commands(Vec<Reply<(Bytes, Index)>>),
     Change(Reply<Index>),
 }
 
@@ -209,7 +209,7 @@ struct Manager {
     staged: mpsc::Sender<Staged>,
     next_tick: Monotonic,
     /// Taken, but not appended yet.
-    proposals: Vec<(Bytes, Reply<Bytes>)>,
+    proposals: Vec<(Bytes, Reply<(Bytes, Index)>)>,
     /// Appended by us, by index.
     waiters: BTreeMap<Index, (Term, Waiter)>,
     /// As leader, once an entry of our term is applied: the state's time then, by our own clock.
@@ -508,7 +508,7 @@ impl Manager {
         match waiter {
             Waiter::Commands(replies) if ours && replies.len() == outcome.replies.len() => {
                 for (reply, answer) in replies.into_iter().zip(outcome.replies) {
-                    let _ = reply.send(Ok(answer));
+                    let _ = reply.send(Ok((answer, entry.index)));
                 }
             }
             Waiter::Commands(replies) => {

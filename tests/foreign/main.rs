@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)] // tests are the outside world
 #![cfg(not(feature = "sim"))]
 
+mod edges;
 #[path = "../kv/requests.rs"]
 mod requests;
 #[path = "../process/running.rs"]
@@ -249,8 +250,9 @@ async fn ask(Clients { kv: client, lease }: &mut Clients, asked: Asked) -> Resul
     Ok(Answered::Keys(answer))
 }
 
-/// Leaves out who answered. Inner answers are of the transaction's revision, whatever they say of it.
+/// Leaves out who answered. Inner answers are of the transaction's revision, whatever they say of it; inner transactions say nothing.
 fn anonymous(answer: &mut Response, outer: bool) {
+    let is_txn = matches!(answer, Response::ResponseTxn(_));
     let header = match answer {
         Response::ResponseRange(reply) => &mut reply.header,
         Response::ResponsePut(reply) => &mut reply.header,
@@ -262,7 +264,7 @@ fn anonymous(answer: &mut Response, outer: bool) {
         }
     };
     let revision = header.as_ref().map_or(0, |header| header.revision);
-    *header = outer.then_some(ResponseHeader { revision, ..ResponseHeader::default() });
+    *header = (outer || is_txn).then_some(ResponseHeader { revision, ..ResponseHeader::default() });
 }
 
 /// Thousands of requests of all kinds, sensible and not, one after the other: both answer the same, to the letter.
@@ -750,7 +752,16 @@ fn its_own_client_is_a_user() {
             story.push((args.join(" "), output.status.code(), text(&output.stdout), said));
         };
         let root = "root:toor";
-        for line in ["user add root:toor", "user add root:toor", "auth enable", "put free 1"] {
+        for line in [
+            "user add root:toor",
+            "user add root:toor",
+            "user add other:pw",
+            "user grant-role other root",
+            "role list",
+            "auth enable",
+            "put free 1",
+            "user delete other --user root:toor",
+        ] {
             tell("", line);
         }
         for line in

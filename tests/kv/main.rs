@@ -234,7 +234,11 @@ impl Model {
                     let header = header(change.revision);
                     Response::ResponseDeleteRange(DeleteRangeResponse { header, deleted, prev_kvs })
                 }
-                Request::RequestTxn(txn) => Response::ResponseTxn(self.run(txn, change)),
+                // The revision stands in the outer one's header.
+                Request::RequestTxn(txn) => Response::ResponseTxn(TxnResponse {
+                    header: Some(ResponseHeader::default()),
+                    ..self.run(txn, change)
+                }),
             };
             responses.push(ResponseOp { response: Some(response) });
         }

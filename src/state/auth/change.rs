@@ -119,7 +119,7 @@ pub(in super::super) fn change(
             (row.password, row.since) = (change.hashed_password.clone(), auth.revision + 1);
             Ok(())
         })?,
-        // As etcd's own client makes it, when it enables this.
+        // Root's need not be there: it means everything by its name.
         Change::GrantRole(grant) if grant.role != ROOT && auth.role(&grant.role).is_none() => {
             match auth.user(&grant.user) {
                 Some(_) => Err(AuthReject::RoleNotFound.into()),
@@ -127,18 +127,14 @@ pub(in super::super) fn change(
             }
         }
         Change::GrantRole(grant) => {
-            let granted = with_user(apply, &auth, &grant.user, |row| match row.roles.binary_search(&grant.role) {
+            with_user(apply, &auth, &grant.user, |row| match row.roles.binary_search(&grant.role) {
                 Ok(_) => Ok(()),
                 Err(_) if row.roles.len() >= ROLES_OF_USER_MAX => limit("roles of a user", ROLES_OF_USER_MAX),
                 Err(place) => {
                     row.roles.insert(place, grant.role.clone());
                     Ok(())
                 }
-            })?;
-            if granted.is_ok() && auth.role(&grant.role).is_none() {
-                put_role(apply, &grant.role, &RoleRow::default())?;
-            }
-            granted
+            })?
         }
         Change::RevokeRole(revoke) if auth.enabled && revoke.name == ROOT && revoke.role == ROOT => {
             Err(AuthReject::RootNeeded.into())

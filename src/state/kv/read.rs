@@ -18,7 +18,7 @@ use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
-    Compare, RangeRequest, RangeResponse, RequestOp, ResponseOp, TxnRequest, TxnResponse,
+    Compare, RangeRequest, RangeResponse, RequestOp, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
 use crate::proto::v1;
@@ -290,13 +290,18 @@ impl<'a, R: Read> Store<'a, R> {
         for operation in branch(txn, succeeded) {
             let response = match &operation.request {
                 Some(Request::RequestRange(range)) => Response::ResponseRange(self.range(range)?),
-                Some(Request::RequestTxn(txn)) => Response::ResponseTxn(self.reads(txn)?),
+                Some(Request::RequestTxn(txn)) => Response::ResponseTxn(inner(self.reads(txn)?)),
                 _ => return Err(KvReject::KeyNotFound.into()),
             };
             responses.push(ResponseOp { response: Some(response) });
         }
         Ok(TxnResponse { header: header(self.revision), succeeded, responses })
     }
+}
+
+/// What came of a transaction within another, as etcd says it: the revision stands in the outer one's header.
+pub(super) fn inner(reply: TxnResponse) -> TxnResponse {
+    TxnResponse { header: Some(ResponseHeader::default()), ..reply }
 }
 
 /// What a transaction does.

@@ -9,7 +9,7 @@ use super::super::lease;
 use super::super::machine::Apply;
 use super::super::table::Table;
 use super::index::{KeyIndex, Position, Version};
-use super::read::{NoAnswer, Store, branch};
+use super::read::{NoAnswer, Store, branch, inner};
 use super::{check, header, is_within, signed};
 use crate::error::{Fault, KvReject, Reject};
 use crate::ids::LeaseId;
@@ -266,7 +266,7 @@ impl<'txn> Writer<'_, 'txn> {
                 Some(Request::RequestRange(range)) => Response::ResponseRange(self.store().range(range)?),
                 Some(Request::RequestPut(put)) => Response::ResponsePut(self.put(put)?),
                 Some(Request::RequestDeleteRange(delete)) => Response::ResponseDeleteRange(self.delete_range(delete)?),
-                Some(Request::RequestTxn(txn)) => Response::ResponseTxn(self.txn(txn, path)?),
+                Some(Request::RequestTxn(txn)) => Response::ResponseTxn(inner(self.txn(txn, path)?)),
                 None => return Err(KvReject::KeyNotFound.into()),
             };
             responses.push(ResponseOp { response: Some(response) });
