@@ -297,8 +297,9 @@ fn under_lease(
 ) {
     run_elsewhere(plan);
     (plan.lease_reads, plan.nodes, plan.voters_max) = (true, 3, 3);
-    // What is wrong is so for a moment: one key, written and read all the time.
-    (plan.clients, plan.pause, plan.operations, plan.idle_permille) = (4, Duration::from_millis(60), 600, 0);
+    // What is wrong is so for a moment: one key, read all the time, and written by many who pause for about as long as it takes to have
+    // another leader. Whoever has asked the one before is stuck with it.
+    (plan.clients, plan.pause, plan.operations, plan.idle_permille) = (16, Duration::from_millis(1_200), 60, 0);
     (plan.keys, plan.readers, plan.readers_pause) = (1, 1, Duration::from_millis(30));
     // Who knows one member alone would wait for it, time after time, when that is gone.
     (plan.foreign, plan.inside) = (0, 0);

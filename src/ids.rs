@@ -152,6 +152,9 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let bad = |why| AddressError { text: text.to_owned(), why };
+        if text.contains("://") {
+            return Err(bad("it is HOST:PORT alone, without what comes before \"://\" and with it"));
+        }
         let colon = text.rfind(':').ok_or(bad("no port"))?;
         let (host, port) = (&text[..colon], &text[colon + 1..]);
         if port.parse::<u16>().is_err() || port.starts_with('+') {

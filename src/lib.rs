@@ -39,7 +39,6 @@
 //! let found = client.get(b"greeting").await?.expect("it was put");
 //! assert_eq!((&found.value[..], found.mod_revision), (&b"hello"[..], revision.0 as i64));
 //!
-//! // More nodes join with `Origin::Join(vec![node.address().clone()])`, in this process, in another program, or as `node start --join`.
 //! let mut leaders = node.leader_changes();
 //! assert_eq!(leaders.next().await, Some(Some(node.identity().id)));
 //! let mut members = node.membership_changes();
@@ -49,6 +48,58 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! One that was started alone grows while it serves. Others join it, in this process, in another, or as `node start --join`: they catch
+//! up as learners, and get a vote by themselves when they have. What a process runs by the way is kept by a lock, and seen by a watch:
+//!
+//! ```
+//! # use std::time::Duration;
+//! # use cairn::node::{NodeBuilder, Origin};
+//! # use futures_util::StreamExt;
+//! use cairn::proto::etcdserverpb::WatchCreateRequest;
+//! use cairn::state::kv::prefix_end;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let dir = tempfile::tempdir()?;
+//! # let dir = dir.path();
+//! let node = |name: &str, origin| -> Result<_, Box<dyn std::error::Error>> {
+//!     Ok(NodeBuilder::new(cairn::os::io(&dir.join(name), None)?, "127.0.0.1:0".parse()?).origin(origin))
+//! };
+//! let first = node("n1", Origin::Bootstrap)?.start().await?;
+//! first.wait_ready().await;
+//! let second = node("n2", Origin::Join(vec![first.advertised().clone()]))?.start().await?;
+//! let third = node("n3", Origin::Join(vec![first.advertised().clone()]))?.start().await?;
+//! let mut members = first.membership_changes();
+//! while members.next().await.expect("it runs").voters.len() < 3 {}
+//!
+//! // Everything with a prefix, from now on, whichever member dies.
+//! let client = first.client(Duration::from_secs(5));
+//! let (key, range_end) = ("job/".into(), prefix_end(b"job/"));
+//! let mut watch = client.watch(WatchCreateRequest { key, range_end, ..Default::default() });
+//! watch.next().await?;
+//!
+//! // One at a time, in the whole cluster; the lock goes with the lease, which is kept alive for as long as `keep` is polled.
+//! let mut lease = client.hold_lease(Duration::from_secs(10)).await?;
+//! let id = lease.id();
+//! let turn = tokio::select! {
+//!     turn = client.wait_turn("jobs", id, b"who I am") => turn?,
+//!     lost = lease.keep() => return Err(lost.into()),
+//! };
+//! client.put(b"job/1", format!("done under token {}", turn.token).as_bytes(), None).await?;
+//! assert_eq!(watch.next().await?.events.len(), 1);
+//! lease.revoke().await?;
+//!
+//! for node in [third, second, first] {
+//!     node.stop().await;
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A node whose seams have no launcher, as those of [`os::io`], runs no tasks, whatever its role. A client of a node keeps the node's data
+//! directory locked until it is dropped, also when the node has been stopped. A node that cannot go on safely ends the process, see
+//! [`NodeBuilder::start`](node::NodeBuilder::start).
 
 #[macro_use]
 pub mod mark;

@@ -1,29 +1,45 @@
 //! `node kv`.
 
+use std::io::Read as _;
+use std::os::unix::ffi::OsStringExt as _;
+
+use bytes::Bytes;
+use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::output::{self, printable};
+use super::listen::Listening;
+use super::output::{self, bytes_json, printable};
 use super::txn::Txn;
 use super::{Connection, Failure, Output};
-use crate::client::{Client, ClientError, revision};
+use crate::client::{Client, revision};
+use crate::error::Context as _;
 use crate::ids::{LeaseId, Revision};
-use crate::limits::RANGE_PAGE_KEYS;
+use crate::limits::{RANGE_PAGE_KEYS, REQUEST_BYTES_MAX};
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, WatchCreateRequest};
 use crate::proto::mvccpb::event::EventType;
 use crate::proto::mvccpb::{Event, KeyValue};
 use crate::state::kv::prefix_end;
 
+/// An argument as it was typed, text or not.
+fn typed() -> impl TypedValueParser<Value = Bytes> {
+    OsStringValueParser::new().map(|given| Bytes::from(given.into_vec()))
+}
+
 /// What can be done with keys.
 #[derive(Subcommand)]
 pub enum Kv {
     /// Set a key
+    #[command(after_help = "Examples:\n  node kv put greeting hello\n  node kv put config < config.json\n  \
+        node kv put lock me --if-revision 0\n  node kv put --lease 4a1c leader n1")]
     Put {
         /// The key
-        key: String,
-        /// Its value
-        value: String,
+        #[arg(value_parser = typed())]
+        key: Bytes,
+        /// Its value; without one, all of standard input
+        #[arg(value_parser = typed())]
+        value: Option<Bytes>,
         /// Only if the key's revision is this one; 0: only if it does not exist
         #[arg(long, conflicts_with_all = ["prev", "lease"])]
         if_revision: Option<u64>,
@@ -34,10 +50,12 @@ pub enum Kv {
         #[arg(long)]
         lease: Option<LeaseId>,
     },
-    /// Print a key's value
+    /// Print a key's value, as it is, and a line's end
+    #[command(after_help = "Examples:\n  node kv get greeting\n  node kv get greeting --revision 2 -o json")]
     Get {
         /// The key
-        key: String,
+        #[arg(value_parser = typed())]
+        key: Bytes,
         /// As it was at this revision of the store
         #[arg(long)]
         revision: Option<u64>,
@@ -46,9 +64,11 @@ pub enum Kv {
     },
     /// Remove a key
     #[command(visible_alias = "del")]
+    #[command(after_help = "Examples:\n  node kv delete greeting\n  node kv delete gre --prefix --prev")]
     Delete {
         /// The key; with --prefix, what all the keys begin with
-        key: String,
+        #[arg(value_parser = typed())]
+        key: Bytes,
         /// Only if the key's revision is this one
         #[arg(long, conflicts_with_all = ["prefix", "prev"])]
         if_revision: Option<u64>,
@@ -60,12 +80,16 @@ pub enum Kv {
         prev: bool,
     },
     /// Print all keys with a prefix
+    #[command(
+        after_help = "Examples:\n  node kv list --prefix gre\n  node kv list --sort revision --descend --limit 10\n  \
+        node kv list --prefix queue/ -o simple | cut -f 1"
+    )]
     List {
         /// The prefix; all keys without one
-        #[arg(long, default_value = "")]
-        prefix: String,
+        #[arg(long, default_value = "", value_parser = typed())]
+        prefix: Bytes,
         /// Keys at most; 0: all
-        #[arg(long, default_value_t = RANGE_PAGE_KEYS)]
+        #[arg(long, default_value_t = 0)]
         limit: usize,
         /// As they were at this revision of the store
         #[arg(long)]
@@ -85,9 +109,14 @@ pub enum Kv {
     /// Compare keys, and do one thing or another, at once
     Txn(Txn),
     /// Print changes as they happen, until it is interrupted
+    #[command(
+        after_help = "Examples:\n  node kv watch gre --prefix\n  node kv watch greeting --revision 2 -o json\n\n\
+        Exit status: 3 if no member answers from the beginning; when none does later, it says so and goes on."
+    )]
     Watch {
         /// The key; with --prefix, what all the keys begin with
-        key: String,
+        #[arg(value_parser = typed())]
+        key: Bytes,
         /// Watch all keys that begin with it
         #[arg(long)]
         prefix: bool,
@@ -99,6 +128,7 @@ pub enum Kv {
         prev: bool,
     },
     /// Forget what was superseded before a revision
+    #[command(after_help = "Example:\n  node kv compact 1000 --physical")]
     Compact {
         /// This revision and later ones can still be read
         revision: u64,
@@ -149,52 +179,62 @@ impl Kv {
         let as_json = connection.output == Output::Json;
         match self {
             Self::Put { key, value, if_revision, prev, lease } => {
+                let value = match value {
+                    Some(value) => value.clone(),
+                    None => given()?,
+                };
                 let (now, before) = match if_revision {
-                    Some(expected) => {
-                        (client.put(key.as_bytes(), value.as_bytes(), Some(Revision(*expected))).await?, None)
-                    }
+                    Some(expected) => (client.put(key, &value, Some(Revision(*expected))).await?, None),
                     None => {
-                        let (key, value) = (key.clone().into(), value.clone().into());
+                        let key = key.clone();
                         let lease = lease.unwrap_or_default().0;
                         let put = PutRequest { key, value, lease, prev_kv: *prev, ..PutRequest::default() };
                         let reply = client.put_request(put).await?;
                         (revision(reply.header.as_ref()), reply.prev_kv)
                     }
                 };
-                if as_json {
-                    let mut document = json!({ "revision": now.0 });
-                    if *prev {
-                        document["previous"] = before.as_ref().map_or(Value::Null, key_json);
+                let before_text = before.as_ref().map(|row| printable(&row.value));
+                match connection.output {
+                    Output::Json => {
+                        let mut document = json!({ "revision": now.0 });
+                        if *prev {
+                            document["previous"] = before.as_ref().map_or(Value::Null, key_json);
+                        }
+                        output::json(&document);
                     }
-                    output::json(&document);
-                } else {
-                    say!("revision {now}");
-                    before.iter().for_each(|row| say!("before: {}", printable(&row.value)));
+                    Output::Simple => {
+                        output::simple(&[Some(now.to_string()), before_text].into_iter().flatten().collect::<Vec<_>>())
+                    }
+                    Output::Table => {
+                        say!("revision {now}");
+                        before_text.iter().for_each(|before| say!("before: {before}"));
+                    }
                 }
             }
             Self::Get { key, revision, reading } => {
                 let range = RangeRequest {
-                    key: key.clone().into(),
+                    key: key.clone(),
                     revision: number("--revision", *revision)?,
                     serializable: reading.serializable,
                     ..RangeRequest::default()
                 };
-                match client.range(range).await?.kvs.first() {
-                    Some(row) if as_json => output::json(&key_json(row)),
-                    Some(row) => say!("{}", printable(&row.value)),
-                    None => return Err(Failure::NotFound(format!("the key {key:?} does not exist"))),
+                match (client.range(range).await?.kvs.first(), connection.output) {
+                    (Some(row), Output::Json) => output::json(&key_json(row)),
+                    (Some(row), Output::Simple) => output::simple(&[printable(&row.value)]),
+                    (Some(row), Output::Table) => output::print(&[&row.value[..], b"\n"].concat()),
+                    (None, _) => return Err(missing(key)),
                 }
             }
             Self::Delete { key, if_revision: Some(expected), .. } => {
-                let existed = client.delete(key.as_bytes(), Some(Revision(*expected))).await?;
+                let existed = client.delete(key, Some(Revision(*expected))).await?;
                 deleted(key, u64::from(existed), None, connection.output)?;
             }
             Self::Delete { key, prefix, prev, .. } => {
                 let (key_bytes, range_end) = match prefix {
                     true => span(key),
-                    false => (key.clone().into_bytes(), Vec::new()),
+                    false => (key.clone(), Bytes::new()),
                 };
-                let delete = DeleteRangeRequest { key: key_bytes.into(), range_end: range_end.into(), prev_kv: *prev };
+                let delete = DeleteRangeRequest { key: key_bytes, range_end, prev_kv: *prev };
                 let reply = client.delete_range(delete).await?;
                 deleted(key, reply.deleted.cast_unsigned(), prev.then_some(&reply.prev_kvs[..]), connection.output)?;
             }
@@ -203,8 +243,8 @@ impl Kv {
                 let order = if *descend { SortOrder::Descend } else { SortOrder::Ascend };
                 let plain = matches!(sort, Sort::Key) && !descend;
                 let mut range = RangeRequest {
-                    key: key.into(),
-                    range_end: range_end.into(),
+                    key,
+                    range_end,
                     revision: number("--revision", *revision)?,
                     serializable: reading.serializable,
                     count_only: *count,
@@ -222,12 +262,16 @@ impl Kv {
                     range.set_sort_order(order);
                     range.set_sort_target((*sort).into());
                 }
-                let rows = if plain {
+                let (rows, more) = if plain {
                     pages(&client, range, *limit).await?
                 } else {
                     range.limit = i64::try_from(*limit).unwrap_or(i64::MAX);
-                    client.range(range).await?.kvs
+                    let reply = client.range(range).await?;
+                    (reply.kvs, reply.more)
                 };
+                if more {
+                    eprintln!("there are more keys than the {} of --limit", rows.len());
+                }
                 if as_json {
                     output::json(&rows.iter().map(key_json).collect());
                 } else {
@@ -236,25 +280,27 @@ impl Kv {
             }
             Self::Txn(txn) => txn.run(connection).await?,
             Self::Watch { key, prefix, revision, prev } => {
-                let (key, range_end) = if *prefix { span(key) } else { (key.clone().into_bytes(), Vec::new()) };
-                let mut watch = client.watch(WatchCreateRequest {
-                    key: key.into(),
-                    range_end: range_end.into(),
+                let (key, range_end) = if *prefix { span(key) } else { (key.clone(), Bytes::new()) };
+                let watch = client.watch(WatchCreateRequest {
+                    key,
+                    range_end,
                     start_revision: number("--revision", *revision)?,
                     prev_kv: *prev,
                     ..WatchCreateRequest::default()
                 });
-                loop {
-                    watch.next().await?.events.iter().for_each(|event| print_event(event, as_json));
+                let mut watch = Listening::to(watch, connection);
+                while output::unprinted().is_none() {
+                    watch.next().await?.iter().for_each(|event| print_event(event, connection.output));
                 }
             }
             Self::Compact { revision, physical } => {
                 let compact =
                     CompactionRequest { revision: number("the revision", Some(*revision))?, physical: *physical };
                 client.compact(compact).await?;
-                match as_json {
-                    true => output::json(&json!({ "compacted": revision })),
-                    false => say!("compacted up to revision {revision}"),
+                match connection.output {
+                    Output::Json => output::json(&json!({ "compacted": revision })),
+                    Output::Simple => say!("{revision}"),
+                    Output::Table => say!("compacted up to revision {revision}"),
                 }
             }
         }
@@ -262,22 +308,33 @@ impl Kv {
     }
 }
 
+/// All of standard input, which is a value; a byte more than a value may have is enough to be refused.
+fn given() -> Result<Bytes, Failure> {
+    let mut value = Vec::new();
+    let read = std::io::stdin().lock().take(REQUEST_BYTES_MAX as u64 + 1).read_to_end(&mut value);
+    Ok(read.map(|_| value.into()).context(|| "read the value from standard input".into())?)
+}
+
+fn missing(key: &[u8]) -> Failure {
+    Failure::NotFound(format!("the key {:?} does not exist", printable(key)))
+}
+
 /// All keys with a prefix, as a range.
-pub(super) fn span(prefix: &str) -> (Vec<u8>, Vec<u8>) {
+pub(super) fn span(prefix: &[u8]) -> (Bytes, Bytes) {
     // No key is empty.
-    let from = if prefix.is_empty() { vec![0] } else { prefix.as_bytes().to_vec() };
-    (from, prefix_end(prefix.as_bytes()).to_vec())
+    let from = if prefix.is_empty() { Bytes::from_static(&[0]) } else { Bytes::copy_from_slice(prefix) };
+    (from, prefix_end(prefix))
 }
 
 fn number(what: &str, given: Option<u64>) -> Result<i64, Failure> {
-    i64::try_from(given.unwrap_or_default()).map_err(|_| {
-        let given = given.unwrap_or_default();
-        Failure::Client(ClientError::Invalid(format!("{what}: {given} is no revision; the greatest is {}", i64::MAX)))
-    })
+    let given = given.unwrap_or_default();
+    i64::try_from(given)
+        .map_err(|_| Failure::usage(format!("{what}: {given} is no revision; the greatest is {}", i64::MAX)))
 }
 
-/// Keys in their order, page by page, all as of the revision of the first page; at most `limit`, or all if that is 0.
-async fn pages(client: &Client, mut range: RangeRequest, limit: usize) -> Result<Vec<KeyValue>, Failure> {
+/// Keys in their order, page by page, all as of the revision of the first page; at most `limit`, or all if that is 0. Says whether
+/// there are more.
+async fn pages(client: &Client, mut range: RangeRequest, limit: usize) -> Result<(Vec<KeyValue>, bool), Failure> {
     let mut rows: Vec<KeyValue> = Vec::new();
     loop {
         let left = if limit == 0 { RANGE_PAGE_KEYS } else { (limit - rows.len()).min(RANGE_PAGE_KEYS) };
@@ -288,54 +345,65 @@ async fn pages(client: &Client, mut range: RangeRequest, limit: usize) -> Result
         }
         rows.extend(page.kvs);
         let Some(last) = rows.last().filter(|_| page.more && (limit == 0 || rows.len() < limit)) else {
-            return Ok(rows);
+            return Ok((rows, page.more));
         };
         // The next key there can be.
         range.key = [&last.key[..], &[0]].concat().into();
     }
 }
 
-fn deleted(key: &str, count: u64, before: Option<&[KeyValue]>, output: Output) -> Result<(), Failure> {
-    let as_json = output == Output::Json;
-    match (as_json, count) {
-        (true, _) => {
+fn deleted(key: &[u8], count: u64, before: Option<&[KeyValue]>, output: Output) -> Result<(), Failure> {
+    match (output, count) {
+        (Output::Json, _) => {
             let mut document = json!({ "deleted": count });
             if let Some(rows) = before {
                 document["previous"] = rows.iter().map(key_json).collect();
             }
             output::json(&document);
         }
-        (false, 0) => return Err(Failure::NotFound(format!("the key {key:?} does not exist"))),
-        (false, 1) => say!("deleted"),
-        (false, _) => say!("deleted {count} keys"),
+        (_, 0) => {}
+        (Output::Simple, _) => say!("{count}"),
+        (Output::Table, 1) => say!("deleted"),
+        (Output::Table, _) => say!("deleted {count} keys"),
     }
-    if let Some(rows) = before.filter(|_| !as_json) {
+    if count == 0 {
+        return Err(missing(key));
+    }
+    if let Some(rows) = before.filter(|_| output != Output::Json) {
         print(output, rows);
     }
     Ok(())
 }
 
 /// One change, on a line of its own.
-fn print_event(event: &Event, as_json: bool) {
+fn print_event(event: &Event, output: Output) {
     let Some(row) = &event.kv else { return };
     let gone = event.r#type() == EventType::Delete;
-    if as_json {
-        let mut line = if gone {
-            json!({ "type": "delete", "key": printable(&row.key), "revision": row.mod_revision })
-        } else {
-            let mut line = key_json(row);
-            line["type"] = json!("put");
-            line
-        };
-        if let Some(before) = &event.prev_kv {
-            line["previous"] = key_json(before);
+    let before = event.prev_kv.as_ref();
+    match output {
+        Output::Json => {
+            let mut line = match gone {
+                true => json!({ "key": bytes_json(&row.key), "revision": row.mod_revision }),
+                false => key_json(row),
+            };
+            line["type"] = json!(if gone { "delete" } else { "put" });
+            if let Some(before) = before {
+                line["previous"] = key_json(before);
+            }
+            say!("{line}");
         }
-        say!("{line}");
-        return;
+        Output::Simple => {
+            let kind = if gone { "delete" } else { "put" };
+            let mut cells = vec![row.mod_revision.to_string(), kind.into(), printable(&row.key), printable(&row.value)];
+            cells.extend(before.map(|before| printable(&before.value)));
+            output::simple(&cells);
+        }
+        Output::Table => {
+            let before = before.map(|before| format!(" (before: {})", printable(&before.value)));
+            let what = if gone { "deleted".to_owned() } else { format!("= {}", printable(&row.value)) };
+            say!("{} {} {what}{}", row.mod_revision, printable(&row.key), before.unwrap_or_default());
+        }
     }
-    let before = event.prev_kv.as_ref().map(|before| format!(" (before: {})", printable(&before.value)));
-    let what = if gone { "deleted".to_owned() } else { format!("= {}", printable(&row.value)) };
-    say!("{} {} {what}{}", row.mod_revision, printable(&row.key), before.unwrap_or_default());
 }
 
 pub(super) fn print(output: Output, rows: &[KeyValue]) {
@@ -346,8 +414,8 @@ pub(super) fn print(output: Output, rows: &[KeyValue]) {
 /// A key as a JSON object.
 pub(super) fn key_json(row: &KeyValue) -> Value {
     let mut document = json!({
-        "key": printable(&row.key),
-        "value": printable(&row.value),
+        "key": bytes_json(&row.key),
+        "value": bytes_json(&row.value),
         "revision": row.mod_revision,
         "created": row.create_revision,
         "version": row.version,

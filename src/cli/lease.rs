@@ -15,7 +15,7 @@ pub enum Lease {
     /// Grant a lease; keys are put under it with `node kv put --lease`
     Grant {
         /// How long it lasts, in seconds
-        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+        #[arg(value_parser = clap::value_parser!(u64).range(1..=9_000_000_000))]
         ttl: u64,
         /// The id it is to have, in hexadecimal digits; any without one
         #[arg(long)]
@@ -49,29 +49,32 @@ pub enum Lease {
 impl Lease {
     pub(super) async fn run(&self, connection: &Connection) -> Result<(), Failure> {
         let client = connection.client()?;
-        let as_json = connection.output == Output::Json;
         match self {
             Self::Grant { ttl, id } => {
                 let (id, ttl) = client.grant_lease(*id, Duration::from_secs(*ttl)).await?;
-                match as_json {
-                    true => output::json(&json!({ "lease": id.to_string(), "ttl": ttl.as_secs() })),
-                    false => say!("lease {id} lasts {} s", ttl.as_secs()),
+                match connection.output {
+                    Output::Json => output::json(&json!({ "lease": id.to_string(), "ttl": ttl.as_secs() })),
+                    Output::Simple => say!("{id}"),
+                    Output::Table => say!("lease {id} lasts {} s", ttl.as_secs()),
                 }
             }
             Self::Revoke { id } => {
                 let revision = client.revoke_lease(*id).await?;
-                match as_json {
-                    true => output::json(&json!({ "lease": id.to_string(), "revision": revision.0 })),
-                    false => say!("lease {id} is revoked"),
+                match connection.output {
+                    Output::Json => output::json(&json!({ "lease": id.to_string(), "revision": revision.0 })),
+                    Output::Simple => say!("{revision}"),
+                    Output::Table => say!("lease {id} is revoked"),
                 }
             }
             Self::KeepAlive { id, once } => loop {
                 let ttl = client.keep_lease_alive(*id).await?;
-                match as_json {
-                    true => say!("{}", json!({ "lease": id.to_string(), "ttl": ttl.as_secs() })),
-                    false => say!("lease {id} lasts {} s from now", ttl.as_secs()),
+                let seconds = ttl.as_secs();
+                match connection.output {
+                    Output::Json => say!("{}", json!({ "lease": id.to_string(), "ttl": seconds })),
+                    Output::Simple => output::simple(&[id.to_string(), seconds.to_string()]),
+                    Output::Table => say!("lease {id} lasts {seconds} s from now"),
                 }
-                if *once {
+                if *once || output::unprinted().is_some() {
                     break;
                 }
                 client.pause(ttl / 3).await;
@@ -80,23 +83,31 @@ impl Lease {
                 let Some(lease) = client.lease(*id, *keys).await? else {
                     return Err(Failure::NotFound(format!("lease {id} does not exist, or has ended")));
                 };
-                let names: Vec<String> = lease.keys.iter().map(|key| printable(key)).collect();
-                if as_json {
-                    let mut document = json!({ "lease": id.to_string(), "left": lease.ttl, "ttl": lease.granted_ttl });
-                    if *keys {
-                        document["keys"] = json!(names);
+                let names = || lease.keys.iter().map(|key| printable(key));
+                let (left, ttl) = (lease.ttl, lease.granted_ttl);
+                match connection.output {
+                    Output::Json => {
+                        let mut document = json!({ "lease": id.to_string(), "left": left, "ttl": ttl });
+                        if *keys {
+                            document["keys"] = lease.keys.iter().map(|key| output::bytes_json(key)).collect();
+                        }
+                        output::json(&document);
                     }
-                    output::json(&document);
-                } else {
-                    say!("lease {id} has {} of {} s left", lease.ttl, lease.granted_ttl);
-                    names.iter().for_each(|name| say!("{name}"));
+                    Output::Simple => {
+                        output::simple(&[id.to_string(), left.to_string(), ttl.to_string()]);
+                        names().for_each(|name| output::simple(&[name]));
+                    }
+                    Output::Table => {
+                        say!("lease {id} has {left} of {ttl} s left");
+                        names().for_each(|name| say!("{name}"));
+                    }
                 }
             }
             Self::List => {
                 let leases = client.leases().await?;
-                match as_json {
-                    true => output::json(&leases.iter().map(ToString::to_string).collect()),
-                    false => leases.iter().for_each(|lease| say!("{lease}")),
+                match connection.output {
+                    Output::Json => output::json(&leases.iter().map(ToString::to_string).collect()),
+                    _ => leases.iter().for_each(|lease| say!("{lease}")),
                 }
             }
         }

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde_json::json;
 
-use super::output::printable;
+use super::listen::Listening;
+use super::output::{self, bytes_json, printable};
 use super::{Connection, Failure, Output};
 use crate::client::{Client, HeldLease, Line, Turn};
 use crate::error::Context;
@@ -20,6 +22,7 @@ const INTERRUPTED: i32 = 130;
 #[derive(Args)]
 pub struct LockCommand {
     /// The lock
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// How long it is held at most after this machine has died, in seconds
     #[arg(long, default_value = "10", value_parser = clap::value_parser!(u32).range(2..))]
@@ -33,6 +36,7 @@ pub struct LockCommand {
 #[derive(Args)]
 pub struct ElectCommand {
     /// The election
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
     /// What is said of oneself while one leads
     #[arg(required_unless_present = "listen")]
@@ -114,16 +118,18 @@ impl LockCommand {
 impl ElectCommand {
     pub(super) async fn run(&self, connection: &Connection) -> Result<i32, Failure> {
         let client = connection.client()?;
-        let as_json = connection.output == Output::Json;
-        let Some(value) = &self.value else { return self.listen(&client, as_json).await };
+        let Some(value) = &self.value else { return self.listen(&client, connection).await };
         let mut lease = client.hold_lease(Duration::from_secs(self.ttl.into())).await?;
         let result = match wait_turn(&client, &mut lease, &self.name, value).await {
             Ok(Some(turn)) => {
-                print_leader(&turn.key, value.as_bytes(), turn.token.0, as_json);
+                print_leader(&turn.key, value.as_bytes(), turn.token.0, connection.output);
                 tokio::select! {
                     biased;
                     result = interrupted() => result.map(|()| 0),
-                    lost = lease.keep() => Err(lost.into()),
+                    lost = lease.keep() => {
+                        eprintln!("error: {value} leads no more: its lease cannot be kept alive");
+                        Err(lost.into())
+                    }
                 }
             }
             Ok(None) => Ok(INTERRUPTED),
@@ -133,31 +139,33 @@ impl ElectCommand {
         result
     }
 
-    async fn listen(&self, client: &Client, as_json: bool) -> Result<i32, Failure> {
+    async fn listen(&self, client: &Client, connection: &Connection) -> Result<i32, Failure> {
         let (mut leader, revision) = client.whose_turn(&self.name).await?;
         let (key, range_end) = Line::new(self.name.as_bytes()).keys();
-        let mut watch = client.watch(WatchCreateRequest {
+        let watch = client.watch(WatchCreateRequest {
             key,
             range_end,
             start_revision: revision.0.cast_signed() + 1,
             ..WatchCreateRequest::default()
         });
+        let mut watch = Listening::to(watch, connection);
         let mut told = None;
-        loop {
+        while output::unprinted().is_none() {
             if let Some(row) = leader.filter(|row| Some(row.mod_revision) != told) {
                 told = Some(row.mod_revision);
-                print_leader(&row.key, &row.value, row.create_revision.cast_unsigned(), as_json);
+                print_leader(&row.key, &row.value, row.create_revision.cast_unsigned(), connection.output);
             }
             watch.next().await?;
             leader = client.whose_turn(&self.name).await?.0;
         }
+        Ok(0)
     }
 }
 
-fn print_leader(key: &[u8], value: &[u8], token: u64, as_json: bool) {
-    let (key, value) = (printable(key), printable(value));
-    match as_json {
-        true => say!("{}", json!({ "key": key, "leader": value, "token": token })),
-        false => say!("{value} leads, token {token}"),
+fn print_leader(key: &[u8], value: &[u8], token: u64, output: Output) {
+    match output {
+        Output::Json => say!("{}", json!({ "key": bytes_json(key), "leader": bytes_json(value), "token": token })),
+        Output::Simple => output::simple(&[token.to_string(), printable(value), printable(key)]),
+        Output::Table => say!("{} leads, token {token}", printable(value)),
     }
 }

@@ -1,14 +1,14 @@
 //! The command line: what people and scripts type.
 //!
 //! Exit status: 0 done; 1 refused, not found or failed; 2 wrong usage; 3 not done because the cluster could not be
-//! reached; 4 the outcome is unknown; 70 the node stopped itself because it could not go on safely.
+//! reached; 4 the outcome is unknown; 70 the node stopped itself because it could not go on safely; 141 whoever read what was
+//! printed has gone.
 
-/// Prints a line to standard output. Whoever reads it may have gone, and that must stop nothing.
+/// Prints a line to standard output.
 macro_rules! say {
-    ($($arguments:tt)*) => {{
-        use std::io::Write;
-        let _ = writeln!(std::io::stdout().lock(), $($arguments)*);
-    }};
+    ($($arguments:tt)*) => {
+        $crate::cli::output::print(format!("{}\n", format_args!($($arguments)*)).as_bytes())
+    };
 }
 
 mod access;
@@ -19,6 +19,7 @@ mod config;
 mod kv;
 mod lease;
 mod line;
+mod listen;
 mod output;
 mod serve;
 mod snapshot;
@@ -127,7 +128,8 @@ enum Command {
         lock: line::LockCommand,
     },
     /// Lead alone, for as long as this runs, or see who does
-    #[command(after_help = "Examples:\n  node elect writers n1\n  node elect writers --listen")]
+    #[command(after_help = "Examples:\n  node elect writers n1\n  node elect writers --listen\n\n\
+        Exit status: 0 if it was interrupted while it led, 130 while it waited, 3 if it leads no more because no member could be reached.")]
     Elect {
         #[command(flatten)]
         connection: Connection,
@@ -255,6 +257,7 @@ enum Cluster {
 
 /// How to reach the cluster, and how to print.
 #[derive(Args)]
+#[command(next_help_heading = "Connection and output")]
 struct Connection {
     /// Addresses of members, the first that answers is used
     #[arg(long, global = true, env = "CAIRN_ENDPOINTS", value_delimiter = ',', default_value = "127.0.0.1:7400")]
@@ -279,7 +282,7 @@ struct Connection {
 enum Output {
     /// For people
     Table,
-    /// For programs: one JSON document
+    /// For programs: one JSON document, or one a line of what goes on. Bytes that are no text are {"base64": …}
     Json,
     /// For `cut` and `while read`: a line for each row, with tabs between its columns; in them a tab is \t, a line's end \n, and \ is \\
     Simple,
@@ -326,6 +329,14 @@ enum Failure {
     Fault(Fault),
     Client(ClientError),
     NotFound(String),
+    /// It makes no sense as it was typed, and nobody was asked.
+    Usage(String),
+}
+
+impl Failure {
+    fn usage(why: impl ToString) -> Self {
+        Self::Usage(why.to_string())
+    }
 }
 
 impl From<Fault> for Failure {
@@ -345,12 +356,18 @@ impl Failure {
         match self {
             Self::Fault(fault) => eprintln!("error: {fault}"),
             Self::NotFound(what) => eprintln!("error: {what}"),
+            Self::Usage(why) => {
+                eprintln!("error: {why}");
+                return 2;
+            }
             Self::Client(error @ ClientError::Unavailable(_)) => {
                 eprintln!("error: {error}");
                 // The transport says little, and which of its errors comes first is chance.
                 let text = error.to_string();
                 if text.contains("tcp connect error") {
                     eprintln!("Is a node running there? Start one with: node dev");
+                } else if text.contains("InvalidContentType") {
+                    eprintln!("What answers there does not speak TLS: leave out --tls-ca");
                 } else if text.contains("transport error") {
                     eprintln!("Something answers there. If it speaks TLS, give --tls-ca");
                 }
@@ -389,6 +406,9 @@ pub fn main() -> i32 {
             return 1;
         }
     };
+    // What these do goes on, and their exit status is not about what they print.
+    let goes_on =
+        matches!(cli.command, Command::Dev(_) | Command::Start(_) | Command::Run { .. } | Command::Lock { .. });
     let result = runtime.block_on(async {
         match cli.command {
             Command::Dev(dev) => dev.run().await.map(|()| 0),
@@ -411,9 +431,16 @@ pub fn main() -> i32 {
             }
         }
     });
-    match result {
-        Ok(status) => status,
-        Err(failure) => failure.report(),
+    match (result, output::unprinted()) {
+        (Ok(0), Some(error)) if !goes_on => {
+            if error.kind() == std::io::ErrorKind::BrokenPipe {
+                return 141;
+            }
+            eprintln!("error: it was done, but what there was to print could not be written: {error}");
+            1
+        }
+        (Ok(status), _) => status,
+        (Err(failure), _) => failure.report(),
     }
 }
 

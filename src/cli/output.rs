@@ -1,7 +1,11 @@
 //! Tables for people, JSON for programs.
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::sync::OnceLock;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 use super::Output;
@@ -9,6 +13,23 @@ use super::units::bytes_text;
 use crate::ids::{ClusterId, NodeId};
 use crate::proto::v1::{Member, MemberRole, StatusReply};
 use crate::state::member::is_server;
+
+/// Why something could not be printed, the first time that happened.
+static UNPRINTED: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Prints bytes to standard output. That it failed is said when the command has ended, see [`unprinted`]: what it does goes on.
+pub fn print(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = out.write_all(bytes).and_then(|()| out.flush()) {
+        // The first says most.
+        let _ = UNPRINTED.set(error);
+    }
+}
+
+/// Why not all could be printed.
+pub fn unprinted() -> Option<&'static std::io::Error> {
+    UNPRINTED.get()
+}
 
 /// Prints one JSON document.
 pub fn json(value: &Value) {
@@ -18,9 +39,11 @@ pub fn json(value: &Value) {
 /// Prints rows: below a heading in columns as wide as their widest cell, or simply, with a tab between one column and the next.
 pub fn table(output: Output, head: &[&str], rows: &[Vec<String>]) {
     if output == Output::Simple {
-        let cell = |cell: &String| cell.replace('\\', r"\\").replace('\t', r"\t").replace('\n', r"\n");
-        return rows.iter().for_each(|row| say!("{}", row.iter().map(cell).collect::<Vec<_>>().join("\t")));
+        return rows.iter().for_each(|row| simple(row));
     }
+    // A row stays one line.
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| row.iter().map(|cell| cell.replace('\n', r"\n")).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].len()]).max().unwrap_or(0)
@@ -31,9 +54,15 @@ pub fn table(output: Output, head: &[&str], rows: &[Vec<String>]) {
         say!("{}", padded.join("  ").trim_end());
     };
     line(&mut head.iter().copied());
-    for row in rows {
+    for row in &rows {
         line(&mut row.iter().map(String::as_str));
     }
+}
+
+/// Prints a row with a tab between one column and the next.
+pub fn simple(row: &[impl AsRef<str>]) {
+    let cell = |cell: &dyn AsRef<str>| cell.as_ref().replace('\\', r"\\").replace('\t', r"\t").replace('\n', r"\n");
+    say!("{}", row.iter().map(|one| cell(one)).collect::<Vec<_>>().join("\t"));
 }
 
 fn role_name(role: MemberRole) -> &'static str {
@@ -152,6 +181,14 @@ pub fn keys(status: &StatusReply) -> String {
         quota => format!("at most {}", bytes_text(quota)),
     };
     format!("keys and their history take {} ({most})", bytes_text(status.keys_bytes))
+}
+
+/// Bytes in a document: a string, where they are text; else an object, `{"base64": …}`.
+pub fn bytes_json(bytes: &[u8]) -> Value {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => json!(text),
+        Err(_) => json!({ "base64": STANDARD.encode(bytes) }),
+    }
 }
 
 /// Text where bytes are text, else an escaped form.

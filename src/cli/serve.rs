@@ -178,6 +178,17 @@ fn default_dir() -> Result<PathBuf, Fault> {
 
 impl Start {
     pub(super) async fn run(self) -> Result<(), Failure> {
+        let (data_dir, role, options) = self.resolve().map_err(Failure::usage)?;
+        serve(&data_dir, options, |node| {
+            let identity = node.identity();
+            let what = if role == Role::Worker { "worker" } else { "member" };
+            say!("{what} {} of cluster {} is ready on {}", identity.id, identity.cluster.hex(), node.address());
+        })
+        .await
+    }
+
+    /// Where the data is, and what is asked for: on the command line, else in the configuration.
+    fn resolve(self) -> Result<(PathBuf, Role, Options), Fault> {
         let config = match &self.config {
             Some(path) => {
                 let text = os::read_text(path).context(|| format!("read {}", path.display()))?;
@@ -206,7 +217,7 @@ impl Start {
             (true, true) => Origin::Bootstrap,
             (false, false) => Origin::Join(join),
             (false, true) => Origin::Existing,
-            (true, false) => return Err(Fault::new("bootstrap and join exclude each other").into()),
+            (true, false) => return Err(Fault::new("bootstrap and join exclude each other")),
         };
         let data_dir = self.data_dir.or(config.data_dir).ok_or_else(|| {
             Fault::new("no data directory; say where to keep data with --data-dir, or data_dir in the configuration")
@@ -230,21 +241,21 @@ impl Start {
             Role::Server if capacity.iter().any(Option::is_some) || !features.is_empty() => {
                 let text = "a node with the role of a server runs no tasks: leave out cpu, memory, disk and features, or give it \
                             the role both";
-                return Err(Fault::new(text).into());
+                return Err(Fault::new(text));
             }
             Role::Server | Role::Both if standby && !matches!(origin, Origin::Join(_)) => {
-                return Err(Fault::new("who stands by joins a cluster: give join, or leave out standby").into());
+                return Err(Fault::new("who stands by joins a cluster: give join, or leave out standby"));
             }
             Role::Worker if standby => {
-                return Err(Fault::new("a node with the role of a worker never votes: leave out standby").into());
+                return Err(Fault::new("a node with the role of a worker never votes: leave out standby"));
             }
             Role::Worker if lease_reads => {
-                return Err(Fault::new("a node with the role of a worker never leads: leave out lease_reads").into());
+                return Err(Fault::new("a node with the role of a worker never leads: leave out lease_reads"));
             }
             Role::Worker if origin == Origin::Bootstrap => {
                 let text = "a node with the role of a worker keeps no state and founds no cluster: start it with --join and the \
                             address of a member";
-                return Err(Fault::new(text).into());
+                return Err(Fault::new(text));
             }
             Role::Worker
                 if log_entries.is_some()
@@ -255,13 +266,13 @@ impl Start {
             {
                 let text = "a node with the role of a worker keeps no state: leave out log_entries, election_timeout_ms, \
                             free_space_floor, keys_quota and history";
-                return Err(Fault::new(text).into());
+                return Err(Fault::new(text));
             }
             Role::Server | Role::Worker | Role::Both => {}
         }
         let log_entries = log_entries.unwrap_or(LOG_ENTRIES_KEPT);
         if log_entries == 0 {
-            return Err(Fault::new("log_entries: 0; a log keeps one entry at least").into());
+            return Err(Fault::new("log_entries: 0; a log keeps one entry at least"));
         }
         let access = Access {
             tls_ca: self.access.tls_ca.or(config.tls_ca),
@@ -270,11 +281,11 @@ impl Start {
         let certificate = match (self.tls_cert.or(config.tls_cert), self.tls_key.or(config.tls_key)) {
             (Some(certificate), Some(key)) => Some((certificate, key)),
             (None, None) => None,
-            _ => return Err(Fault::new("a certificate needs its key: give tls_cert and tls_key, or neither").into()),
+            _ => return Err(Fault::new("a certificate needs its key: give tls_cert and tls_key, or neither")),
         };
         if certificate.is_some() != access.tls_ca.is_some() {
             let text = "members show certificates to each other: give tls_ca, tls_cert and tls_key, or none of them";
-            return Err(Fault::new(text).into());
+            return Err(Fault::new(text));
         }
         let options = Options {
             access,
@@ -293,12 +304,7 @@ impl Start {
             insecure: self.insecure || config.insecure == Some(true),
             election_timeout: timeout.unwrap_or(ELECTION_TIMEOUT),
         };
-        serve(&data_dir, options, |node| {
-            let identity = node.identity();
-            let what = if role == Role::Worker { "worker" } else { "member" };
-            say!("{what} {} of cluster {} is ready on {}", identity.id, identity.cluster.hex(), node.address());
-        })
-        .await
+        Ok((data_dir, role, options))
     }
 }
 
@@ -325,7 +331,7 @@ struct Options {
 async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) -> Result<(), Failure> {
     os::start_logging();
     os::raise_file_limit();
-    check_exposure(&options)?;
+    check_exposure(&options).map_err(Failure::usage)?;
     let certificate = options.certificate.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
     let mut io = options.access.node_io(data_dir, certificate)?;
     if options.role != node::Role::Server {
@@ -372,7 +378,10 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
             () = node.removed() => removed = true,
         }
     }
-    eprintln!("stopping; a second Ctrl-C ends it at once");
+    match removed {
+        true => eprintln!("removed from the cluster; stopping"),
+        false => eprintln!("stopping; a second Ctrl-C ends it at once"),
+    }
     tokio::select! {
         biased;
         result = signal() => {
@@ -398,12 +407,6 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
 /// Who can reach a node can have it run anything: beyond this machine that needs both a secret and a secret way.
 fn check_exposure(options: &Options) -> Result<(), Fault> {
     let Options { listen, advertise, access, .. } = options;
-    if advertise.as_ref().unwrap_or(listen).is_unspecified() {
-        return Err(Fault::new(format!(
-            "{} stands for every address of this machine, and others must know one: say which with `node start --advertise`",
-            advertise.as_ref().unwrap_or(listen)
-        )));
-    }
     let missing = match (&access.tls_ca, &access.token_file) {
         (None, None) => "connections are not encrypted, and no token is asked for",
         (None, Some(_)) => "connections are not encrypted",

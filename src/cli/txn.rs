@@ -2,13 +2,15 @@
 
 use std::io::Read as _;
 
+use bytes::Bytes;
 use clap::{Args, Parser};
 use serde_json::{Value, json};
 
 use super::kv::{key_json, print, span};
 use super::output;
 use super::{Connection, Failure, Output};
-use crate::client::{ClientError, revision};
+use crate::client::revision;
+use crate::error::Context as _;
 use crate::ids::LeaseId;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::proto::etcdserverpb::request_op::Request;
@@ -73,7 +75,7 @@ impl Txn {
     pub(super) async fn run(&self, connection: &Connection) -> Result<(), Failure> {
         let given = [&self.conditions, &self.done, &self.otherwise].map(Clone::clone);
         let parts = if given.iter().all(Vec::is_empty) { from_input()? } else { given };
-        let txn = request(&parts).map_err(|why| Failure::Client(ClientError::Invalid(why)))?;
+        let txn = request(&parts).map_err(Failure::Usage)?;
         let has_otherwise = !txn.failure.is_empty();
         let reply = connection.client()?.txn(txn).await?;
         match connection.output {
@@ -83,7 +85,11 @@ impl Txn {
                 "answers": reply.responses.iter().filter_map(answer_json).collect::<Vec<_>>(),
             })),
             _ => {
-                say!("{}", if reply.succeeded { "it holds" } else { "it does not hold" });
+                match (connection.output, reply.succeeded) {
+                    (Output::Simple, held) => say!("{held}"),
+                    (_, true) => say!("it holds"),
+                    (_, false) => say!("it does not hold"),
+                }
                 reply.responses.iter().for_each(|answer| print_answer(connection.output, answer));
             }
         }
@@ -98,7 +104,7 @@ impl Txn {
 fn from_input() -> Result<[Vec<String>; 3], Failure> {
     let mut text = String::new();
     let read = std::io::stdin().read_to_string(&mut text);
-    read.map_err(|error| Failure::Client(ClientError::Invalid(format!("read the transaction: {error}"))))?;
+    read.context(|| "read the transaction".into())?;
     let mut parts = [const { Vec::new() }; 3];
     let mut part = 0;
     for line in text.lines().map(str::trim) {
@@ -109,7 +115,7 @@ fn from_input() -> Result<[Vec<String>; 3], Failure> {
             None => {
                 let why =
                     format!("{line:?} comes after the third part of the transaction, which ends with an empty line");
-                return Err(Failure::Client(ClientError::Invalid(why)));
+                return Err(Failure::Usage(why));
             }
         }
     }
@@ -164,12 +170,14 @@ fn operation(line: &str) -> Result<RequestOp, String> {
     let parsed = Operation::try_parse_from(words(line)?);
     let parsed = parsed.map_err(|error| {
         let text = error.to_string();
-        let why = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
+        // What is missing stands in lines of its own.
+        let lines = text.lines().take_while(|line| !line.is_empty()).map(str::trim);
+        let why = lines.collect::<Vec<_>>().join(" ").trim_start_matches("error: ").to_owned();
         format!("the operation {line:?}: {why}; write put KEY VALUE [--lease LEASE], get KEY [--prefix] or del KEY [--prefix]")
     })?;
     let range = |key: String, prefix: bool| match prefix {
-        true => span(&key),
-        false => (key.into_bytes(), Vec::new()),
+        true => span(key.as_bytes()),
+        false => (key.into(), Bytes::new()),
     };
     Ok(RequestOp {
         request: Some(match parsed {
@@ -179,12 +187,10 @@ fn operation(line: &str) -> Result<RequestOp, String> {
             }
             Operation::Get { key, prefix } => {
                 let (key, range_end) = range(key, prefix);
-                let (key, range_end) = (key.into(), range_end.into());
                 Request::RequestRange(RangeRequest { key, range_end, ..RangeRequest::default() })
             }
             Operation::Del { key, prefix } => {
                 let (key, range_end) = range(key, prefix);
-                let (key, range_end) = (key.into(), range_end.into());
                 Request::RequestDeleteRange(DeleteRangeRequest { key, range_end, prev_kv: false })
             }
         }),

@@ -27,7 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(3);
 pub struct Changes {
     /// Everything up to here has been told.
     pub revision: u64,
-    /// What was changed since the changes before. Never empty but at the beginning, where it says from where on the watch tells.
+    /// What was changed since the changes before. Never empty but at the beginning, where it says from where on the watch tells, and
+    /// when a member answers again after it was said that none does, see [`KeyWatch::patience`].
     pub events: Vec<Event>,
 }
 
@@ -37,6 +38,11 @@ pub struct KeyWatch {
     create: WatchCreateRequest,
     stream: Option<Stream>,
     begun: bool,
+    patience: Option<Duration>,
+    /// Since when no member has been heard.
+    alone_since: Option<Monotonic>,
+    /// It was said that no member answers.
+    gave_up: bool,
 }
 
 struct Stream {
@@ -61,27 +67,41 @@ impl Client {
             create: WatchCreateRequest { fragment: false, ..create },
             stream: None,
             begun: false,
+            patience: None,
+            alone_since: None,
+            gave_up: false,
         }
     }
 }
 
 impl KeyWatch {
-    /// Waits for the next changes, for as long as it takes; members that break are left for others.
+    /// Has [`Self::next`] say so when no member has answered for so long; without this it tries for ever.
+    pub fn patience(self, patience: Duration) -> Self {
+        Self { patience: Some(patience), ..self }
+    }
+
+    /// Waits for the next changes, for as long as it takes; members that break are left for others. Whoever stops waiting can go on
+    /// later, and misses nothing.
     ///
     /// # Errors
-    /// Rejected as compacted: what comes next was forgotten before it was told, see [`KvReject::Compacted`]. Invalid, if the watch
+    /// Unavailable: no member has answered for as long as [`Self::patience`] says; call this again to go on. Rejected as compacted: what comes next was forgotten before it was told, see [`KvReject::Compacted`]. Invalid, if the watch
     /// makes no sense.
     pub async fn next(&mut self) -> Result<Changes, ClientError> {
         loop {
-            if self.stream.is_none() {
-                self.stream = self.open().await?;
-            }
             let told = match &mut self.stream {
                 Some(stream) => stream.next(&self.client).await,
-                None => Err(Status::unavailable("no member answers")),
+                None => match self.open().await {
+                    Ok(stream) => {
+                        self.stream = Some(stream);
+                        continue;
+                    }
+                    Err(Failure::Final(refused)) => return Err(refused),
+                    Err(Failure::NotDone(why) | Failure::Unknown(why)) => Err(Status::unavailable(why)),
+                },
             };
             match told {
                 Ok(told) => {
+                    self.alone_since = None;
                     if let Some(changes) = self.take(told)? {
                         return Ok(changes);
                     }
@@ -90,10 +110,16 @@ impl KeyWatch {
                 Err(status) if matches!(status.code(), Code::Unauthenticated | Code::Unimplemented) => {
                     return Err(ClientError::Invalid(status.message().into()));
                 }
-                Err(_) => {
+                Err(status) => {
                     sometimes!(self.begun && self.stream.is_some(), "a watch went on at another member");
                     self.stream = None;
                     self.client.turn_away();
+                    let now = self.client.io.clock.now();
+                    let since = *self.alone_since.get_or_insert(now);
+                    if self.patience.is_some_and(|patience| now.since(since) >= patience) {
+                        (self.alone_since, self.gave_up) = (None, true);
+                        return Err(ClientError::Unavailable(status.message().into()));
+                    }
                     self.client.io.clock.sleep(RECONNECT_PAUSE_MIN).await;
                 }
             }
@@ -105,33 +131,30 @@ impl KeyWatch {
         self.client.is_outdated(status, token)
     }
 
-    /// A stream to the next member; nothing if that does not answer.
-    async fn open(&self) -> Result<Option<Stream>, ClientError> {
+    /// A stream to the next member.
+    async fn open(&self) -> Result<Stream, Failure> {
         let clock = &self.client.io.clock;
         let (asks, outgoing) = mpsc::channel(2);
-        if asks.try_send(ask(RequestUnion::CreateRequest(self.create.clone()))).is_err() {
-            return Ok(None);
-        }
+        let late = |_| Failure::NotDone(format!("no answer within {PATIENCE:?}"));
+        asks.try_send(ask(RequestUnion::CreateRequest(self.create.clone()))).map_err(late)?;
         let member = self.client.preferred();
-        match self.client.log_in(&member, clock.now() + PATIENCE).await {
-            Ok(()) => {}
-            Err(Failure::Final(refused)) => return Err(refused),
-            Err(Failure::NotDone(_) | Failure::Unknown(_)) => return Ok(None),
-        }
+        self.client.log_in(&member, clock.now() + PATIENCE).await?;
         let token = self.client.token();
         let mut watch = WatchClient::new(member).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         request.metadata_mut().insert(REQUIRES_LEADER, "true".parse().expect("plain text"));
-        Ok(match clock.timeout(PATIENCE, watch.watch(request)).await {
+        match clock.timeout(PATIENCE, watch.watch(request)).await {
             Ok(Ok(answers)) => {
-                Some(Stream { asks, answers: answers.into_inner(), token, heard: clock.now(), asked: false })
+                Ok(Stream { asks, answers: answers.into_inner(), token, heard: clock.now(), asked: false })
             }
-            Ok(Err(status)) if self.client.is_outdated(&status, token.as_ref()) => None,
-            Ok(Err(status)) if status.code() == Code::Unauthenticated => {
-                return Err(ClientError::Invalid(status.message().into()));
-            }
-            Ok(Err(_)) | Err(_) => None,
-        })
+            Ok(Err(status)) => Err(match status.code() {
+                Code::Unauthenticated if !self.client.is_outdated(&status, token.as_ref()) => {
+                    Failure::Final(ClientError::Invalid(status.message().into()))
+                }
+                _ => Failure::NotDone(status.message().into()),
+            }),
+            Err(_) => Err(Failure::NotDone(format!("no answer within {PATIENCE:?}"))),
+        }
     }
 
     /// What a message says that was not known; nothing, if that is nothing.
@@ -155,8 +178,9 @@ impl KeyWatch {
                 self.create.start_revision = revision.cast_signed() + 1;
             }
             let first = !std::mem::replace(&mut self.begun, true);
+            let again = std::mem::take(&mut self.gave_up);
             let revision = self.create.start_revision.cast_unsigned() - 1;
-            return Ok(first.then_some(Changes { revision, events: Vec::new() }));
+            return Ok((first || again).then_some(Changes { revision, events: Vec::new() }));
         }
         // An answer to the question whether the member is there names what the member has, not what this watch waits for.
         let Some(last) = told.events.last().and_then(|event| event.kv.as_ref()) else { return Ok(None) };

@@ -98,7 +98,8 @@ pub struct NodeBuilder {
 }
 
 impl NodeBuilder {
-    /// A node over these seams that listens on `listen`.
+    /// A node over these seams that listens on `listen`. Whoever reaches that address can have the node do anything, unless the seams
+    /// ask for certificates and tokens: beyond this machine take [`os::io`](crate::os::io) with both, and [`Io::with_tokens`].
     pub fn new(io: Io, listen: Address) -> Self {
         Self {
             io,
@@ -222,6 +223,10 @@ impl NodeBuilder {
 
     /// Starts the node: its address answers when this returns.
     ///
+    /// A node that cannot go on safely, because its disk fails, its data is damaged or a task of it panics, ends the process, with
+    /// exit status 70 and the reason on standard error: that is what [`fail_stop`](crate::io::Spawn::fail_stop) of
+    /// [`os::io`](crate::os::io) does. Who wants something else puts a [`Spawn`](crate::io::Spawn) of its own into the [`Io`].
+    ///
     /// # Errors
     /// The address is taken, the node has no identity and was not told how to get one, the cluster refused it, or its
     /// data is corrupt. Nothing that existed has changed.
@@ -303,7 +308,7 @@ impl NodeBuilder {
             io.spawn
                 .spawn("controllers", Box::pin(control(shared.clone(), self.voters_max, Historian::new(self.history)))),
             io.spawn.spawn("scheduler", Box::pin(schedule(shared.clone()))),
-            io.spawn.spawn("address", Box::pin(join::announce(shared.clone(), uuid, address, seeds))),
+            io.spawn.spawn("address", Box::pin(join::announce(shared.clone(), uuid, address.clone(), seeds))),
             io.spawn.spawn("space", Box::pin(space::watch(shared.clone()))),
             io.spawn.spawn("readiness", Box::pin(ready(shared.clone(), health.clone()))),
         ];
@@ -311,11 +316,18 @@ impl NodeBuilder {
         let worker = outputs.map(start);
         tracing::info!(cluster = identity.cluster.hex(), member = %identity.id, %bound, "started");
         let life = Life::Member { shared, incarnation };
-        Ok(Node { io, identity, health, address: bound, routes, life, worker, serving, tasks })
+        Ok(Node { io, identity, health, address: bound, advertised: address, routes, life, worker, serving, tasks })
     }
 
     /// Takes the address to listen on; gives the one that others are told.
     async fn bind(&self) -> Result<(Box<dyn Listener>, Address), Fault> {
+        let told = self.advertise.as_ref().unwrap_or(&self.listen);
+        if told.is_unspecified() {
+            return Err(Fault::new(format!(
+                "{told} stands for every address of this machine, and others must know one: say which to advertise (`node start \
+                 --advertise`)"
+            )));
+        }
         let listener = self.io.network.bind(&self.listen).await.context(|| "start the node".into())?;
         let bound = listener.address();
         let address = match &self.advertise {
@@ -507,6 +519,7 @@ pub struct Node {
     identity: Identity,
     health: Health,
     address: Address,
+    advertised: Address,
     routes: Routes,
     life: Life,
     worker: Option<Worker>,
@@ -539,6 +552,11 @@ impl Node {
     /// The address it listens on.
     pub fn address(&self) -> &Address {
         &self.address
+    }
+
+    /// The address that others reach it at: what they join at.
+    pub fn advertised(&self) -> &Address {
+        &self.advertised
     }
 
     /// What it knows of itself and the group; `None` of one that keeps no state.

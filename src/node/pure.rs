@@ -69,7 +69,8 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node, Fault> {
     let worker = Worker::start(io.clone(), identity.id, builder.worker, remote.clone(), outputs);
     tracing::info!(cluster = identity.cluster.hex(), worker = %identity.id, %bound, "started");
     let life = Life::Worker(remote);
-    Ok(Node { io, identity, health, address: bound, routes, life, worker: Some(worker), serving, tasks })
+    let worker = Some(worker);
+    Ok(Node { io, identity, health, address: bound, advertised: address, routes, life, worker, serving, tasks })
 }
 
 /// A leader of an older version takes everyone for a learner.

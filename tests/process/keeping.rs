@@ -38,7 +38,7 @@ fn keys_take_what_they_may_until_room_is_made() {
     assert_eq!(json(at, &["alarm", "list"]), serde_json::json!([]));
     fails(2, &["lots", "64Mi"], &["start", "--data-dir", "unused", "--keys-quota", "lots"]);
     fails(2, &["0 bytes", "none"], &["start", "--data-dir", "unused", "--keys-quota", "0"]);
-    fails(1, &["give join"], &["start", "--data-dir", "unused", "--bootstrap", "--standby"]);
+    fails(2, &["give join"], &["start", "--data-dir", "unused", "--bootstrap", "--standby"]);
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn transactions_are_typed() {
     assert_eq!(refused.status.code(), Some(1), "nothing is done: not all of it holds");
     let done = node.kv(&["txn", "--then", "put a 1", "--then", "put b 2", "--then", "get '' --prefix"]);
     assert!(text(&done.stdout).contains("the first"), "{}", text(&done.stdout));
-    fails(1, &["size(a) = 3", "version"], &["kv", "txn", "--if", "size(a) = 3", "--endpoints", at]);
+    fails(2, &["size(a) = 3", "version"], &["kv", "txn", "--if", "size(a) = 3", "--endpoints", at]);
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod keeping;
 mod leases;
+mod printing;
 mod running;
 mod tasks;
 mod users;
@@ -209,19 +210,21 @@ fn bad_input_is_named() {
     fails(2, &["localhost", "host:port"], &["dev", "--listen", "localhost"]);
     fails(1, &["--bootstrap", "--join"], &["start", "--data-dir", &path("empty"), "--listen", "127.0.0.1:0"]);
     let exposed = |words: &[&str], listen: &str| {
-        fails(1, words, &["start", "--data-dir", &path("x"), "--listen", listen, "--bootstrap"]);
+        fails(2, words, &["start", "--data-dir", &path("x"), "--listen", listen, "--bootstrap"]);
     };
-    exposed(&["0.0.0.0:0", "--advertise"], "0.0.0.0:0");
+    exposed(&["0.0.0.0:0", "not encrypted"], "0.0.0.0:0");
     exposed(&["10.0.0.1:1", "not encrypted", "no token", "--insecure"], "10.0.0.1:1");
     assert!(!dir.path().join("x").exists(), "a refused start left something behind");
+    let everywhere = ["start", "--data-dir", &path("w"), "--listen", "0.0.0.0:0", "--bootstrap", "--insecure"];
+    fails(1, &["0.0.0.0:0", "--advertise"], &everywhere);
     fails(
         1,
         &["election timeout", "10ms", "500ms"],
         &["start", "--data-dir", &path("y"), "--listen", "127.0.0.1:0", "--bootstrap", "--election-timeout-ms", "10"],
     );
     fs::write(path("cairn.toml"), "data_dirr = \"x\"\n").unwrap();
-    fails(1, &["cairn.toml", "data_dirr"], &["start", "--config", &path("cairn.toml")]);
-    fails(1, &["no-such.toml"], &["start", "--config", &path("no-such.toml")]);
+    fails(2, &["cairn.toml", "data_dirr"], &["start", "--config", &path("cairn.toml")]);
+    fails(2, &["no-such.toml"], &["start", "--config", &path("no-such.toml")]);
     fs::create_dir(path("no-tasks")).unwrap();
     fs::write(path("no-tasks/tasks"), "in the way").unwrap();
     let blocked = ["start", "--data-dir", &path("no-tasks"), "--listen", "127.0.0.1:0", "--bootstrap"];
@@ -464,22 +467,23 @@ fn a_cluster_with_certificates_and_a_token_answers_nobody_else() {
     refused(3, &["not valid for name"], &[&["--endpoints", unnamed.as_str()], &tls[..], &admitted].concat());
 
     // What a node is started with is looked at before anything else.
-    let start = |words: &[&str], more: &[&str]| {
+    let start = |code: i32, words: &[&str], more: &[&str]| {
         fails(
-            1,
+            code,
             words,
             &[&["start", "--data-dir", &path("n3"), "--listen", "127.0.0.1:0", "--join", &at], more].concat(),
         );
     };
-    start(&["not one of this cluster's"], &[&shown[..2], &shown[4..], &["--token-file", &wrong]].concat());
+    start(1, &["not one of this cluster's"], &[&shown[..2], &shown[4..], &["--token-file", &wrong]].concat());
     let other_key = path("other/localhost.key");
     start(
+        1,
         &["localhost.key", "not be consistent"],
         &[&tls[..], &["--tls-cert", &certificate, "--tls-key", &other_key]].concat(),
     );
-    start(&["tls_ca, tls_cert and tls_key"], &tls);
+    start(2, &["tls_ca, tls_cert and tls_key"], &tls);
     fs::write(&wrong, "short\n").unwrap();
-    start(&["wrong", "line 1", "5 characters"], &["--token-file", &wrong]);
+    start(1, &["wrong", "line 1", "5 characters"], &["--token-file", &wrong]);
 }
 
 /// What a plain HTTP/1.1 client gets.

@@ -509,12 +509,15 @@ fn roles_that_make_no_sense_are_named() {
         let args = [&["start", "--listen", "127.0.0.1:0", "--data-dir", &data], more].concat();
         args.into_iter().map(str::to_owned).collect()
     };
-    let says =
-        |words: &[&str], args: Vec<String>| fails(1, words, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    let ends = |code: i32, words: &[&str], args: Vec<String>| {
+        fails(code, words, &args.iter().map(String::as_str).collect::<Vec<_>>());
+    };
+    let says = |words: &[&str], args: Vec<String>| ends(1, words, args);
+    let senseless = |words: &[&str], args: Vec<String>| ends(2, words, args);
     says(&["holds no worker", "--join"], start("none", &["--role", "worker"]));
-    says(&["founds no cluster", "--join"], start("none", &["--role", "worker", "--bootstrap"]));
-    says(&["runs no tasks", "cpu"], start("none", &["--role", "server", "--bootstrap", "--cpu", "2"]));
-    says(
+    senseless(&["founds no cluster", "--join"], start("none", &["--role", "worker", "--bootstrap"]));
+    senseless(&["runs no tasks", "cpu"], start("none", &["--role", "server", "--bootstrap", "--cpu", "2"]));
+    senseless(
         &["keeps no state", "log_entries"],
         start("none", &["--role", "worker", "--log-entries", "5", "--join", "a:1"]),
     );

@@ -1,0 +1,131 @@
+//! What is printed: bytes that are no text, rows for scripts, and what cannot be printed at all.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::fails;
+use super::running::{PATIENCE, Running, run, text};
+
+fn kv(node: &Running) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_node"));
+    command
+        .args(["kv", "--endpoints", &node.address])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+#[test]
+fn bytes_that_are_no_text_come_back_as_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let key = OsStr::from_bytes(b"k\xff\xfe");
+    let value = [&[0u8, 0xff, b'\n', b'\t', 0xc0][..], b"end"].concat();
+    let mut put = kv(&node).arg("put").arg(key).stdin(Stdio::piped()).spawn().unwrap();
+    put.stdin.take().unwrap().write_all(&value).unwrap();
+    assert!(put.wait().unwrap().success());
+    let got = kv(&node).arg("get").arg(key).output().unwrap();
+    assert_eq!(got.stdout, [&value[..], b"\n"].concat());
+    let document = |args: &[&str]| -> Value {
+        let printed = kv(&node).args(args).args(["-o", "json"]).output().unwrap();
+        serde_json::from_slice(&printed.stdout).unwrap()
+    };
+    let listed = document(&["list"]);
+    assert_eq!(
+        (&listed[0]["key"], &listed[0]["value"]),
+        (&json!({ "base64": "a//+" }), &json!({ "base64": "AP8KCcBlbmQ=" }))
+    );
+    // What looks the same and is text, is a string.
+    assert!(node.kv(&["put", r"k\xff\xfe", "text"]).status.success());
+    assert_eq!(document(&["list"])[0]["key"], json!(r"k\xff\xfe"));
+    assert!(kv(&node).args(["del"]).arg(key).output().unwrap().status.success());
+    assert_eq!(document(&["list", "--count"])["count"], 1);
+}
+
+#[test]
+fn scripts_get_rows() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let simple = |args: &[&str]| {
+        let output = run(&[args, &["-o", "simple", "--endpoints", &node.address]].concat());
+        (output.status.code(), text(&output.stdout))
+    };
+    assert_eq!(simple(&["kv", "put", "a", "one\ttwo\nthree"]), (Some(0), "2\n".into()));
+    assert_eq!(simple(&["kv", "put", "a", "four", "--prev"]), (Some(0), "3\tone\\ttwo\\nthree\n".into()));
+    assert_eq!(simple(&["lease", "grant", "600", "--id", "4a1c"]), (Some(0), "4a1c\n".into()));
+    assert_eq!(simple(&["kv", "put", "b", "v", "--lease", "4a1c"]), (Some(0), "4\n".into()));
+    assert_eq!(simple(&["kv", "txn", "--if", "version(a) = 9", "--else", "get b"]).1, "false\nb\t4\tv\n");
+    assert_eq!(simple(&["kv", "del", "b"]), (Some(0), "1\n".into()));
+    assert_eq!(simple(&["kv", "list"]), (Some(0), "a\t3\tfour\n".into()));
+    let mut watch =
+        kv(&node).args(["watch", "", "--prefix", "--revision", "2", "--prev", "-o", "simple"]).spawn().unwrap();
+    let lines = BufReader::new(watch.stdout.take().unwrap()).lines().take(4).map(Result::unwrap).collect::<Vec<_>>();
+    assert_eq!(
+        lines,
+        ["2\tput\ta\tone\\ttwo\\nthree", "3\tput\ta\tfour\tone\\ttwo\\nthree", "4\tput\tb\tv", "5\tdelete\tb\t\tv"]
+    );
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    // Nothing is left out in silence, and what was not there is said in every form.
+    assert!(node.kv(&["put", "c", "v"]).status.success());
+    let some = node.kv(&["list", "--limit", "1", "-o", "json"]);
+    assert!(text(&some.stderr).contains("more keys than the 1"), "{}", text(&some.stderr));
+    for form in ["table", "json", "simple"] {
+        fails(1, &["\"nothing\" does not exist"], &["kv", "del", "nothing", "-o", form, "--endpoints", &node.address]);
+    }
+}
+
+#[test]
+fn what_cannot_be_printed_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let full = kv(&node).args(["put", "a", "v"]).stdout(File::create("/dev/full").unwrap()).output().unwrap();
+    assert_eq!(full.status.code(), Some(1));
+    assert!(text(&full.stderr).contains("it was done, but"), "{}", text(&full.stderr));
+    assert_eq!(text(&node.kv(&["get", "a"]).stdout), "v\n");
+    // Whoever looks on ends when nobody reads what it sees.
+    let mut watch = kv(&node).args(["watch", "a", "--revision", "2"]).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(watch.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "2 a = v\n");
+    assert!(node.kv(&["put", "a", "w"]).status.success());
+    assert_eq!(watch.wait().unwrap().code(), Some(141));
+}
+
+#[test]
+fn who_looks_on_is_told_that_nobody_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let mut watch = kv(&node).args(["watch", "a", "--command-timeout", "1"]).spawn().unwrap();
+    let mut said = BufReader::new(watch.stderr.take().unwrap()).lines();
+    let mut events = BufReader::new(watch.stdout.take().unwrap()).lines();
+    // It has begun when it tells of something; how soon that is, nobody knows.
+    let begun = std::time::Instant::now();
+    let first = std::thread::scope(|scope| {
+        let told = scope.spawn(|| events.next());
+        while !told.is_finished() && begun.elapsed() < PATIENCE {
+            assert!(node.kv(&["put", "a", "v"]).status.success());
+        }
+        told.join().unwrap().unwrap().unwrap()
+    });
+    assert!(first.ends_with("a = v"), "{first}");
+    node.child.kill().unwrap();
+    node.child.wait().unwrap();
+    let lost = said.next().unwrap().unwrap();
+    assert!(lost.contains("no member answers"), "{lost}");
+    let address = node.address.clone();
+    let again = Running::member(dir.path(), "n1", &address, &[]);
+    assert_eq!(said.next().unwrap().unwrap(), "a member answers again; nothing was missed");
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+    drop(again);
+    let nobody = ["--endpoints", &address, "--command-timeout", "1"];
+    fails(3, &["tcp connect error"], &[&["kv", "watch", "a"], &nobody[..]].concat());
+    fails(2, &["HOST:PORT alone"], &["kv", "get", "a", "--endpoints", "http://127.0.0.1:7400"]);
+}
