@@ -95,6 +95,13 @@ const AIMS: &[(&str, Aim)] = &[
         (plan.readers, plan.idle_permille) = (0, 0);
         let delay = millis(rng, 2, 40);
         plan.faults.push((Duration::ZERO, Fault::Far { delay, span: Duration::from_secs(20) }));
+        if rng.chance(500) {
+            // They are done, and nobody hears of it.
+            for _ in 0..4 {
+                let (node, down) = (member(rng, plan), millis(rng, 100, 1_000));
+                add(rng, plan, 15_000, Fault::Kill { node, down });
+            }
+        }
     }),
     ("a removal that leaves no majority", |rng, plan| {
         let down = millis(rng, 1, 2_000);

@@ -34,7 +34,7 @@ pub struct Plan {
     pub voters_max: usize,
     /// How long a follower waits for a leader, at least.
     pub election_timeout: Duration,
-    /// Members that wait longer than others, [`PATIENCE`].
+    /// Members that wait longer than others.
     #[serde(default)]
     pub patient: Places,
     /// Whether calls need a token.
