@@ -53,6 +53,9 @@ pub trait Witness: Send + Sync {
     fn look(&self, changed: &ResponseHeader, read: &ResponseHeader);
 }
 
+/// How long a look at what was changed may take: it counts to the change, whose time others are ordered by.
+const WITNESS_PATIENCE: Duration = Duration::from_millis(200);
+
 type Call<T> = BoxFuture<'static, Result<Response<T>, Status>>;
 
 impl Etcd {
@@ -83,9 +86,11 @@ impl Etcd {
                 serializable: true,
                 ..RangeRequest::default()
             };
-            let read = self.call(|at| Box::pin(async move { KvClient::new(at).range(range).await })).await;
+            let at = self.channels[self.turn.load(Ordering::Relaxed) % self.channels.len()].clone();
+            let read = self.io.clock.timeout(WITNESS_PATIENCE, KvClient::new(at).range(range)).await;
+            let read = read.ok().and_then(|answer| answer.ok()).map(Response::into_inner);
             // Who has started anew has yet to hear what it had.
-            if let Ok(RangeResponse { header: Some(read), .. }) = read
+            if let Some(RangeResponse { header: Some(read), .. }) = read
                 && starts == Some(witness.starts())
             {
                 witness.look(changed, &read);

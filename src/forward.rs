@@ -17,6 +17,7 @@ use crate::proto::etcdserverpb::request_op::Request as Operation;
 use crate::proto::v1::command::Kind;
 use crate::proto::v1::store_client::StoreClient;
 use crate::proto::v1::{Outcome, PassOnRequest, Passed, Refusal, outcome};
+use crate::state::auth::is_of_members;
 use crate::time::Monotonic;
 
 /// The metadata by which a member that had a command in hand says what became of it.
@@ -41,6 +42,13 @@ pub fn is_not_done(status: &Status) -> bool {
 pub fn unknown_outcome() -> Status {
     let text = "the outcome is unknown: it may take effect yet; a retry is safe only under a session";
     let mut status = Status::aborted(text);
+    status.metadata_mut().insert(OUTCOME, MetadataValue::from_static("unknown"));
+    status
+}
+
+/// What a member says that passed a command on, and does not have itself what came of it: a retry may be told more.
+pub fn not_here_yet() -> Status {
+    let mut status = Status::aborted("it was done, but this member, which passed it on, has not come so far in time");
     status.metadata_mut().insert(OUTCOME, MetadataValue::from_static("unknown"));
     status
 }
@@ -223,6 +231,13 @@ fn result(outcome: Outcome) -> Result<Done, Status> {
         }
     }
     Err(status)
+}
+
+/// Whether a command leaves something that whoever asked for it may look for: else it may be answered before it is known everywhere.
+pub fn leaves_something(kind: &Kind) -> bool {
+    let only_renews =
+        matches!(kind, Kind::LeaseKeepAlive(_) | Kind::OpenSession(_) | Kind::KeepSession(_) | Kind::CloseSession(_));
+    !only_renews && !is_of_members(kind)
 }
 
 /// Whether the reply to a command is short whatever the state: then it may share a call.

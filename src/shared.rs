@@ -13,7 +13,7 @@ use tonic::{Code, Request, Status};
 
 use crate::controller;
 use crate::error::{AuthReject, Fault, Reject};
-use crate::forward::{self, Done, Forwarder, not_done, not_leader, unknown_outcome};
+use crate::forward::{self, Done, Forwarder, not_done, not_here_yet, not_leader, unknown_outcome};
 use crate::ids::{Address, Index, NodeId, TaskId};
 use crate::io::{self, Channel, Io, RngStream};
 use crate::limits::{PASSWORD_BYTES_MAX, PASSWORDS_WAITING_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
@@ -196,10 +196,8 @@ impl SharedNodeState {
                 let (passed, moved) = ((command.clone(), is_brief), self.raft.other_leader(leader));
                 match self.forwarder.pass_on(leader, channel, passed, deadline, moved).await? {
                     Some(done) => {
-                        // Who is told of it here finds it here. What members ask for of themselves is not for them to find.
-                        if !auth::is_of_members(kind) {
-                            let has_it = self.raft.wait(|status| (status.applied >= done.1).then_some(()));
-                            self.io.clock.deadline(deadline, has_it).await.map_err(|_| unknown_outcome())?;
+                        if forward::leaves_something(kind) {
+                            self.has_come_to(done.1, deadline).await?;
                         }
                         return Ok(done);
                     }
@@ -227,6 +225,21 @@ impl SharedNodeState {
                 }
                 Ok(Err(ProposeError::Unknown)) | Err(_) => return Err(unknown_outcome()),
             }
+        }
+    }
+
+    /// Waits until this member's own state has an index: who is told here of what was done is to find it here.
+    async fn has_come_to(&self, index: Index, deadline: Monotonic) -> Result<(), Status> {
+        let applied = async {
+            tokio::select! {
+                biased;
+                () = self.raft.wait(|status| (status.applied >= index).then_some(())) => true,
+                () = self.raft.ended() => false,
+            }
+        };
+        match self.io.clock.deadline(deadline, applied).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(not_here_yet()),
         }
     }
 
@@ -377,7 +390,7 @@ impl SharedNodeState {
             Kind::LeaseTimeToLive(asked) => {
                 let now = self.raft.cluster_time();
                 let reply = lease::time_to_live(&head, &rows, &asked, now).map_err(internal)?;
-                match rows.auth().read_all(&caller.user, &reply.keys) {
+                match caller.rights(rows.auth()).and_then(|rights| rights.read_all(&reply.keys)) {
                     Ok(()) => Answer::LeaseTimeToLive(reply),
                     Err(reject) => rejected(reject.into()),
                 }

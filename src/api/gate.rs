@@ -19,8 +19,7 @@ use axum::response::{IntoResponse, Response};
 use tonic::{Code, Status};
 
 use super::etcd::rejected;
-use super::probe::{HEALTH, VERSION, is_grpc};
-use crate::io::{LOG_IN, Shown, TOKEN_NEEDED, USER_TOKEN};
+use crate::io::{HEALTH, LOG_IN, Shown, TOKEN_NEEDED, USER_TOKEN, VERSION, is_grpc};
 use crate::limits::USER_TOKEN_TTL;
 use crate::shared::{Caller, FORWARDED, SharedNodeState};
 use crate::state::auth::{Auth, ROOT, read_token};
@@ -72,7 +71,10 @@ pub async fn admit(State(shared): State<Arc<SharedNodeState>>, request: Request,
     match admitted(&shared, &parts).await {
         Ok(caller) => {
             parts.extensions.insert(caller);
-            too_long(next.run(Request::from_parts(parts, body)).await)
+            let is_etcds = ["/etcdserverpb.", "/v3lockpb.", "/v3electionpb."];
+            let is_etcds = is_etcds.iter().any(|services| parts.uri.path().starts_with(services));
+            let response = next.run(Request::from_parts(parts, body)).await;
+            if is_etcds { too_long(response) } else { response }
         }
         Err(status) => refusal(&parts, status),
     }

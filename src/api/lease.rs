@@ -88,7 +88,8 @@ impl Lease for LeaseService {
         let now = self.shared.raft.cluster_time();
         let caller = Caller::of(&request);
         let reply = lease::time_to_live(&head, &rows, &request.into_inner(), now).map_err(internal)?;
-        rows.auth().read_all(&caller.user, &reply.keys).map_err(|reject| rejected(&reject.into()))?;
+        let may = caller.rights(rows.auth()).and_then(|rights| rights.read_all(&reply.keys));
+        may.map_err(|reject| rejected(&reject.into()))?;
         Ok(Response::new(sign(&self.shared, reply)))
     }
 

@@ -20,8 +20,8 @@ use crate::ids::{Index, LeaseId};
 use crate::limits::{KEY_STREAMS_MAX, REQUEST_TIMEOUT};
 use crate::proto::etcdserverpb::request_op::Request as Operation;
 use crate::proto::etcdserverpb::{
-    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, PutRequest, RequestOp, TxnRequest,
-    TxnResponse,
+    Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseKeepAliveRequest, LeaseRevokeRequest, PutRequest, RequestOp,
+    TxnRequest, TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
 use crate::proto::v1::{command::Kind, reply};
@@ -114,7 +114,22 @@ impl LineService {
         let is_own = lease == 0;
         let lease = LeaseId(if is_own { grant(shared, &caller).await? } else { lease });
         let line = Line::new(name);
-        let reply = txn(shared, &caller, line.enter(lease, says)).await?;
+        let reply = match txn(shared, &caller, line.enter(lease, says)).await {
+            Ok(reply) => reply,
+            Err(status) => {
+                // It may have been done, or may yet be.
+                if is_own {
+                    let (shared, caller) = (shared.clone(), caller.clone());
+                    let revoke = Kind::LeaseRevoke(LeaseRevokeRequest { id: lease.0 });
+                    let let_go = async move {
+                        let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
+                        let _ = execute(&shared, &caller, revoke, deadline, Some).await;
+                    };
+                    self.shared.io.spawn.spawn("a lease of nobody's", Box::pin(let_go)).detach();
+                }
+                return Err(status);
+            }
+        };
         let entered = line.entered(lease, &reply);
         Ok(Place {
             shared: shared.clone(),

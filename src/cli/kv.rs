@@ -88,9 +88,9 @@ pub enum Kv {
         /// The prefix; all keys without one
         #[arg(long, default_value = "", value_parser = typed())]
         prefix: Bytes,
-        /// Keys at most; 0: all
-        #[arg(long, default_value_t = 0)]
-        limit: usize,
+        /// Keys at most; 0: all [default: all; 1000 if they are sorted]
+        #[arg(long)]
+        limit: Option<usize>,
         /// As they were at this revision of the store
         #[arg(long)]
         revision: Option<u64>,
@@ -263,14 +263,15 @@ impl Kv {
                     range.set_sort_target((*sort).into());
                 }
                 let (rows, more) = if plain {
-                    pages(&client, range, *limit).await?
+                    pages(&client, range, limit.unwrap_or(0)).await?
                 } else {
-                    range.limit = i64::try_from(*limit).unwrap_or(i64::MAX);
+                    // They come in one answer.
+                    range.limit = i64::try_from(limit.unwrap_or(RANGE_PAGE_KEYS)).unwrap_or(i64::MAX);
                     let reply = client.range(range).await?;
                     (reply.kvs, reply.more)
                 };
                 if more {
-                    eprintln!("there are more keys than the {} of --limit", rows.len());
+                    eprintln!("there are more keys than these {}; see --limit", rows.len());
                 }
                 if as_json {
                     output::json(&rows.iter().map(key_json).collect());

@@ -74,7 +74,7 @@ impl Lease {
                     Output::Simple => output::simple(&[id.to_string(), seconds.to_string()]),
                     Output::Table => say!("lease {id} lasts {seconds} s from now"),
                 }
-                if *once || output::unprinted().is_some() {
+                if *once {
                     break;
                 }
                 client.pause(ttl / 3).await;

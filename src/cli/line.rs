@@ -158,7 +158,7 @@ impl ElectCommand {
             watch.next().await?;
             leader = client.whose_turn(&self.name).await?.0;
         }
-        Ok(0)
+        Ok(output::status())
     }
 }
 

@@ -28,7 +28,7 @@ impl Listening {
             match self.watch.next().await {
                 Ok(changes) => {
                     if std::mem::take(&mut self.alone) {
-                        eprintln!("a member answers again; nothing was missed");
+                        eprintln!("a member answers again");
                     }
                     self.begun = true;
                     return Ok(changes.events);

@@ -407,8 +407,15 @@ pub fn main() -> i32 {
         }
     };
     // What these do goes on, and their exit status is not about what they print.
-    let goes_on =
-        matches!(cli.command, Command::Dev(_) | Command::Start(_) | Command::Run { .. } | Command::Lock { .. });
+    let goes_on = matches!(
+        cli.command,
+        Command::Dev(_)
+            | Command::Start(_)
+            | Command::Run { .. }
+            | Command::Lock { .. }
+            | Command::Elect { .. }
+            | Command::Lease { command: lease::Lease::KeepAlive { .. }, .. }
+    );
     let result = runtime.block_on(async {
         match cli.command {
             Command::Dev(dev) => dev.run().await.map(|()| 0),
@@ -431,16 +438,10 @@ pub fn main() -> i32 {
             }
         }
     });
-    match (result, output::unprinted()) {
-        (Ok(0), Some(error)) if !goes_on => {
-            if error.kind() == std::io::ErrorKind::BrokenPipe {
-                return 141;
-            }
-            eprintln!("error: it was done, but what there was to print could not be written: {error}");
-            1
-        }
-        (Ok(status), _) => status,
-        (Err(failure), _) => failure.report(),
+    match result {
+        Ok(0) if !goes_on => output::status(),
+        Ok(status) => status,
+        Err(failure) => failure.report(),
     }
 }
 

@@ -17,7 +17,8 @@ use crate::state::member::is_server;
 /// Why something could not be printed, the first time that happened.
 static UNPRINTED: OnceLock<std::io::Error> = OnceLock::new();
 
-/// Prints bytes to standard output. That it failed is said when the command has ended, see [`unprinted`]: what it does goes on.
+/// Prints bytes to standard output. That it failed is said when the command has ended, see [`status`]; who only shows things ends
+/// then, see [`unprinted`].
 pub fn print(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
     if let Err(error) = out.write_all(bytes).and_then(|()| out.flush()) {
@@ -29,6 +30,18 @@ pub fn print(bytes: &[u8]) {
 /// Why not all could be printed.
 pub fn unprinted() -> Option<&'static std::io::Error> {
     UNPRINTED.get()
+}
+
+/// The exit status of what was done, if all that there was to print could be.
+pub fn status() -> i32 {
+    match unprinted() {
+        None => 0,
+        Some(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 141,
+        Some(error) => {
+            eprintln!("error: it was done, but what there was to print could not be written: {error}");
+            1
+        }
+    }
 }
 
 /// Prints one JSON document.

@@ -228,7 +228,7 @@ impl TaskCommand {
             }
             Self::Logs { task, follow: true, .. } => {
                 let (task, _) = find(&client, task).await?;
-                follow(&client, TaskId(task.id)).await?;
+                follow(&client, TaskId(task.id), true).await?;
             }
             Self::Logs { task, attempt, .. } => {
                 let (task, waiting_for) = find(&client, task).await?;
@@ -242,8 +242,8 @@ impl TaskCommand {
                 };
                 let token = attempt.ok_or_else(none)?.token;
                 let mut offset = 0;
-                copy_output(&client, OutputRequest { task: task.id, token, offset: 0, follow: false }, &mut offset)
-                    .await?;
+                let request = OutputRequest { task: task.id, token, offset: 0, follow: false };
+                copy_output(&client, request, &mut offset, true).await?;
             }
             Self::Stop { task } => {
                 let (task, _) = find(&client, task).await?;
@@ -265,7 +265,7 @@ pub(super) async fn run(connection: &Connection, spec: &Spec) -> Result<i32, Fai
     let SubmitTaskReply { id, .. } = client.submit_task(spec.build()?).await?;
     let id = TaskId(id);
     let signal = || async { os::stop_signal().await.context(|| "wait for signals".into()) };
-    let mut following = std::pin::pin!(follow(&client, id));
+    let mut following = std::pin::pin!(follow(&client, id, false));
     let ended = tokio::select! {
         biased;
         result = signal() => result.map(|()| None)?,
@@ -309,8 +309,8 @@ fn status_of(task: &Task) -> i32 {
     }
 }
 
-/// Prints what a task writes, attempt by attempt, until it has ended.
-async fn follow(client: &Client, id: TaskId) -> Result<Task, Failure> {
+/// Prints what a task writes, attempt by attempt, until it has ended, or until nobody reads it, if that is all there is to do.
+async fn follow(client: &Client, id: TaskId, only_shows: bool) -> Result<Task, Failure> {
     let mut printed = BTreeSet::new();
     let (mut told, mut waited) = (String::new(), 0);
     let (mut offset, mut pause) = (0, LOOK_MIN);
@@ -326,7 +326,7 @@ async fn follow(client: &Client, id: TaskId) -> Result<Task, Failure> {
         if let Some(token) = task.attempts.last().map(|attempt| attempt.token).filter(|token| !printed.contains(token))
         {
             let request = OutputRequest { task: id.0, token, offset, follow: true };
-            match copy_output(client, request, &mut offset).await {
+            match copy_output(client, request, &mut offset, only_shows).await {
                 // It is over, or what there was cannot be had any more.
                 Ok(true) | Err(ClientError::Invalid(_)) => {
                     printed.insert(token);
@@ -345,6 +345,9 @@ async fn follow(client: &Client, id: TaskId) -> Result<Task, Failure> {
                 Err(error) => return Err(error.into()),
             }
         }
+        if only_shows && output::unprinted().is_some() {
+            return Ok(task);
+        }
         if is_ended(&task) && task.attempts.last().is_none_or(|attempt| printed.contains(&attempt.token)) {
             return Ok(task);
         }
@@ -354,22 +357,29 @@ async fn follow(client: &Client, id: TaskId) -> Result<Task, Failure> {
 }
 
 /// Copies output to where it belongs. True if it was all there will be; `offset` says how far it came.
-async fn copy_output(client: &Client, request: OutputRequest, offset: &mut u64) -> Result<bool, ClientError> {
+async fn copy_output(
+    client: &Client,
+    request: OutputRequest,
+    offset: &mut u64,
+    only_shows: bool,
+) -> Result<bool, ClientError> {
     let mut pieces = client.output(request).await?;
     loop {
         match pieces.message().await {
             Ok(Some(piece)) => {
                 for record in piece.records {
-                    // Whoever reads it may have gone, and that must stop nothing.
-                    let _ = match record.stderr {
-                        true => std::io::stderr().lock().write_all(&record.data),
-                        false => std::io::stdout().lock().write_all(&record.data),
-                    };
+                    match record.stderr {
+                        // Whoever reads it may have gone, and that must stop nothing.
+                        true => drop(std::io::stderr().lock().write_all(&record.data)),
+                        false => output::print(&record.data),
+                    }
                 }
-                let _ = std::io::stdout().lock().flush();
                 *offset = piece.next;
                 if piece.ended {
                     return Ok(true);
+                }
+                if only_shows && output::unprinted().is_some() {
+                    return Ok(false);
                 }
             }
             Ok(None) => return Ok(false),

@@ -84,7 +84,8 @@ impl KeyWatch {
     /// later, and misses nothing.
     ///
     /// # Errors
-    /// Unavailable: no member has answered for as long as [`Self::patience`] says; call this again to go on. Rejected as compacted: what comes next was forgotten before it was told, see [`KvReject::Compacted`]. Invalid, if the watch
+    /// Unavailable: no member has answered for as long as [`Self::patience`] says; call this again to go on. Rejected
+    /// as compacted: what comes next was forgotten before it was told, see [`KvReject::Compacted`]. Invalid, if the watch
     /// makes no sense.
     pub async fn next(&mut self) -> Result<Changes, ClientError> {
         loop {
@@ -116,11 +117,11 @@ impl KeyWatch {
                     self.client.turn_away();
                     let now = self.client.io.clock.now();
                     let since = *self.alone_since.get_or_insert(now);
+                    self.client.io.clock.sleep(RECONNECT_PAUSE_MIN).await;
                     if self.patience.is_some_and(|patience| now.since(since) >= patience) {
                         (self.alone_since, self.gave_up) = (None, true);
                         return Err(ClientError::Unavailable(status.message().into()));
                     }
-                    self.client.io.clock.sleep(RECONNECT_PAUSE_MIN).await;
                 }
             }
         }

@@ -29,6 +29,11 @@ const BEARER: &str = "Bearer ";
 /// Probers know no tokens, and learn nothing but whether the node serves.
 const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
 
+/// Where they ask over plain HTTP, as etcd's do.
+pub const HEALTH: &str = "/health";
+/// And where they ask for the version.
+pub const VERSION: &str = "/version";
+
 /// The metadata with the token of a user; etcd's clients send it so.
 pub const USER_TOKEN: &str = "token";
 /// Where a user gets one.
@@ -183,7 +188,7 @@ where
         let path = request.uri().path();
         let by_user = path == LOG_IN || request.headers().contains_key(USER_TOKEN);
         let (refusal, shown) = match request.headers().get(AUTHORIZATION) {
-            _ if path.starts_with(OPEN_TO_ALL) => (None, Shown::Nothing),
+            _ if path.starts_with(OPEN_TO_ALL) || [HEALTH, VERSION].contains(&path) => (None, Shown::Nothing),
             Some(presented) if self.tokens.take(presented) => (None, Shown::Token),
             Some(_) => (Some("the token is not one of this cluster's"), Shown::Nothing),
             None if by_user => (None, Shown::Nothing),
@@ -193,8 +198,7 @@ where
             request.extensions_mut().insert(shown);
             return Either::Left(self.inner.call(request));
         };
-        let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
-        let response = if request.headers().get(CONTENT_TYPE).is_some_and(grpc) {
+        let response = if is_grpc(request.headers()) {
             Status::unauthenticated(refusal).into_http()
         } else {
             let mut plain = http::Response::new(R::default());
@@ -204,6 +208,12 @@ where
         };
         Either::Right(ready(Ok(response)))
     }
+}
+
+/// Whether a request is a call of gRPC.
+pub fn is_grpc(headers: &http::HeaderMap) -> bool {
+    let grpc = |value: &HeaderValue| value.as_bytes().starts_with(b"application/grpc");
+    headers.get(CONTENT_TYPE).is_some_and(grpc)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ mod spawn;
 
 use std::sync::Arc;
 
-pub use access::{LOG_IN, Shown, TOKEN_NEEDED, TokenError, Tokens, USER_TOKEN};
+pub use access::{HEALTH, LOG_IN, Shown, TOKEN_NEEDED, TokenError, Tokens, USER_TOKEN, VERSION, is_grpc};
 pub use clock::{Clock, Elapsed};
 pub use disk::{Backend, Disk, open_for_database};
 pub use journal::{Batch, BatchChange, Journal};

@@ -516,6 +516,9 @@ fn metrics_count_what_happens_and_need_the_token() {
     assert!(value("cairn_command_seconds_count") >= before + 10.0);
     assert!(value("cairn_log_write_seconds_sum") > 0.0);
     assert_eq!((value("cairn_raft_leads"), value("cairn_tasks_pending")), (1.0, 0.0));
+    // Who keeps watch over members need not be among them.
+    let health = http_get(&node.address, "/health", "");
+    assert!(health.starts_with("HTTP/1.1 200") && health.ends_with(r#"{"health":"true"}"#), "{health}");
     let refused = http_get(&node.address, "/metrics", "");
     assert!(refused.starts_with("HTTP/1.1 401") && !refused.contains("cairn_raft"), "{refused}");
 }

@@ -201,15 +201,6 @@ impl Auth {
             None => Err(AuthReject::Denied),
         }
     }
-
-    /// Whether a user may read all of these keys.
-    ///
-    /// # Errors
-    /// It may not.
-    pub fn read_all(&self, user: &str, keys: &[Bytes]) -> Result<(), AuthReject> {
-        let rights = self.rights(user)?;
-        keys.iter().try_for_each(|key| rights.read(key, b""))
-    }
 }
 
 fn text(name: &[u8]) -> Result<String, Fault> {
@@ -234,6 +225,14 @@ impl Rights<'_> {
     /// They may not, or not all of them.
     pub fn read(self, key: &[u8], range_end: &[u8]) -> Result<(), AuthReject> {
         self.cover(key, range_end, |ranges| &ranges.read)
+    }
+
+    /// Whether all of these keys may be read.
+    ///
+    /// # Errors
+    /// They may not.
+    pub fn read_all(self, keys: &[Bytes]) -> Result<(), AuthReject> {
+        keys.iter().try_for_each(|key| self.read(key, b""))
     }
 
     /// Whether the keys of a range may be set and removed.
