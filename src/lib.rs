@@ -83,6 +83,7 @@
 //! let mut lease = client.hold_lease(Duration::from_secs(10)).await?;
 //! let id = lease.id();
 //! let turn = tokio::select! {
+//!     biased;
 //!     turn = client.wait_turn("jobs", id, b"who I am") => turn?,
 //!     lost = lease.keep() => return Err(lost.into()),
 //! };
