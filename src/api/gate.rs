@@ -28,6 +28,9 @@ use crate::time::ClusterTime;
 /// How long a member may take to find out that a token which it does not know is good, or is not.
 const PATIENCE: Duration = Duration::from_secs(3);
 
+/// How the paths begin of what etcd's clients call.
+const ETCDS: [&str; 3] = ["/etcdserverpb.", "/v3lockpb.", "/v3electionpb."];
+
 /// What a call needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Need {
@@ -71,8 +74,7 @@ pub async fn admit(State(shared): State<Arc<SharedNodeState>>, request: Request,
     match admitted(&shared, &parts).await {
         Ok(caller) => {
             parts.extensions.insert(caller);
-            let is_etcds = ["/etcdserverpb.", "/v3lockpb.", "/v3electionpb."];
-            let is_etcds = is_etcds.iter().any(|services| parts.uri.path().starts_with(services));
+            let is_etcds = ETCDS.iter().any(|services| parts.uri.path().starts_with(services));
             let response = next.run(Request::from_parts(parts, body)).await;
             if is_etcds { too_long(response) } else { response }
         }

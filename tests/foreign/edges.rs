@@ -77,10 +77,8 @@ async fn listened(channel: Channel) -> Vec<Bytes> {
 #[test]
 fn what_is_odd_is_refused_as_etcd_refuses_it() {
     let dir = tempfile::tempdir().unwrap();
-    let etcd = Etcd::start(dir.path());
-    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime.block_on(async {
+    let (etcd, node) = both(dir.path());
+    runtime().block_on(async {
         let channel = |address: &str| Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
         let (ours, theirs) = (channel(&node.address), channel(&etcd.address));
         let hash = |at: Channel| async { MaintenanceClient::new(at).hash_kv(HashKvRequest::default()).await.unwrap() };

@@ -72,6 +72,15 @@ impl Etcd {
     }
 }
 
+/// A server of etcd's, and a node, each alone.
+fn both(dir: &Path) -> (Etcd, Running) {
+    (Etcd::start(dir), Running::member(dir, "n1", "127.0.0.1:0", &["--bootstrap"]))
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
 impl Drop for Etcd {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -271,9 +280,8 @@ fn anonymous(answer: &mut Response, outer: bool) {
 #[test]
 fn answers_are_those_of_etcd() {
     let dir = tempfile::tempdir().unwrap();
-    let etcd = Etcd::start(dir.path());
-    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (etcd, node) = both(dir.path());
+    let runtime = runtime();
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[7; 32]);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     runtime.block_on(async {
@@ -363,9 +371,8 @@ async fn ended(address: &str) -> (tonic::Code, String) {
 #[test]
 fn watches_tell_what_those_of_etcd_tell() {
     let dir = tempfile::tempdir().unwrap();
-    let etcd = Etcd::start(dir.path());
-    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (etcd, node) = both(dir.path());
+    let runtime = runtime();
     let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[8; 32]);
     let mut runner = TestRunner::new_with_rng(Config::default(), rng);
     runtime.block_on(async {
@@ -433,8 +440,7 @@ fn watches_tell_what_those_of_etcd_tell() {
 #[test]
 fn its_own_client_prints_the_same() {
     let dir = tempfile::tempdir().unwrap();
-    let etcd = Etcd::start(dir.path());
-    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let (etcd, node) = both(dir.path());
     let lines: &[(&[&str], &str)] = &[
         (&["put", "a", "1"], ""),
         (&["put", "a", "2", "--prev-kv"], ""),
@@ -739,8 +745,7 @@ fn the_crate_etcd_client_is_told_the_same() {
 #[test]
 fn its_own_client_is_a_user() {
     let dir = tempfile::tempdir().unwrap();
-    let etcd = Etcd::start(dir.path());
-    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let (etcd, node) = both(dir.path());
     let story = |at: &str| {
         let mut story = Vec::new();
         let mut tell = |user: &str, line: &str| {
@@ -899,6 +904,6 @@ fn its_own_client_goes_on_when_the_leader_dies() {
     }
     // One alone leads nobody: who wants a leader is told so.
     nodes.remove(0).kill();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = runtime();
     assert_eq!(runtime.block_on(ended(&nodes[0].address)), (tonic::Code::Unavailable, "etcdserver: no leader".into()));
 }

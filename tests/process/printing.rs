@@ -2,14 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
 use super::fails;
-use super::running::{PATIENCE, Running, run, text};
+use super::running::{PATIENCE, Running, run, text, until};
 
 fn kv(node: &Running) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_node"));
@@ -19,6 +19,16 @@ fn kv(node: &Running) -> Command {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
+}
+
+/// What is written to a pipe, line by line; who waits for a line does so for as long as it may take, and no longer.
+fn lines(pipe: impl Read + Send + 'static) -> impl FnMut() -> String {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut lines = BufReader::new(pipe).lines();
+        while lines.next().is_some_and(|line| sender.send(line.unwrap()).is_ok()) {}
+    });
+    move || receiver.recv_timeout(PATIENCE).expect("a line in time")
 }
 
 #[test]
@@ -65,9 +75,9 @@ fn scripts_get_rows() {
     assert_eq!(simple(&["kv", "list"]), (Some(0), "a\t3\tfour\n".into()));
     let mut watch =
         kv(&node).args(["watch", "", "--prefix", "--revision", "2", "--prev", "-o", "simple"]).spawn().unwrap();
-    let lines = BufReader::new(watch.stdout.take().unwrap()).lines().take(4).map(Result::unwrap).collect::<Vec<_>>();
+    let mut line = lines(watch.stdout.take().unwrap());
     assert_eq!(
-        lines,
+        [line(), line(), line(), line()],
         ["2\tput\ta\tone\\ttwo\\nthree", "3\tput\ta\tfour\tone\\ttwo\\nthree", "4\tput\tb\tv", "5\tdelete\tb\t\tv"]
     );
     watch.kill().unwrap();
@@ -95,7 +105,12 @@ fn what_cannot_be_printed_is_said() {
     BufReader::new(watch.stdout.take().unwrap()).read_line(&mut line).unwrap();
     assert_eq!(line, "2 a = v\n");
     assert!(node.kv(&["put", "a", "w"]).status.success());
-    assert_eq!(watch.wait().unwrap().code(), Some(141));
+    let mut status = None;
+    until("it ends", || {
+        status = watch.try_wait().unwrap();
+        status.is_some()
+    });
+    assert_eq!(status.unwrap().code(), Some(141));
 }
 
 #[test]
@@ -103,25 +118,23 @@ fn who_looks_on_is_told_that_nobody_answers() {
     let dir = tempfile::tempdir().unwrap();
     let mut node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
     let mut watch = kv(&node).args(["watch", "a", "--command-timeout", "1"]).spawn().unwrap();
-    let mut said = BufReader::new(watch.stderr.take().unwrap()).lines();
-    let mut events = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let (mut said, mut event) = (lines(watch.stderr.take().unwrap()), lines(watch.stdout.take().unwrap()));
     // It has begun when it tells of something; how soon that is, nobody knows.
-    let begun = std::time::Instant::now();
     let first = std::thread::scope(|scope| {
-        let told = scope.spawn(|| events.next());
-        while !told.is_finished() && begun.elapsed() < PATIENCE {
+        let told = scope.spawn(&mut event);
+        while !told.is_finished() {
             assert!(node.kv(&["put", "a", "v"]).status.success());
         }
-        told.join().unwrap().unwrap().unwrap()
+        told.join().unwrap()
     });
     assert!(first.ends_with("a = v"), "{first}");
     node.child.kill().unwrap();
     node.child.wait().unwrap();
-    let lost = said.next().unwrap().unwrap();
+    let lost = said();
     assert!(lost.contains("no member answers"), "{lost}");
     let address = node.address.clone();
     let again = Running::member(dir.path(), "n1", &address, &[]);
-    assert_eq!(said.next().unwrap().unwrap(), "a member answers again");
+    assert_eq!(said(), "a member answers again");
     watch.kill().unwrap();
     watch.wait().unwrap();
     drop(again);
