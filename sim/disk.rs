@@ -325,10 +325,14 @@ impl SimDisk {
                     _ if dropped => {}
                     Change::SetLen(len) => image.set_len(len),
                     Change::Write { offset, data } if torn => {
-                        for (i, sector) in data.chunks(SECTOR).enumerate() {
+                        // A sector is written or not, wherever in one the write begins.
+                        let (mut at, mut rest) = (offset, &*data);
+                        while !rest.is_empty() {
+                            let (part, after) = rest.split_at(rest.len().min(SECTOR - at as usize % SECTOR));
                             if rng.chance(500) {
-                                image.write(offset + (i * SECTOR) as u64, sector);
+                                image.write(at, part);
                             }
+                            (at, rest) = (at + part.len() as u64, after);
                         }
                     }
                     Change::Write { offset, data } => image.write(offset, &data),

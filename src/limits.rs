@@ -96,8 +96,6 @@ pub const BALLAST_BYTES: u64 = 64 * 1024 * 1024;
 pub const SPACE_PERIOD: Duration = Duration::from_secs(1);
 /// Memory redb may use to cache the state, in bytes (its own default is 1 GiB).
 pub const STATE_CACHE_BYTES: usize = 32 * 1024 * 1024;
-/// The same of the log, whose newest entries are in memory anyway.
-pub const LOG_CACHE_BYTES: usize = 8 * 1024 * 1024;
 
 /// Watches of keys on one stream.
 pub const KEY_WATCHES_MAX: usize = 10_000;

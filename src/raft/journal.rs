@@ -1,69 +1,511 @@
-//! A journal in a file: two tables of a redb database, one transaction and one sync a batch.
+//! A journal in a file: a stream of frames, one for each batch, in blocks that are used again.
+//!
+//! The file consists of slots of [`BLOCK`] bytes. A block is a stretch of the stream and lies in a slot, behind a header that
+//! says which block it is; blocks that hold nothing any more leave their slots to new ones, so that in the long run a batch is one
+//! write and one sync over bytes that the file system need not find room for. A frame has a checksum, its number, and
+//! the checksum of the frame before it. It may lie across blocks. The first frame to begin in a block begins with all named records, so
+//! that blocks before it can go.
+//!
+//! What is opened is read and checked from its first block to its end. A frame that is not whole ends the stream if none follows
+//! it: the power went while it was written, and nobody was told that it is there. If one follows, or a block is missing, or a header
+//! is not what was written, something is damaged, and then the journal does not open. (Damage to the very last frame looks
+//! like the first case; nothing on one disk can tell.)
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::{ControlFlow, Range};
 
-use redb::{Builder, Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::StorageBackend as _;
 
 use crate::io::{Backend, Batch, BatchChange, Journal};
-use crate::limits::LOG_CACHE_BYTES;
 
-const ENTRIES: TableDefinition<'static, u64, &[u8]> = TableDefinition::new("entries");
-const META: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("meta");
+/// Bytes of a slot.
+const BLOCK: u64 = 32 * 1024;
+/// Bytes of a block's header: what it begins with, the block's number, that of the first block in use, the slot, where the first frame
+/// begins, and a checksum of these.
+const HEADER: u64 = 40;
+/// Bytes of the stream in a block.
+const STRETCH: u64 = BLOCK - HEADER;
+/// What a header begins with; another format would have another.
+const MAGIC: [u8; 8] = *b"cairnlg1";
+/// In a header: no frame begins in the block.
+const NO_FRAME: u32 = u32::MAX;
+/// Bytes before a frame's body: its length, the checksum of this and all that follows, that of the frame before it, nothing, and its number.
+const FRAME: u64 = 24;
+/// Frames begin at multiples of this.
+const ALIGN: u64 = 8;
+/// Slots at the end of the file beyond which free ones are given back.
+const FREE_KEPT: usize = 64;
+/// Bytes read at once.
+const READ: u64 = 256 * 1024;
 
-/// The journal in one file.
-pub struct FileJournal {
-    db: Database,
+const NAME: u8 = 1;
+const PUT: u8 = 2;
+const REMOVE: u8 = 3;
+
+/// A position in the stream.
+type Position = u64;
+/// The number of a block: it holds the stream from `number * STRETCH` on.
+type Block = u64;
+/// The number of a slot: it is the file from `slot * BLOCK` on.
+type Slot = u32;
+
+fn block_of(at: Position) -> Block {
+    at / STRETCH
 }
 
-fn failed(error: impl Into<redb::Error>) -> io::Error {
-    match error.into() {
-        redb::Error::Io(error) => error,
-        other => io::Error::other(other),
+fn offset_of(slot: Slot) -> u64 {
+    u64::from(slot) * BLOCK
+}
+
+fn corrupt(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("corrupt: {text}"))
+}
+
+fn word(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().expect("eight bytes"))
+}
+
+fn half(bytes: &[u8]) -> u32 {
+    u32::from_le_bytes(bytes.try_into().expect("four bytes"))
+}
+
+/// The header of a block.
+struct Header {
+    block: Block,
+    /// The first block in use when it was written.
+    begin: Block,
+    slot: Slot,
+    /// Where in the stretch the first frame begins.
+    first: u32,
+}
+
+impl Header {
+    fn to_bytes(&self) -> [u8; HEADER as usize] {
+        let mut bytes = [0; HEADER as usize];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..16].copy_from_slice(&self.block.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.begin.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.slot.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.first.to_le_bytes());
+        let sum = crc32c::crc32c(&bytes[..32]);
+        bytes[32..36].copy_from_slice(&sum.to_le_bytes());
+        bytes
+    }
+
+    /// The header of a slot; `None` if it has never had one.
+    fn of(bytes: &[u8; HEADER as usize], slot: Slot) -> io::Result<Option<Self>> {
+        if bytes.iter().all(|byte| *byte == 0) {
+            return Ok(None);
+        }
+        let header = Self {
+            block: word(&bytes[8..16]),
+            begin: word(&bytes[16..24]),
+            slot: half(&bytes[24..28]),
+            first: half(&bytes[28..32]),
+        };
+        if header.to_bytes() != *bytes || header.slot != slot {
+            return Err(corrupt(format!("the header at {} is not one of a log's block there", offset_of(slot))));
+        }
+        Ok(Some(header))
     }
 }
 
+/// The blocks in use, and where in the file they are.
+struct Blocks {
+    file: Backend,
+    /// The first of them.
+    begin: Block,
+    /// Their slots, and beyond the end of the stream those of blocks that a batch reached that was never whole.
+    slots: BTreeMap<Block, Slot>,
+    /// Slots of blocks no longer in use. They are free when a durable header says so.
+    released: Vec<Slot>,
+    free: BTreeSet<Slot>,
+    /// Slots of the file.
+    count: Slot,
+}
+
+impl Blocks {
+    /// Reads the slots' headers; with where the first frame begins.
+    fn open(file: Backend) -> io::Result<(Self, Position)> {
+        let len = file.len()?;
+        let count = Slot::try_from(len.div_ceil(BLOCK)).map_err(|_| corrupt(format!("it has {len} bytes")))?;
+        let mut found = BTreeMap::new();
+        let mut begin = 0;
+        for slot in 0..count {
+            let mut bytes = [0; HEADER as usize];
+            let there = HEADER.min(len - offset_of(slot)) as usize;
+            file.read(offset_of(slot), &mut bytes[..there])?;
+            let Some(header) = Header::of(&bytes, slot)? else { continue };
+            begin = begin.max(header.begin);
+            if found.insert(header.block, (slot, header.first)).is_some() {
+                return Err(corrupt(format!("there are two blocks {}", header.block)));
+            }
+        }
+        // What comes before is not in use, and its slot free.
+        let found = found.split_off(&begin);
+        let first = match found.get(&begin) {
+            Some((_, first)) if u64::from(*first) < STRETCH => u64::from(*first),
+            // Of the first batch ever perhaps a part was written.
+            None if begin == 0 => 0,
+            _ => return Err(corrupt(format!("no frame begins in the block {begin}, the first in use"))),
+        };
+        let slots: BTreeMap<Block, Slot> = found.into_iter().map(|(block, (slot, _))| (block, slot)).collect();
+        let used: BTreeSet<Slot> = slots.values().copied().collect();
+        let free = (0..count).filter(|slot| !used.contains(slot)).collect();
+        Ok((Self { file, begin, slots, released: Vec::new(), free, count }, begin * STRETCH + first))
+    }
+
+    /// Stretches of the stream that are there from one end to the other, in order.
+    fn runs(&self) -> Vec<Range<Position>> {
+        let mut runs: Vec<Range<Position>> = Vec::new();
+        for block in self.slots.keys() {
+            let stretch = block * STRETCH..(block + 1) * STRETCH;
+            match runs.last_mut() {
+                Some(run) if run.end == stretch.start => run.end = stretch.end,
+                _ => runs.push(stretch),
+            }
+        }
+        runs
+    }
+
+    /// Reads a part of the stream that is in its blocks; what the file does not reach is zeros.
+    fn read(&self, mut at: Position, mut out: &mut [u8]) -> io::Result<()> {
+        let len = self.file.len()?;
+        while !out.is_empty() {
+            let within = at % STRETCH;
+            let (part, rest) = out.split_at_mut(out.len().min((STRETCH - within) as usize));
+            let offset = offset_of(self.slots[&block_of(at)]) + HEADER + within;
+            let there = (part.len() as u64).min(len.saturating_sub(offset)) as usize;
+            self.file.read(offset, &mut part[..there])?;
+            part[there..].fill(0);
+            at += part.len() as u64;
+            out = rest;
+        }
+        Ok(())
+    }
+
+    /// Writes a frame, and headers of the blocks that it is the first to reach, durably.
+    fn append(&mut self, at: Position, frame: &[u8]) -> io::Result<()> {
+        let (end, mut done) = (at + frame.len() as u64, 0);
+        let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
+        let (mut grown, mut entered) = (false, false);
+        while done < frame.len() {
+            let now = at + done as u64;
+            let (block, within) = (block_of(now), now % STRETCH);
+            let is_new = within == 0;
+            let slot = *self.slots.entry(block).or_insert_with(|| {
+                let slot = self.free.pop_first();
+                sometimes!(slot.is_some(), "a block of the log took the place of one that was no longer in use");
+                slot.unwrap_or(self.count)
+            });
+            let mut bytes = Vec::new();
+            if is_new {
+                let next = if done == 0 { now } else { end };
+                let first = if block_of(next) == block { (next % STRETCH) as u32 } else { NO_FRAME };
+                bytes.extend(Header { block, begin: self.begin, slot, first }.to_bytes());
+                entered = true;
+            }
+            let take = (frame.len() - done).min((STRETCH - within) as usize);
+            bytes.extend(&frame[done..done + take]);
+            if slot == self.count {
+                // Zeros up to the end, so that the next writes find room.
+                bytes.resize(BLOCK as usize, 0);
+                self.count += 1;
+                grown = true;
+            }
+            let offset = offset_of(slot) + if is_new { 0 } else { HEADER + within };
+            match writes.last_mut() {
+                Some((begin, before)) if *begin + before.len() as u64 == offset => before.extend(bytes),
+                _ => writes.push((offset, bytes)),
+            }
+            done += take;
+        }
+        sometimes!(block_of(end) > block_of(at) + 1, "a batch of the log filled a block");
+        if grown {
+            self.file.set_len(offset_of(self.count))?;
+        }
+        for (offset, bytes) in writes {
+            self.file.write(offset, &bytes)?;
+        }
+        self.file.sync_data()?;
+        if entered {
+            self.free.extend(self.released.drain(..));
+        }
+        Ok(())
+    }
+
+    /// What comes before a block is no longer in use.
+    fn release(&mut self, begin: Block) {
+        self.begin = begin;
+        while let Some(first) = self.slots.first_entry().filter(|first| *first.key() < begin) {
+            self.released.push(first.remove());
+        }
+    }
+
+    /// Gives free slots at the end of the file back.
+    fn trim(&mut self) -> io::Result<()> {
+        let before = self.count;
+        while self.free.len() > FREE_KEPT && self.free.last() == Some(&(self.count - 1)) {
+            self.free.pop_last();
+            self.count -= 1;
+        }
+        if self.count < before { self.file.set_len(offset_of(self.count)) } else { Ok(()) }
+    }
+}
+
+/// Reads the stream on and on.
+struct Reader<'a> {
+    blocks: &'a Blocks,
+    /// Where the stream ends, as far as is known.
+    end: Position,
+    at: Position,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(blocks: &'a Blocks, end: Position) -> Self {
+        Self { blocks, end, at: 0, bytes: Vec::new() }
+    }
+
+    /// This much from a position on; `None` if the stream ends before.
+    fn get(&mut self, at: Position, len: u64) -> io::Result<Option<&[u8]>> {
+        if len > self.end.saturating_sub(at) {
+            return Ok(None);
+        }
+        if at < self.at || at + len > self.at + self.bytes.len() as u64 {
+            self.bytes.resize(len.max(READ.min(self.end - at)) as usize, 0);
+            self.blocks.read(at, &mut self.bytes)?;
+            self.at = at;
+        }
+        let begin = (at - self.at) as usize;
+        Ok(Some(&self.bytes[begin..begin + len as usize]))
+    }
+
+    /// The frame at a position, if there is a whole one.
+    fn frame(&mut self, at: Position) -> io::Result<Option<Frame<'_>>> {
+        let Some(head) = self.get(at, FRAME)? else { return Ok(None) };
+        let len = u64::from(half(&head[..4]));
+        if len == 0 || len % ALIGN != 0 {
+            return Ok(None);
+        }
+        let Some(bytes) = self.get(at, FRAME + len)? else { return Ok(None) };
+        let (sum, before, number) = (half(&bytes[4..8]), half(&bytes[8..12]), word(&bytes[16..24]));
+        Ok((sum == sum_of(bytes)).then(|| Frame { sum, before, number, body: &bytes[FRAME as usize..] }))
+    }
+}
+
+/// A frame that is whole.
+struct Frame<'a> {
+    sum: u32,
+    /// The checksum of the one before.
+    before: u32,
+    number: u64,
+    body: &'a [u8],
+}
+
+/// The checksum of a frame: all of it but the checksum's own place.
+fn sum_of(frame: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&frame[..4]), &frame[8..])
+}
+
+/// Where a record is.
+#[derive(Clone, Copy)]
+struct Place {
+    at: Position,
+    len: u32,
+    /// The block in which its frame begins.
+    begun: Block,
+}
+
+/// What the frames say: the named records, and where the numbered ones are.
+#[derive(Default)]
+struct Records {
+    named: BTreeMap<String, Vec<u8>>,
+    numbered: BTreeMap<u64, Place>,
+    /// Of each block, how many records are in frames that begin in it.
+    held: BTreeMap<Block, u64>,
+}
+
+impl Records {
+    fn let_go(&mut self, place: Place) {
+        let held = self.held.get_mut(&place.begun).expect("a record is counted where its frame begins");
+        *held -= 1;
+        if *held == 0 {
+            self.held.remove(&place.begun);
+        }
+    }
+
+    fn put(&mut self, number: u64, place: Place) {
+        *self.held.entry(place.begun).or_default() += 1;
+        if let Some(old) = self.numbered.insert(number, place) {
+            self.let_go(old);
+        }
+    }
+
+    fn remove(&mut self, range: Range<u64>) {
+        let mut gone = self.numbered.split_off(&range.start);
+        self.numbered.append(&mut gone.split_off(&range.end.max(range.start)));
+        gone.into_values().for_each(|place| self.let_go(place));
+    }
+
+    /// Carries out the changes of a frame at a position; `None` if they are none.
+    fn apply(&mut self, at: Position, body: &[u8]) -> Option<()> {
+        let (mut rest, begun) = (body, block_of(at));
+        fn take<'a>(rest: &mut &'a [u8], len: usize) -> Option<&'a [u8]> {
+            let (part, after) = rest.split_at_checked(len)?;
+            *rest = after;
+            Some(part)
+        }
+        while let Some(kind) = take(&mut rest, 1) {
+            match kind[0] {
+                0 => return rest.iter().all(|byte| *byte == 0).then_some(()),
+                NAME => {
+                    let [name, record] = [(); 2].map(|()| half_len(&mut rest).and_then(|len| take(&mut rest, len)));
+                    self.named.insert(String::from_utf8(name?.to_vec()).ok()?, record?.to_vec());
+                }
+                PUT => {
+                    let number = word(take(&mut rest, 8)?);
+                    let len = half_len(&mut rest)?;
+                    let at = at + FRAME + (body.len() - rest.len()) as u64;
+                    take(&mut rest, len)?;
+                    self.put(number, Place { at, len: len as u32, begun });
+                }
+                REMOVE => {
+                    let [start, end] = [(); 2].map(|()| take(&mut rest, 8).map(word));
+                    self.remove(start?..end?);
+                }
+                _ => return None,
+            }
+        }
+        Some(())
+    }
+}
+
+/// Takes a length.
+fn half_len(rest: &mut &[u8]) -> Option<usize> {
+    let (len, after) = rest.split_at_checked(4)?;
+    *rest = after;
+    Some(half(len) as usize)
+}
+
+fn write_len(frame: &mut Vec<u8>, len: usize) {
+    frame.extend(u32::try_from(len).expect("a record has at most 4 GiB").to_le_bytes());
+}
+
+fn write_name(frame: &mut Vec<u8>, name: &str, record: &[u8]) {
+    frame.push(NAME);
+    write_len(frame, name.len());
+    frame.extend(name.as_bytes());
+    write_len(frame, record.len());
+    frame.extend(record);
+}
+
+fn write_change(frame: &mut Vec<u8>, change: &BatchChange) {
+    match change {
+        BatchChange::Name(name, record) => write_name(frame, name, record),
+        BatchChange::Put(number, record) => {
+            frame.push(PUT);
+            frame.extend(number.to_le_bytes());
+            write_len(frame, record.len());
+            frame.extend(record);
+        }
+        BatchChange::Remove(numbers) => {
+            frame.push(REMOVE);
+            frame.extend(numbers.start.to_le_bytes());
+            frame.extend(numbers.end.to_le_bytes());
+        }
+    }
+}
+
+/// The newest frame.
+#[derive(Clone, Copy)]
+struct Newest {
+    number: u64,
+    sum: u32,
+    /// The block in which it begins.
+    begun: Block,
+}
+
+/// The journal in one file.
+pub struct FileJournal {
+    blocks: Blocks,
+    records: Records,
+    newest: Option<Newest>,
+    /// Where the stream ends.
+    end: Position,
+}
+
 impl FileJournal {
-    /// Opens it, making an empty one if the file is empty.
+    /// Opens it, and reads and checks all of it. Nothing is written: a file that is empty is an empty journal.
     ///
     /// # Errors
-    /// The database cannot be opened.
+    /// The file cannot be read, or is damaged.
     pub fn open(file: Backend) -> io::Result<Self> {
-        let db = Builder::new().set_cache_size(LOG_CACHE_BYTES).create_with_backend(file).map_err(failed)?;
-        let has_tables = {
-            let txn = db.begin_read().map_err(failed)?;
-            match txn.open_table(META) {
-                Ok(_) => true,
-                Err(redb::TableError::TableDoesNotExist(_)) => false,
-                Err(error) => return Err(failed(error)),
+        let (blocks, begin) = Blocks::open(file)?;
+        let runs = blocks.runs();
+        let (mut records, mut newest, mut end) = (Records::default(), None::<Newest>, begin);
+        let whole = runs.first().filter(|run| run.contains(&begin)).map_or(begin, |run| run.end);
+        let mut reader = Reader::new(&blocks, whole);
+        while let Some(frame) = reader.frame(end)? {
+            if newest.is_some_and(|newest| frame.number != newest.number + 1 || frame.before != newest.sum) {
+                break;
             }
-        };
-        if !has_tables {
-            let txn = db.begin_write().map_err(failed)?;
-            txn.open_table(META).map_err(failed)?;
-            txn.open_table(ENTRIES).map_err(failed)?;
-            txn.commit().map_err(failed)?;
+            let Frame { number, sum, body, .. } = frame;
+            records.apply(end, body).ok_or_else(|| corrupt(format!("the frame {number} has no changes")))?;
+            newest = Some(Newest { number, sum, begun: block_of(end) });
+            end += FRAME + body.len() as u64;
         }
-        Ok(Self { db })
+        if newest.is_none() && begin > 0 {
+            return Err(corrupt("its first frame is damaged".into()));
+        }
+        for run in runs {
+            let mut reader = Reader::new(&blocks, run.end);
+            for at in (run.start.max(end)..run.end).step_by(ALIGN as usize) {
+                let Some(number) = reader.get(at, FRAME)?.map(|head| word(&head[16..24])) else { break };
+                let is_later = newest.is_none_or(|newest| {
+                    let between = (at - end) / FRAME;
+                    (newest.number + 1..=newest.number + 1 + between).contains(&number)
+                });
+                if is_later && reader.frame(at)?.is_some() {
+                    return Err(corrupt(format!("a frame is damaged before the frame {number}")));
+                }
+            }
+        }
+        let mut journal = Self { blocks, records, newest, end };
+        journal.release();
+        Ok(journal)
+    }
+
+    /// Whether nothing was ever written to it.
+    pub fn is_empty(&self) -> bool {
+        self.newest.is_none()
+    }
+
+    /// Lets go of the blocks that hold nothing any more.
+    fn release(&mut self) {
+        let Some(newest) = self.newest else { return };
+        let first = self.records.held.keys().next().map_or(newest.begun, |block| newest.begun.min(*block));
+        self.blocks.release(first);
     }
 }
 
 impl Journal for FileJournal {
     fn named(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        let table = self.db.begin_read().map_err(failed)?.open_table(META).map_err(failed)?;
-        Ok(table.get(name).map_err(failed)?.map(|row| row.value().to_vec()))
+        Ok(self.records.named.get(name).cloned())
     }
 
     fn last(&self) -> io::Result<Option<u64>> {
-        let table = self.db.begin_read().map_err(failed)?.open_table(ENTRIES).map_err(failed)?;
-        Ok(table.last().map_err(failed)?.map(|(number, _)| number.value()))
+        Ok(self.records.numbered.keys().next_back().copied())
     }
 
     fn scan(&self, range: Range<u64>, each: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>) -> io::Result<()> {
-        let table = self.db.begin_read().map_err(failed)?.open_table(ENTRIES).map_err(failed)?;
-        for row in table.range(range).map_err(failed)? {
-            let (number, record) = row.map_err(failed)?;
-            if each(number.value(), record.value()).is_break() {
+        let places = self.records.numbered.range(range);
+        let end = places.clone().next_back().map_or(0, |(_, place)| place.at + u64::from(place.len));
+        let mut reader = Reader::new(&self.blocks, end);
+        for (number, place) in places {
+            let record = reader.get(place.at, place.len.into())?.expect("a record lies in the stream");
+            if each(*number, record).is_break() {
                 break;
             }
         }
@@ -71,20 +513,30 @@ impl Journal for FileJournal {
     }
 
     fn commit(&mut self, batch: &Batch) -> io::Result<()> {
-        let txn = self.db.begin_write().map_err(failed)?;
-        {
-            let mut meta = txn.open_table(META).map_err(failed)?;
-            let mut entries = txn.open_table(ENTRIES).map_err(failed)?;
-            for change in &batch.changes {
-                match change {
-                    BatchChange::Name(name, record) => drop(meta.insert(name, &**record).map_err(failed)?),
-                    BatchChange::Put(number, record) => drop(entries.insert(number, &**record).map_err(failed)?),
-                    BatchChange::Remove(numbers) => {
-                        entries.retain_in(numbers.clone(), |_, _| false).map_err(failed)?;
-                    }
-                }
-            }
+        if batch.changes.is_empty() {
+            return Ok(());
         }
-        txn.commit().map_err(failed)
+        let begun = block_of(self.end);
+        let mut frame = vec![0; FRAME as usize];
+        if self.newest.is_none_or(|newest| newest.begun < begun) {
+            self.records.named.iter().for_each(|(name, record)| write_name(&mut frame, name, record));
+        }
+        batch.changes.iter().for_each(|change| write_change(&mut frame, change));
+        frame.resize(frame.len().next_multiple_of(ALIGN as usize), 0);
+        let body = frame.len() - FRAME as usize;
+        let before = self.newest.map_or(0, |newest| newest.sum);
+        let number = self.newest.map_or(1, |newest| newest.number + 1);
+        let too_large = |_| io::Error::other(format!("a batch has {body} bytes, over the 4 GiB that a frame may have"));
+        frame[..4].copy_from_slice(&u32::try_from(body).map_err(too_large)?.to_le_bytes());
+        frame[8..12].copy_from_slice(&before.to_le_bytes());
+        frame[16..24].copy_from_slice(&number.to_le_bytes());
+        let sum = sum_of(&frame);
+        frame[4..8].copy_from_slice(&sum.to_le_bytes());
+        self.blocks.append(self.end, &frame)?;
+        self.records.apply(self.end, &frame[FRAME as usize..]).expect("what was written can be read");
+        self.newest = Some(Newest { number, sum, begun });
+        self.end += frame.len() as u64;
+        self.release();
+        self.blocks.trim()
     }
 }

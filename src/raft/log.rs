@@ -15,11 +15,13 @@ use super::codec;
 use super::journal::FileJournal;
 use crate::error::{Context, Fault};
 use crate::ids::{Address, ClusterId, Incarnation, Index, NodeId, Term};
-use crate::io::{Batch, Disk, Journal, open_for_database};
+use crate::io::{Batch, Disk, Journal};
 use crate::proto::v1;
 
 /// The file that holds the log.
-pub const LOG_FILE: &str = "log.redb";
+pub const LOG_FILE: &str = "log";
+/// The file that held it in earlier versions, as a database.
+const OLD_LOG_FILE: &str = "log.redb";
 
 const IDENTITY: &str = "identity";
 const HARD_STATE: &str = "hard state";
@@ -344,10 +346,21 @@ pub fn open_journal(disk: &dyn Disk) -> Result<Box<dyn Journal>, Fault> {
     match disk.journal(LOG_FILE).context(what)? {
         Some(journal) => Ok(journal),
         None => {
+            let names = disk.list().context(what)?;
+            if names.iter().any(|name| name == OLD_LOG_FILE) {
+                let text = format!(
+                    "{OLD_LOG_FILE} in {} is of an earlier version, which keeps its log otherwise; with that one save a snapshot, \
+                     and restore it with this one",
+                    disk.describe()
+                );
+                return Err(Fault::new(text));
+            }
+            let journal = FileJournal::open(disk.open(LOG_FILE).context(what)?).context(what)?;
             // Every other file comes after the log: where there is one, the log was there, and what it promised must be.
-            let is_first = disk.list().context(what)?.iter().all(|name| name == LOG_FILE || !name.ends_with(".redb"));
-            let file = open_for_database(disk, LOG_FILE, is_first).context(what)?;
-            Ok(Box::new(FileJournal::open(file).context(what)?))
+            if journal.is_empty() && names.iter().any(|name| name.ends_with(".redb")) {
+                return Err(Fault::new(format!("{}: corrupt: it is empty, and the state is not", what())));
+            }
+            Ok(Box::new(journal))
         }
     }
 }

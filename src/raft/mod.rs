@@ -21,7 +21,7 @@
 pub mod codec;
 pub mod core;
 pub mod handle;
-mod journal;
+pub mod journal;
 pub mod log;
 pub mod manager;
 pub mod owner;

@@ -438,7 +438,7 @@ fn a_worker_without_state_runs_what_a_server_tells_it() {
     // A copy of its data does not run beside it.
     let copy = dir.path().join("copy");
     fs::create_dir(&copy).unwrap();
-    fs::copy(dir.path().join("w1/log.redb"), copy.join("log.redb")).unwrap();
+    fs::copy(dir.path().join("w1/log"), copy.join("log")).unwrap();
     let copy = copy.to_str().unwrap();
     fails(
         70,
