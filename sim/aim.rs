@@ -145,7 +145,7 @@ const AIMS: &[(&str, Aim)] = &[
         add(rng, plan, 6_000, Fault::RemoveAndIsolate { node });
     }),
     ("a state that rots", |rng, plan| {
-        (plan.model_log, plan.stock) = (false, 60);
+        plan.stock = 60;
         let (node, permille, down) = (member(rng, plan), *rng.pick(&[20, 60, 200]), millis(rng, 100, 3_000));
         // Only what was not written lately rots, and it is written when the node stops.
         plan.faults.push((Duration::from_millis(200), Fault::Stop { node, down: Duration::from_millis(300) }));
@@ -177,7 +177,6 @@ const AIMS: &[(&str, Aim)] = &[
                 }
             }
             2 => {
-                plan.model_log = false;
                 for (op, after) in [(DiskOp::Write, 0), (DiskOp::Sync, 4_000)] {
                     let at = at + Duration::from_millis(after);
                     plan.faults.push((at, Fault::Defragment { node, cut: None }));
@@ -209,7 +208,6 @@ const AIMS: &[(&str, Aim)] = &[
         }
     }),
     ("a first start that is cut short", |rng, plan| {
-        plan.model_log = false;
         let node = plan.nodes - 1;
         let birth = Some((rng.range(0, 16), PowerCut { drop_permille: *rng.pick(&[0, 0, 300]), tear_permille: 0 }));
         if !plan.is_late(node) {

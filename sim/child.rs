@@ -84,8 +84,7 @@ impl Done {
 /// The command line of this program that does something in a mode.
 pub fn arguments(mode: Mode, command: &str) -> Vec<String> {
     let mutant = mode.mutant.map(|name| format!("--mutant={name}"));
-    let file_log = mode.file_log.then(|| "--file-log".into());
-    mutant.into_iter().chain(file_log).chain([command.into()]).collect()
+    mutant.into_iter().chain([command.into()]).collect()
 }
 
 /// What a child does.

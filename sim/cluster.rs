@@ -178,9 +178,6 @@ impl Cluster {
     pub fn new(world: Arc<World>, plan: Plan, watch: Arc<Watch>) -> Arc<Self> {
         let member = |place| Member::new(world.machine(), !plan.is_late(place));
         let members: Vec<Arc<Member>> = plan.places().map(member).collect();
-        if plan.model_log {
-            members.iter().for_each(|member| member.machine.disk.set_model());
-        }
         let moving = |place: usize| {
             plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Move { node, .. } if *node == place))
         };
@@ -487,9 +484,9 @@ impl Cluster {
         let copy = member.machine.disk.durable(LOG_FILE);
         let journal = log::open_journal(&*copy.boot());
         // What it no longer has as a record it has in its state.
-        journal.is_ok_and(|journal| match log::term_at(&*journal, index) {
+        journal.is_ok_and(|journal| match log::term_at(&journal, index) {
             Ok(Some(found)) => found == term,
-            Ok(None) => log::promised(&*journal).is_ok_and(|(_, (last, _))| last > index),
+            Ok(None) => log::promised(&journal).is_ok_and(|(_, (last, _))| last > index),
             Err(_) => false,
         })
     }

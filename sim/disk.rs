@@ -12,15 +12,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
-use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex};
 
 use redb::StorageBackend;
 use serde::{Deserialize, Serialize};
 
-use crate::io::{Backend, Batch, Disk, Journal, RngStream};
+use crate::io::{Backend, Disk, RngStream};
 use crate::raft::log::LOG_FILE;
-use crate::sim::journal::{Records, Stored};
 
 const PAGE: usize = 4096;
 const SECTOR: usize = 512;
@@ -140,8 +138,6 @@ struct State {
     /// The directory, and what of it is durable.
     names: BTreeMap<String, Number>,
     named: BTreeMap<String, Number>,
-    /// Journals in memory, if this disk has them.
-    journals: Option<BTreeMap<String, Stored>>,
     /// Operations until the disk stops answering; `None` while it works.
     cut_after: Option<u64>,
     /// Counts boots: a handle of an earlier one is dead.
@@ -160,7 +156,6 @@ pub struct Contents {
     files: BTreeMap<Number, File>,
     names: BTreeMap<String, Number>,
     named: BTreeMap<String, Number>,
-    journals: Option<BTreeMap<String, Stored>>,
 }
 
 /// What becomes of a page that was durable.
@@ -247,11 +242,6 @@ impl SimDisk {
         Self { state: Arc::new(Mutex::new(state)), name }
     }
 
-    /// Has it keep journals in memory, instead of databases in files, from the next boot on.
-    pub fn set_model(&self) {
-        self.state.lock().unwrap().journals.get_or_insert_default();
-    }
-
     /// The disk as the machine's next boot sees it. Handles of earlier boots fail from here on.
     pub fn boot(&self) -> Arc<dyn Disk> {
         let mut state = self.state.lock().unwrap();
@@ -295,14 +285,7 @@ impl SimDisk {
     pub fn power_cut(&self, fate: PowerCut, rng: &mut RngStream) {
         let mut state = self.state.lock().unwrap();
         state.cut_after = Some(0);
-        let State { files, journals, names, named, counts, .. } = &mut *state;
-        for journal in journals.iter_mut().flat_map(BTreeMap::values_mut) {
-            journal.cut(|| {
-                let lost = rng.chance(fate.drop_permille);
-                counts.dropped += u64::from(lost);
-                lost
-            });
-        }
+        let State { files, names, named, counts, .. } = &mut *state;
         names.retain(|name, number| {
             let before = named.get(name).copied();
             let undone = before != Some(*number) && rng.chance(fate.drop_permille);
@@ -343,15 +326,11 @@ impl SimDisk {
         }
     }
 
-    /// The durable image of a file, or of a journal, on a second disk: what a machine would find after a power cut at this instant that
+    /// The durable image of a file on a second disk: what a machine would find after a power cut at this instant that
     /// loses everything unsynced.
     pub fn durable(&self, name: &str) -> Self {
         let state = self.state.lock().unwrap();
         let copy = Self::new(format!("{} (durable image)", self.name));
-        if let Some(journals) = &state.journals {
-            let there = journals.get(name).map(|journal| (name.to_owned(), Stored::of(journal.durable())));
-            copy.state.lock().unwrap().journals = Some(there.into_iter().collect());
-        }
         if let Some(number) = state.named.get(name) {
             let mut there = copy.state.lock().unwrap();
             there.files.insert(*number, File::of(state.files[number].durable.clone()));
@@ -412,9 +391,7 @@ impl SimDisk {
             let state = other.state.lock().unwrap();
             let named = |number: &Number| (*number, File::of(state.files[number].durable.clone()));
             let files = state.named.values().map(named).collect();
-            let journal = |(name, stored): (&String, &Stored)| (name.clone(), Stored::of(stored.durable()));
-            let journals = state.journals.as_ref().map(|journals| journals.iter().map(journal).collect());
-            Contents { files, names: state.named.clone(), named: state.named.clone(), journals }
+            Contents { files, names: state.named.clone(), named: state.named.clone() }
         };
         self.swap(copy)
     }
@@ -428,7 +405,6 @@ impl SimDisk {
         Contents {
             files: std::mem::replace(&mut state.files, contents.files),
             names: std::mem::replace(&mut state.names, contents.names),
-            journals: std::mem::replace(&mut state.journals, contents.journals),
             named: std::mem::replace(&mut state.named, contents.named),
         }
     }
@@ -439,7 +415,6 @@ impl SimDisk {
         state.files.clear();
         state.names.clear();
         state.named.clear();
-        state.journals.iter_mut().for_each(BTreeMap::clear);
         state.cut_after = Some(0);
     }
 }
@@ -489,11 +464,6 @@ impl State {
         let Self { files, names, named, .. } = self;
         let is_named = |number| names.values().chain(named.values()).any(|other| *other == number);
         files.retain(|number, file| Arc::strong_count(&file.open) > 1 || is_named(*number));
-    }
-
-    fn stored(&mut self, name: &str) -> io::Result<&mut Stored> {
-        let gone = || io::Error::new(io::ErrorKind::NotFound, format!("{name} was removed"));
-        self.journals.as_mut().and_then(|journals| journals.get_mut(name)).ok_or_else(gone)
     }
 
     /// Fails if the next operation of this kind is to fail; then `lose` says what that costs.
@@ -594,73 +564,8 @@ impl Disk for Mounted {
         self.with(|state| Ok(state.capacity - state.used().min(state.capacity)))
     }
 
-    fn journal(&self, name: &str) -> io::Result<Option<Box<dyn Journal>>> {
-        self.with(|state| {
-            let Some(journals) = &mut state.journals else { return Ok(None) };
-            let live = journals.entry(name.to_owned()).or_default().live();
-            let mounted = Mounted { disk: self.disk.clone(), boot: self.boot };
-            Ok(Some(Box::new(Handed { mounted, name: name.to_owned(), live }) as Box<dyn Journal>))
-        })
-    }
-
     fn describe(&self) -> String {
         self.disk.name.clone()
-    }
-}
-
-/// A journal in memory as its owner has it.
-struct Handed {
-    mounted: Mounted,
-    name: String,
-    live: Arc<Records>,
-}
-
-impl Handed {
-    /// An operation, unless it is to fail.
-    fn operate<T>(&self, op: DiskOp, body: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
-        self.mounted.with(|state| {
-            state.fail(op, &self.name, |state| {
-                if let (DiskOp::Sync, Ok(stored)) = (op, state.stored(&self.name)) {
-                    stored.cut(|| true);
-                }
-            })?;
-            body(state)
-        })
-    }
-}
-
-impl Journal for Handed {
-    fn named(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        self.operate(DiskOp::Read, |_| Ok(()))?;
-        Ok(self.live.named.get(name).cloned())
-    }
-
-    fn last(&self) -> io::Result<Option<u64>> {
-        self.operate(DiskOp::Read, |_| Ok(()))?;
-        Ok(self.live.numbered.keys().next_back().copied())
-    }
-
-    fn scan(&self, range: Range<u64>, each: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>) -> io::Result<()> {
-        self.operate(DiskOp::Read, |_| Ok(()))?;
-        let _ = self.live.numbered.range(range).try_for_each(|(number, record)| each(*number, record));
-        Ok(())
-    }
-
-    fn commit(&mut self, batch: &Batch) -> io::Result<()> {
-        // Two operations: what is between them may be lost.
-        self.operate(DiskOp::Write, |state| {
-            state.counts.writes += 1;
-            state.stored(&self.name)?.write(batch);
-            Ok(())
-        })?;
-        self.live = Arc::default(); // else the sync would have to copy what it changes
-        self.live = self.operate(DiskOp::Sync, |state| {
-            state.counts.syncs += 1;
-            let stored = state.stored(&self.name)?;
-            stored.sync();
-            Ok(stored.durable())
-        })?;
-        Ok(())
     }
 }
 

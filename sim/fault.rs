@@ -527,11 +527,6 @@ impl Fault {
         )
     }
 
-    /// Whether it needs files to harm.
-    pub(super) fn is_on_files(&self) -> bool {
-        matches!(self, Self::Full { .. } | Self::DiskError { .. } | Self::Rot { .. })
-    }
-
     /// How long it lasts; nothing for what is done once.
     pub fn span(mut self) -> Duration {
         self.span_mut().map_or(Duration::ZERO, |span| *span)

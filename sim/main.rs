@@ -39,9 +39,6 @@ struct Cli {
     /// Switch on a planted bug; see sim/mutants.toml
     #[arg(long, global = true)]
     mutant: Option<String>,
-    /// Keep every log in a database on the simulated disk, as otherwise only some seeds do
-    #[arg(long, global = true)]
-    file_log: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -181,12 +178,12 @@ fn main() {
         cairn::os::start_logging(); // what all nodes of all machines say, as it comes
     }
     std::panic::set_hook(Box::new(|_| {})); // panics of simulated nodes are findings, reported with their seed
-    let Cli { mutant, file_log, command } = Cli::parse();
+    let Cli { mutant, command } = Cli::parse();
     let code = if (mutant.is_some() || matches!(command, Command::Mutants { .. })) && !mutant::PLANTED {
         copy::run(std::env::args_os().skip(1)).unwrap_or_else(|why| usage(&why))
     } else {
         match mode(mutant) {
-            Ok(mode) => perform(command, Mode { file_log, ..mode }),
+            Ok(mode) => perform(command, mode),
             Err(why) => usage(&why),
         }
     };

@@ -7,6 +7,8 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// All of them. A test compares this list with the sources.
 pub const MARKS: &[&str] = &[
+    "a batch of the log filled a block",
+    "a block of the log took the place of one that was no longer in use",
     "a call was let go of before it was answered",
     "a candidate was cut off",
     "a change of members was refused: there was one since it was decided",
@@ -107,6 +109,7 @@ pub const MARKS: &[&str] = &[
     "proposals waited for the first entry of the term",
     "something was read under a lease",
     "the disk went in the middle of something",
+    "the last batch of a log was torn",
     "the leader was gone just after it carried out what was passed on",
     "the leader was gone when a command was passed on to it",
     "the leader was removed",

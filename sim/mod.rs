@@ -21,7 +21,6 @@ pub mod guests;
 pub mod history;
 pub mod holders;
 pub mod janitor;
-pub mod journal;
 pub mod launcher;
 pub mod load;
 pub mod mark;

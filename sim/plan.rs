@@ -81,8 +81,6 @@ pub struct Plan {
     pub keys: u64,
     /// Large values that are written once, before anything goes wrong, and must still be there at the end.
     pub stock: u64,
-    /// The log is kept in memory instead of a database on the simulated disk.
-    pub model_log: bool,
     /// Whether leaders answer reads under a lease. Then clocks run as evenly as that demands.
     #[serde(default)]
     pub lease_reads: bool,
@@ -203,7 +201,6 @@ impl Plan {
             stubborn_permille: 200,
             keys: 2,
             stock: 5,
-            model_log: false,
             lease_reads: false,
             retention: Retention::default(),
             chunk_bytes: SNAPSHOT_CHUNK_BYTES,
@@ -280,8 +277,6 @@ impl Plan {
             watchers: *rng.stream("plan/watchers").pick(&[0, 0, 1, 2]),
             holders: *rng.stream("plan/holders").pick(&[0, 0, 0, 1, 2, 4]),
             guests: 0,
-            // What damages files wants files.
-            model_log: rng.stream("plan/log").chance(750) && !faults.iter().any(|(_, fault)| fault.is_on_files()),
             lease_reads: rng.stream("plan/lease reads").chance(400),
             retention: Retention {
                 entries: *load.pick(&[1, 8, 40, 200, LOG_ENTRIES_KEPT]),
@@ -359,10 +354,9 @@ impl fmt::Display for Plan {
             "{} clients with {} tasks each, stubborn {} in 1000",
             self.submitters, self.tasks, self.stubborn_permille
         )?;
-        let log = if self.model_log { "in memory" } else { "in a database" };
         writeln!(
             f,
-            "log {log}, reads under a lease: {}, {:?}, snapshots in chunks of {} bytes, {} changes at once; keys may take {:?} bytes, and of their past is kept {:?}",
+            "reads under a lease: {}, {:?}, snapshots in chunks of {} bytes, {} changes at once; keys may take {:?} bytes, and of their past is kept {:?}",
             self.lease_reads, self.retention, self.chunk_bytes, self.events_max, self.keys_quota, self.history
         )?;
         writeln!(f, "{:?}", self.weather)?;

@@ -34,25 +34,17 @@ pub struct Kind {
 }
 
 /// Five members under a steady load of so many clients, on a calm network and without faults.
-fn loaded(clients: usize, pause: Duration, model_log: bool) -> Plan {
-    Plan { clients, operations: 400, pause, keys: 20, submitters: 0, tasks: 0, stock: 0, model_log, ..Plan::quiet(5) }
+fn loaded(clients: usize, pause: Duration) -> Plan {
+    Plan { clients, operations: 400, pause, keys: 20, submitters: 0, tasks: 0, stock: 0, ..Plan::quiet(5) }
 }
 
 /// Runs `count` seeds of each kind from `from` on.
 pub fn run(from: u64, count: u64, mode: Mode) -> Vec<Kind> {
-    let drawn = |seed: Seed| mode.plan(seed);
-    let with = |model_log| move |seed: Seed| Plan { model_log, ..drawn(seed) };
     let few = count.div_ceil(20);
-    let (some, many) = ((4, Duration::from_millis(1_200)), (8, Duration::from_millis(300)));
-    let loaded = |(clients, pause), model_log| move |_| loaded(clients, pause, model_log);
     vec![
-        measure("as drawn", from, count, mode, &drawn),
-        measure("as drawn, log in memory", from, count, mode, &with(true)),
-        measure("as drawn, log in a database", from, count, mode, &with(false)),
-        measure("five members and four clients, log in memory", from, few, mode, &loaded(some, true)),
-        measure("five members and four clients, log in a database", from, few, mode, &loaded(some, false)),
-        measure("five members and eight busy clients, log in memory", from, few, mode, &loaded(many, true)),
-        measure("five members and eight busy clients, log in a database", from, few, mode, &loaded(many, false)),
+        measure("as drawn", from, count, mode, &|seed| mode.plan(seed)),
+        measure("five members and four clients", from, few, mode, &|_| loaded(4, Duration::from_millis(1_200))),
+        measure("five members and eight busy clients", from, few, mode, &|_| loaded(8, Duration::from_millis(300))),
     ]
 }
 

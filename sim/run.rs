@@ -159,8 +159,6 @@ pub struct Mode {
     pub stop: Option<Stop>,
     /// Where the real time goes is measured.
     pub measure: bool,
-    /// The log is kept in databases, whatever the seed says.
-    pub file_log: bool,
     /// A class of faults that is left out of what the seed says.
     pub without: Option<Class>,
 }
@@ -168,9 +166,7 @@ pub struct Mode {
 impl Mode {
     /// What a seed does.
     pub fn plan(self, seed: Seed) -> Plan {
-        let mut plan = Plan::draw(&seed.rng());
-        plan.model_log &= !self.file_log;
-        self.without.into_iter().fold(plan, Plan::without)
+        self.without.into_iter().fold(Plan::draw(&seed.rng()), Plan::without)
     }
 }
 

@@ -189,7 +189,6 @@ impl Shrinker<'_> {
             |plan| plan.chunk_bytes = crate::limits::SNAPSHOT_CHUNK_BYTES,
             |plan| plan.events_max = crate::limits::EVENTS_MAX,
             |plan| plan.early = false,
-            |plan| plan.model_log = true,
             |plan| plan.stock = 0,
             |plan| plan.guests = 0,
             |plan| plan.submitters = 0,

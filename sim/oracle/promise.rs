@@ -31,10 +31,8 @@ impl Promised {
     pub fn of(disk: &SimDisk) -> Result<Self, String> {
         let copy = disk.durable(LOG_FILE);
         let journal = log::open_journal(&*copy.boot()).map_err(|fault| fault.to_string())?;
-        let promised = log::promised(&*journal).map_err(|fault| fault.to_string());
-        // A database that is closed in order writes more than it took to read it; nobody will read this copy again.
-        copy.cut_after(0);
-        promised.map(|(hard_state, last)| Self { hard_state, last })
+        let (hard_state, last) = log::promised(&journal).map_err(|fault| fault.to_string())?;
+        Ok(Self { hard_state, last })
     }
 
     /// Whether this takes nothing back of what was promised before. In a later term its leader may have replaced entries, and

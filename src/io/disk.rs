@@ -1,12 +1,10 @@
-//! A node's data directory: files that hold databases, and nothing else so far.
+//! A node's data directory: files that hold the log and the state.
 
 use std::fmt;
 use std::io;
 use std::ops::Bound;
 
 use redb::{BackendError, StorageBackend};
-
-use super::Journal;
 
 /// A flat directory of files, owned by one node. Names are plain file names.
 ///
@@ -61,16 +59,6 @@ pub trait Disk: Send + Sync + 'static {
     /// # Errors
     /// What the file system says, with the path.
     fn free_bytes(&self) -> io::Result<u64>;
-
-    /// The journal of this name, created empty if it does not exist, where the place has journals of its own; `None` where they
-    /// are kept in files.
-    ///
-    /// # Errors
-    /// What the place says.
-    fn journal(&self, name: &str) -> io::Result<Option<Box<dyn Journal>>> {
-        let _ = name;
-        Ok(None)
-    }
 
     /// What people call this place, for messages.
     fn describe(&self) -> String;

@@ -6,7 +6,6 @@
 mod access;
 mod clock;
 mod disk;
-mod journal;
 mod launcher;
 mod network;
 mod rng;
@@ -17,7 +16,6 @@ use std::sync::Arc;
 pub use access::{HEALTH, LOG_IN, Shown, TOKEN_NEEDED, TokenError, Tokens, USER_TOKEN, VERSION, is_grpc};
 pub use clock::{Clock, Elapsed};
 pub use disk::{Backend, Disk, open_for_database};
-pub use journal::{Batch, BatchChange, Journal};
 pub use launcher::{Found, Launch, Launcher, LogPiece};
 pub use network::{BoxError, Channel, ChannelError, Listener, Network};
 pub(crate) use rng::scale;

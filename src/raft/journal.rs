@@ -17,7 +17,7 @@ use std::ops::{ControlFlow, Range};
 
 use redb::StorageBackend as _;
 
-use crate::io::{Backend, Batch, BatchChange, Journal};
+use crate::io::Backend;
 
 /// Bytes of a slot.
 const BLOCK: u64 = 32 * 1024;
@@ -68,6 +68,46 @@ fn word(bytes: &[u8]) -> u64 {
 
 fn half(bytes: &[u8]) -> u32 {
     u32::from_le_bytes(bytes.try_into().expect("four bytes"))
+}
+
+/// Changes of a journal, in order, all or none of which are carried out.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    changes: Vec<Change>,
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    /// Sets the record of a name.
+    Name(&'static str, Vec<u8>),
+    /// Sets the record of a number.
+    Put(u64, Vec<u8>),
+    /// Removes the records of these numbers.
+    Remove(Range<u64>),
+}
+
+impl Batch {
+    /// Sets the record of a name.
+    pub fn name(&mut self, name: &'static str, record: impl Into<Vec<u8>>) {
+        self.changes.push(Change::Name(name, record.into()));
+    }
+
+    /// Sets the record of a number.
+    pub fn put(&mut self, number: u64, record: Vec<u8>) {
+        self.changes.push(Change::Put(number, record));
+    }
+
+    /// Removes the records of these numbers.
+    pub fn remove(&mut self, numbers: Range<u64>) {
+        if !numbers.is_empty() {
+            self.changes.push(Change::Remove(numbers));
+        }
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
 }
 
 /// The header of a block.
@@ -401,16 +441,16 @@ fn write_name(frame: &mut Vec<u8>, name: &str, record: &[u8]) {
     frame.extend(record);
 }
 
-fn write_change(frame: &mut Vec<u8>, change: &BatchChange) {
+fn write_change(frame: &mut Vec<u8>, change: &Change) {
     match change {
-        BatchChange::Name(name, record) => write_name(frame, name, record),
-        BatchChange::Put(number, record) => {
+        Change::Name(name, record) => write_name(frame, name, record),
+        Change::Put(number, record) => {
             frame.push(PUT);
             frame.extend(number.to_le_bytes());
             write_len(frame, record.len());
             frame.extend(record);
         }
-        BatchChange::Remove(numbers) => {
+        Change::Remove(numbers) => {
             frame.push(REMOVE);
             frame.extend(numbers.start.to_le_bytes());
             frame.extend(numbers.end.to_le_bytes());
@@ -427,8 +467,8 @@ struct Newest {
     begun: Block,
 }
 
-/// The journal in one file.
-pub struct FileJournal {
+/// Records of bytes, by numbers and by names, that change in batches. Owned by one thread; calls block.
+pub struct Journal {
     blocks: Blocks,
     records: Records,
     newest: Option<Newest>,
@@ -436,7 +476,7 @@ pub struct FileJournal {
     end: Position,
 }
 
-impl FileJournal {
+impl Journal {
     /// Opens it, and reads and checks all of it. Nothing is written: a file that is empty is an empty journal.
     ///
     /// # Errors
@@ -488,18 +528,22 @@ impl FileJournal {
         let first = self.records.held.keys().next().map_or(newest.begun, |block| newest.begun.min(*block));
         self.blocks.release(first);
     }
-}
 
-impl Journal for FileJournal {
-    fn named(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
-        Ok(self.records.named.get(name).cloned())
+    /// The record of this name.
+    pub fn named(&self, name: &str) -> Option<&[u8]> {
+        self.records.named.get(name).map(Vec::as_slice)
     }
 
-    fn last(&self) -> io::Result<Option<u64>> {
-        Ok(self.records.numbered.keys().next_back().copied())
+    /// The highest number.
+    pub fn last(&self) -> Option<u64> {
+        self.records.numbered.keys().next_back().copied()
     }
 
-    fn scan(&self, range: Range<u64>, each: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>) -> io::Result<()> {
+    /// Calls `each` for the numbered records of a range, in order, until it breaks.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn scan(&self, range: Range<u64>, each: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>) -> io::Result<()> {
         let places = self.records.numbered.range(range);
         let end = places.clone().next_back().map_or(0, |(_, place)| place.at + u64::from(place.len));
         let mut reader = Reader::new(&self.blocks, end);
@@ -512,8 +556,12 @@ impl Journal for FileJournal {
         Ok(())
     }
 
-    fn commit(&mut self, batch: &Batch) -> io::Result<()> {
-        if batch.changes.is_empty() {
+    /// Carries out a batch. When this returns all of it is durable; a crash before leaves all or nothing.
+    ///
+    /// # Errors
+    /// The file cannot be written; then nobody knows what is durable, and it must not be used any more.
+    pub fn commit(&mut self, batch: &Batch) -> io::Result<()> {
+        if batch.is_empty() {
             return Ok(());
         }
         let begun = block_of(self.end);

@@ -12,10 +12,10 @@ use prost::Message as _;
 use raft::eraftpb::{Entry, HardState};
 
 use super::codec;
-use super::journal::FileJournal;
+use super::journal::{Batch, Journal};
 use crate::error::{Context, Fault};
 use crate::ids::{Address, ClusterId, Incarnation, Index, NodeId, Term};
-use crate::io::{Batch, Disk, Journal};
+use crate::io::Disk;
 use crate::proto::v1;
 
 /// The file that holds the log.
@@ -84,7 +84,7 @@ pub struct Recovered {
 
 /// The log of one member.
 pub struct Log {
-    journal: Box<dyn Journal>,
+    journal: Journal,
     place: String,
     last: Index,
 }
@@ -98,7 +98,7 @@ impl Log {
         let place = format!("{LOG_FILE} in {}", disk.describe());
         let journal = open_journal(disk)?;
         disk.sync_dir().context(|| format!("open {place}"))?;
-        let last = last_index(&*journal)?;
+        let last = last_index(&journal)?;
         Ok(Self { journal, place, last })
     }
 
@@ -116,8 +116,8 @@ impl Log {
     /// # Errors
     /// The journal failed or is corrupt.
     pub fn installed(&self) -> Result<Index, Fault> {
-        let row = get(&*self.journal, INSTALLED)?;
-        row.map_or(Ok(Index(0)), |bytes| words(INSTALLED, &bytes).map(|[index]| Index(index)))
+        let row = self.journal.named(INSTALLED);
+        row.map_or(Ok(Index(0)), |bytes| words(INSTALLED, bytes).map(|[index]| Index(index)))
     }
 
     /// What the cluster said when it took this member in; `None` before.
@@ -126,7 +126,7 @@ impl Log {
     /// The journal failed or is corrupt.
     pub fn joined(&self) -> Result<Option<v1::JoinReply>, Fault> {
         let what = || format!("read the identity from {}", self.place);
-        get(&*self.journal, IDENTITY)?.map(|bytes| v1::JoinReply::decode(&*bytes).context(what)).transpose()
+        self.journal.named(IDENTITY).map(|bytes| v1::JoinReply::decode(bytes).context(what)).transpose()
     }
 
     /// Where the members were when this one was taken in: all it knows until it has the log.
@@ -147,11 +147,11 @@ impl Log {
     /// # Errors
     /// The journal failed or is corrupt.
     pub fn uuid(&mut self, draw: impl FnOnce() -> [u8; 16]) -> Result<[u8; 16], Fault> {
-        if let Some(bytes) = get(&*self.journal, UUID)? {
-            return bytes.try_into().map_err(|bytes: Vec<u8>| Fault::new(format!("a uuid of {} bytes", bytes.len())));
+        if let Some(bytes) = self.journal.named(UUID) {
+            return bytes.try_into().map_err(|_| Fault::new(format!("a uuid of {} bytes", bytes.len())));
         }
         let (uuid, mut batch) = (draw(), Batch::default());
-        put(&mut batch, UUID, &uuid);
+        batch.name(UUID, uuid);
         self.journal.commit(&batch).context(|| format!("write the uuid to {}", self.place))?;
         Ok(uuid)
     }
@@ -165,10 +165,10 @@ impl Log {
             return Err(Fault::new(format!("{} belongs to member {} already", self.place, found.id)));
         }
         let mut batch = Batch::default();
-        put(&mut batch, IDENTITY, &joined.encode_to_vec());
+        batch.name(IDENTITY, joined.encode_to_vec());
         let end = append(&mut batch, genesis, self.last);
         if let Some(last) = genesis.last() {
-            put(&mut batch, HARD_STATE, &bytes_of([last.term, 0, last.index]));
+            batch.name(HARD_STATE, bytes_of([last.term, 0, last.index]));
         }
         self.journal.commit(&batch).context(|| format!("write the identity to {}", self.place))?;
         self.last = end;
@@ -184,9 +184,9 @@ impl Log {
             return Err(Fault::new(format!("{} belongs to member {} already", self.place, found.id)));
         }
         let mut batch = Batch::default();
-        put(&mut batch, IDENTITY, &joined.encode_to_vec());
+        batch.name(IDENTITY, joined.encode_to_vec());
         begin_after(&mut batch, (index, term));
-        put(&mut batch, HARD_STATE, &bytes_of([term.0, 0, index.0]));
+        batch.name(HARD_STATE, bytes_of([term.0, 0, index.0]));
         self.journal.commit(&batch).context(|| format!("write the identity to {}", self.place))?;
         self.last = index;
         Ok(())
@@ -202,7 +202,7 @@ impl Log {
     pub fn meet(&mut self, members: Vec<v1::Member>) -> Result<(), Fault> {
         let joined = self.joined()?.expect("only who belongs to a cluster meets its members");
         let mut batch = Batch::default();
-        put(&mut batch, IDENTITY, &v1::JoinReply { members, ..joined }.encode_to_vec());
+        batch.name(IDENTITY, v1::JoinReply { members, ..joined }.encode_to_vec());
         self.journal.commit(&batch).context(|| format!("write the identity to {}", self.place))
     }
 
@@ -213,15 +213,14 @@ impl Log {
     /// promised to others.
     pub fn recover(&mut self) -> Result<Recovered, Fault> {
         let what = || format!("recover the log from {}", self.place);
-        let incarnation = match get(&*self.journal, INCARNATION)? {
-            Some(bytes) => u64::from_le_bytes(bytes.as_slice().try_into().context(what)?) + 1,
+        let incarnation = match self.journal.named(INCARNATION) {
+            Some(bytes) => u64::from_le_bytes(bytes.try_into().context(what)?) + 1,
             None => 1,
         };
         let mut batch = Batch::default();
-        put(&mut batch, INCARNATION, &incarnation.to_le_bytes());
-        let hard_state =
-            get(&*self.journal, HARD_STATE)?.map(|bytes| hard_state(&bytes)).transpose()?.unwrap_or_default();
-        let compacted = compacted(&*self.journal)?;
+        batch.name(INCARNATION, incarnation.to_le_bytes());
+        let hard_state = self.journal.named(HARD_STATE).map(hard_state).transpose()?.unwrap_or_default();
+        let compacted = compacted(&self.journal)?;
         let mut entries = Vec::new();
         let mut expected = compacted.0.next();
         let mut term = compacted.1.0;
@@ -242,7 +241,7 @@ impl Log {
             expected = expected.next();
             Ok(())
         };
-        each(&*self.journal, compacted.0.next().0..u64::MAX, what, &mut |index, record| {
+        each(&self.journal, compacted.0.next().0..u64::MAX, what, &mut |index, record| {
             check(index, record).map(|()| ControlFlow::Continue(()))
         })?;
         self.journal.commit(&batch).context(what)?;
@@ -264,7 +263,7 @@ impl Log {
                 Change::Compact(index, term) => {
                     assert!(*index <= end, "{index} is beyond {end}");
                     batch.remove(0..index.next().0);
-                    put(&mut batch, COMPACTED, &bytes_of([index.0, term.0]));
+                    batch.name(COMPACTED, bytes_of([index.0, term.0]));
                 }
                 Change::Write(Write { snapshot, entries, hard_state, .. }) => {
                     if let Some((index, term)) = snapshot {
@@ -273,7 +272,7 @@ impl Log {
                         end = *index;
                     }
                     end = append(&mut batch, entries, end);
-                    put(&mut batch, HARD_STATE, &bytes_of([hard_state.term, hard_state.vote, hard_state.commit]));
+                    batch.name(HARD_STATE, bytes_of([hard_state.term, hard_state.vote, hard_state.commit]));
                 }
             }
         }
@@ -289,7 +288,7 @@ impl Log {
     pub fn read(&self, low: Index, high: Index, bytes_max: u64) -> Result<Vec<Entry>, Fault> {
         let what = || format!("read the entries {low}..{high} from {}", self.place);
         let (mut entries, mut bytes) = (Vec::new(), 0);
-        each(&*self.journal, low.0..high.0, what, &mut |index, record| {
+        each(&self.journal, low.0..high.0, what, &mut |index, record| {
             bytes += record.len() as u64;
             if bytes > bytes_max && !entries.is_empty() {
                 return Ok(ControlFlow::Break(()));
@@ -303,8 +302,8 @@ impl Log {
 
 /// The log begins after a position, and the state was installed there.
 fn begin_after(batch: &mut Batch, (index, term): (Index, Term)) {
-    put(batch, COMPACTED, &bytes_of([index.0, term.0]));
-    put(batch, INSTALLED, &bytes_of([index.0]));
+    batch.name(COMPACTED, bytes_of([index.0, term.0]));
+    batch.name(INSTALLED, bytes_of([index.0]));
 }
 
 /// What the log in a journal has promised: its hard state, and index and term of its last entry. For whoever must know that
@@ -312,8 +311,8 @@ fn begin_after(batch: &mut Batch, (index, term): (Index, Term)) {
 ///
 /// # Errors
 /// It is corrupt.
-pub fn promised(journal: &dyn Journal) -> Result<(HardState, (Index, Term)), Fault> {
-    let hard_state = get(journal, HARD_STATE)?.map(|bytes| hard_state(&bytes)).transpose()?.unwrap_or_default();
+pub fn promised(journal: &Journal) -> Result<(HardState, (Index, Term)), Fault> {
+    let hard_state = journal.named(HARD_STATE).map(hard_state).transpose()?.unwrap_or_default();
     let last = last_index(journal)?;
     let term = term_at(journal, last)?.ok_or_else(|| Fault::new(format!("the log lacks its last entry, {last}")))?;
     Ok((hard_state, (last, term)))
@@ -323,7 +322,7 @@ pub fn promised(journal: &dyn Journal) -> Result<(HardState, (Index, Term)), Fau
 ///
 /// # Errors
 /// It is corrupt.
-pub fn term_at(journal: &dyn Journal, index: Index) -> Result<Option<Term>, Fault> {
+pub fn term_at(journal: &Journal, index: Index) -> Result<Option<Term>, Fault> {
     let (last, term) = compacted(journal)?;
     if index == last {
         return Ok(Some(term));
@@ -337,36 +336,31 @@ pub fn term_at(journal: &dyn Journal, index: Index) -> Result<Option<Term>, Faul
     Ok(found)
 }
 
-/// Opens the journal that the disk brings, or one in a file.
+/// Opens the journal in the data directory that holds the log.
 ///
 /// # Errors
-/// It cannot be opened.
-pub fn open_journal(disk: &dyn Disk) -> Result<Box<dyn Journal>, Fault> {
+/// It cannot be opened, or is corrupt.
+pub fn open_journal(disk: &dyn Disk) -> Result<Journal, Fault> {
     let what = || format!("open {LOG_FILE} in {}", disk.describe());
-    match disk.journal(LOG_FILE).context(what)? {
-        Some(journal) => Ok(journal),
-        None => {
-            let names = disk.list().context(what)?;
-            if names.iter().any(|name| name == OLD_LOG_FILE) {
-                let text = format!(
-                    "{OLD_LOG_FILE} in {} is of an earlier version, which keeps its log otherwise; with that one save a snapshot, \
-                     and restore it with this one",
-                    disk.describe()
-                );
-                return Err(Fault::new(text));
-            }
-            let journal = FileJournal::open(disk.open(LOG_FILE).context(what)?).context(what)?;
-            // Every other file comes after the log: where there is one, the log was there, and what it promised must be.
-            if journal.is_empty() && names.iter().any(|name| name.ends_with(".redb")) {
-                return Err(Fault::new(format!("{}: corrupt: it is empty, and the state is not", what())));
-            }
-            Ok(Box::new(journal))
-        }
+    let names = disk.list().context(what)?;
+    if names.iter().any(|name| name == OLD_LOG_FILE) {
+        let text = format!(
+            "{OLD_LOG_FILE} in {} is of an earlier version, which keeps its log otherwise; with that one save a snapshot, \
+             and restore it with this one",
+            disk.describe()
+        );
+        return Err(Fault::new(text));
     }
+    let journal = Journal::open(disk.open(LOG_FILE).context(what)?).context(what)?;
+    // Every other file comes after the log: where there is one, the log was there, and what it promised must be.
+    if journal.is_empty() && names.iter().any(|name| name.ends_with(".redb")) {
+        return Err(Fault::new(format!("{}: corrupt: it is empty, and the state is not", what())));
+    }
+    Ok(journal)
 }
 
-fn last_index(journal: &dyn Journal) -> Result<Index, Fault> {
-    match journal.last().context(|| "find the end of the log".into())? {
+fn last_index(journal: &Journal) -> Result<Index, Fault> {
+    match journal.last() {
         Some(index) => Ok(Index(index)),
         None => Ok(compacted(journal)?.0),
     }
@@ -388,7 +382,7 @@ type EachRecord<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<ControlFlow<()>, F
 
 /// Calls `each` for the records of a range until it breaks.
 fn each(
-    journal: &dyn Journal,
+    journal: &Journal,
     range: std::ops::Range<u64>,
     what: impl Fn() -> String,
     each: EachRecord<'_>,
@@ -403,23 +397,6 @@ fn each(
     });
     scanned.context(what)?;
     failed.map_or(Ok(()), Err)
-}
-
-/// Reads a named record and checks its checksum.
-fn get(journal: &dyn Journal, name: &str) -> Result<Option<Vec<u8>>, Fault> {
-    let Some(row) = journal.named(name).context(|| format!("read the log's {name}"))? else { return Ok(None) };
-    let sum = || Fault::new(format!("the log's {name} is corrupt: its checksum does not match"));
-    let (stored, value) = row.split_at_checked(4).ok_or_else(sum)?;
-    let computed = crc32c::crc32c_append(crc32c::crc32c(name.as_bytes()), value);
-    if stored != computed.to_le_bytes() {
-        return Err(sum());
-    }
-    Ok(Some(value.to_vec()))
-}
-
-fn put(batch: &mut Batch, name: &'static str, value: &[u8]) {
-    let sum = crc32c::crc32c_append(crc32c::crc32c(name.as_bytes()), value);
-    batch.name(name, [&sum.to_le_bytes(), value].concat());
 }
 
 fn bytes_of<const N: usize>(words: [u64; N]) -> Vec<u8> {
@@ -445,8 +422,8 @@ fn hard_state(bytes: &[u8]) -> Result<HardState, Fault> {
 }
 
 /// The last index that the log no longer holds, and its term.
-fn compacted(journal: &dyn Journal) -> Result<(Index, Term), Fault> {
-    let row = get(journal, COMPACTED)?;
-    let [index, term] = row.map_or(Ok([0, 0]), |bytes| words(COMPACTED, &bytes))?;
+fn compacted(journal: &Journal) -> Result<(Index, Term), Fault> {
+    let row = journal.named(COMPACTED);
+    let [index, term] = row.map_or(Ok([0, 0]), |bytes| words(COMPACTED, bytes))?;
     Ok((Index(index), Term(term)))
 }
