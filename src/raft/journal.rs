@@ -402,7 +402,11 @@ impl Records {
                 0 => return rest.iter().all(|byte| *byte == 0).then_some(()),
                 NAME => {
                     let [name, record] = [(); 2].map(|()| half_len(&mut rest).and_then(|len| take(&mut rest, len)));
-                    self.named.insert(String::from_utf8(name?.to_vec()).ok()?, record?.to_vec());
+                    let (name, record) = (str::from_utf8(name?).ok()?, record?);
+                    match self.named.get_mut(name) {
+                        Some(there) => there.splice(.., record.iter().copied()).for_each(drop),
+                        None => drop(self.named.insert(name.to_owned(), record.to_vec())),
+                    }
                 }
                 PUT => {
                     let number = word(take(&mut rest, 8)?);
@@ -496,6 +500,10 @@ impl Journal {
             newest = Some(Newest { number, sum, begun: block_of(end) });
             end += FRAME + body.len() as u64;
         }
+        let begun = |head: &[u8]| {
+            newest.is_some_and(|newest| word(&head[16..24]) == newest.number + 1 && half(&head[8..12]) == newest.sum)
+        };
+        sometimes!(reader.get(end, FRAME)?.is_some_and(begun), "the last batch of a log was torn");
         if newest.is_none() && begin > 0 {
             return Err(corrupt("its first frame is damaged".into()));
         }
