@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::io::{Rng, RngStream};
 use crate::limits::{CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT_MIN};
+use crate::raft::tail::Retention;
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::fault::{Fault, Links, Place};
 use crate::sim::network::Weather;
@@ -152,6 +153,16 @@ const AIMS: &[(&str, Aim)] = &[
         let (damage, files) = (Damage::Flipped, Files::State);
         let at = millis(rng, 3_000, 8_000);
         plan.faults.push((at, Fault::Rot { node, damage, files, permille, stopped: true, down }));
+    }),
+    ("a log that rots", |rng, plan| {
+        (plan.stock, plan.retention) = (20, Retention::default()); // there is a log
+        for round in 0..3 {
+            let (node, down) = (member(rng, plan), millis(rng, 100, 3_000));
+            let damage = *rng.pick(&[Damage::Flipped, Damage::Lost, Damage::Misdirected]);
+            let (files, permille, stopped) = (Files::Log, *rng.pick(&[20, 60, 200]), rng.chance(500));
+            let at = Duration::from_secs(4 + 12 * round) + millis(rng, 0, 4_000);
+            plan.faults.push((at, Fault::Rot { node, damage, files, permille, stopped, down }));
+        }
     }),
     ("states that are written anew while they change", |rng, plan| {
         (plan.chunk_bytes, plan.stock) = (*rng.pick(&[1, 100, 1_000]), *rng.pick(&[10, 60]));

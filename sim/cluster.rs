@@ -27,11 +27,11 @@ use crate::sim::fault::{Fault, Links, Place, Places};
 use crate::sim::network::MachineId;
 use crate::sim::oracle::budget::{self, Budget};
 use crate::sim::oracle::promise::Promised;
-use crate::sim::oracle::{answered, fail_stops};
+use crate::sim::oracle::{answered, disks, fail_stops};
 use crate::sim::plan::Plan;
 use crate::sim::trace::Note;
 use crate::sim::watch::Watch;
-use crate::sim::world::{Down, FailStop, Machine, World};
+use crate::sim::world::{CLEAN_CUT, Down, FailStop, Machine, World};
 use crate::state::member;
 
 /// How long a client tries one operation.
@@ -766,7 +766,10 @@ impl Cluster {
                     machine(node).down(Down::Exit);
                     sleep(CLOSED).await;
                 }
+                machine(node).down(Down::Power(CLEAN_CUT));
+                let before = Promised::of(&machine(node).disk);
                 machine(node).rot(damage, files, permille);
+                disks::on_damage(machine(node), &before, &self.watch.violations);
                 self.watch.on_lost(machine(node));
                 sleep(down).await;
                 self.judge_rotten(node).await;

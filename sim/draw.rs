@@ -84,10 +84,10 @@ const KINDS: &[Kind] = &[
     |d| {
         let permille = *d.rng.pick(&[5, 50, 500]);
         let damage = *d.rng.pick(&[Damage::Flipped, Damage::Flipped, Damage::Lost, Damage::Misdirected]);
-        // Where files were closed in order redb takes whole pages that are out of place on trust, and may panic within a panic.
-        let stopped = damage == Damage::Flipped && d.rng.chance(500);
         // The log is what damage is mostly found in, so sometimes it is spared.
         let files = *d.rng.pick(&[Files::All, Files::State, Files::Log]);
+        // Where files were closed in order redb takes whole pages that are out of place on trust, and may panic within a panic.
+        let stopped = (damage == Damage::Flipped || files == Files::Log) && d.rng.chance(500);
         Fault::Rot { node: d.place(), damage, files, permille, stopped, down: d.span() }
     },
     |d| Fault::Replace { node: d.place(), down: d.span() },

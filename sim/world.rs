@@ -67,7 +67,7 @@ pub enum Down {
 }
 
 /// A power cut that harms nothing.
-const CLEAN_CUT: PowerCut = PowerCut { drop_permille: 0, tear_permille: 0 };
+pub const CLEAN_CUT: PowerCut = PowerCut { drop_permille: 0, tear_permille: 0 };
 
 /// A boot that ended itself.
 #[derive(Clone, Debug, PartialEq, Eq)]

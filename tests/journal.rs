@@ -41,6 +41,16 @@ enum Change {
     },
 }
 
+impl Change {
+    /// Has its records consist of these bytes.
+    fn fill_with(&mut self, byte: u8) {
+        match self {
+            Self::Name { fill, .. } | Self::Append { fill, .. } | Self::Replace { fill, .. } => *fill = byte,
+            Self::Compact { .. } => {}
+        }
+    }
+}
+
 /// What a journal should hold.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
@@ -134,6 +144,23 @@ fn open(disk: &SimDisk) -> io::Result<Journal> {
     Journal::open(file)
 }
 
+/// What is in the file.
+fn content(disk: &SimDisk) -> Vec<u8> {
+    let file = disk.boot().open(FILE).unwrap();
+    let mut bytes = vec![0; file.len().unwrap() as usize];
+    file.read(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// A disk with this in the file.
+fn holding(bytes: &[u8]) -> SimDisk {
+    let disk = SimDisk::new("damaged".into());
+    let file = disk.boot().open(FILE).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+    file.write(0, bytes).unwrap();
+    disk
+}
+
 fn seed(number: u64) -> Rng {
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&number.to_le_bytes());
@@ -173,6 +200,45 @@ proptest! {
         }
     }
 
+    /// So is a page that is what it was long ago, because a write to it never reached the disk, or is another page.
+    #[test]
+    fn lost_and_misdirected_writes_are_found(
+        commits in prop::collection::vec(prop::collection::vec(change(), 1..4), 3..30),
+        pages in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), any::<bool>()), 20),
+    ) {
+        const PAGE: usize = 4096;
+        let (disk, mut model) = (SimDisk::new("disk".into()), Model::default());
+        let mut images: Vec<Vec<u8>> = Vec::new();
+        for (number, mut changes) in (1u8..).zip(commits) {
+            changes.iter_mut().for_each(|change| change.fill_with(number)); // no two pages are alike by chance
+            let batch = model.apply(&changes);
+            if !batch.is_empty() {
+                open(&disk).unwrap().commit(&batch).unwrap();
+                images.push(content(&disk));
+            }
+        }
+        // What was written lately cannot be told from what never was.
+        let [images @ .., settled, _, last] = &images[..] else { return Ok(()) };
+        for (number, other, is_lost) in pages {
+            let number = number.index(last.len() / PAGE);
+            let page = number * PAGE..(number + 1) * PAGE;
+            let is_settled = settled.get(page.clone()) == last.get(page.clone());
+            let other = match is_lost {
+                true if images.is_empty() => continue,
+                true => images[other.index(images.len())].get(page.clone()).map_or(vec![0; PAGE], <[u8]>::to_vec),
+                false => last.chunks(PAGE).nth(other.index(last.len() / PAGE)).unwrap().to_vec(),
+            };
+            if is_settled {
+                let mut damaged = last.clone();
+                damaged[page].copy_from_slice(&other);
+                match open(&holding(&damaged)) {
+                    Ok(journal) => prop_assert!(model.is(&journal), "damage of page {} is believed", number),
+                    Err(error) => prop_assert_eq!(error.kind(), io::ErrorKind::InvalidData),
+                }
+            }
+        }
+    }
+
     /// A bit that turns is found, or changes nothing that is read, unless it is in the last batch: that is then taken for one
     /// that was never whole.
     #[test]
@@ -192,17 +258,12 @@ proptest! {
             }
         }
         prop_assume!(models.len() > 1);
-        let file = disk.boot().open(FILE).unwrap();
-        let mut bytes = vec![0; file.len().unwrap() as usize];
-        file.read(0, &mut bytes).unwrap();
+        let mut bytes = content(&disk);
         let [.., before, last] = &models[..] else { unreachable!() };
         for bit in bits {
             let bit = (bit % (bytes.len() as u64 * 8)) as usize;
-            let other = SimDisk::new("damaged".into());
-            let file = other.boot().open(FILE).unwrap();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            file.set_len(bytes.len() as u64).unwrap();
-            file.write(0, &bytes).unwrap();
+            let other = holding(&bytes);
             bytes[bit / 8] ^= 1 << (bit % 8);
             match open(&other) {
                 Ok(journal) => prop_assert!(last.is(&journal) || before.is(&journal), "damage at {} is believed", bit / 8),

@@ -19,6 +19,16 @@ pub fn on_boot(machine: MachineId, before: &Promised, now: &Result<Promised, Str
     violations.add("disks keep what was durable", format!("machine {machine}: {why}"));
 }
 
+/// A machine's disk was damaged: either the log is not read any more, or it still promises what it did.
+pub fn on_damage(machine: &Machine, before: &Result<Promised, String>, violations: &Violations) {
+    if let (Ok(before), Ok(now)) = (before, Promised::of(&machine.disk))
+        && !now.keeps(before)
+    {
+        let what = format!("machine {}: it promised {before}, and after damage that nobody noticed {now}", machine.id);
+        violations.add("damage is found", what);
+    }
+}
+
 /// What is on a machine's disk at the end opens, and its rows are those that its digest counts.
 pub fn check(machine: &Machine, violations: &Violations) {
     let disk = machine.disk.boot();

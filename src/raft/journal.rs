@@ -170,30 +170,30 @@ impl Blocks {
     fn open(file: Backend) -> io::Result<(Self, Position)> {
         let len = file.len()?;
         let count = Slot::try_from(len.div_ceil(BLOCK)).map_err(|_| corrupt(format!("it has {len} bytes")))?;
+        let (slots, released, free) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
+        let mut blocks = Self { file, begin: 0, slots, released, free, count };
         let mut found = BTreeMap::new();
-        let mut begin = 0;
         for slot in 0..count {
             let mut bytes = [0; HEADER as usize];
-            let there = HEADER.min(len - offset_of(slot)) as usize;
-            file.read(offset_of(slot), &mut bytes[..there])?;
+            blocks.read_file(offset_of(slot), &mut bytes)?;
             let Some(header) = Header::of(&bytes, slot)? else { continue };
-            begin = begin.max(header.begin);
+            blocks.begin = blocks.begin.max(header.begin);
             if found.insert(header.block, (slot, header.first)).is_some() {
                 return Err(corrupt(format!("there are two blocks {}", header.block)));
             }
         }
         // What comes before is not in use, and its slot free.
-        let found = found.split_off(&begin);
+        let (begin, found) = (blocks.begin, found.split_off(&blocks.begin));
         let first = match found.get(&begin) {
             Some((_, first)) if u64::from(*first) < STRETCH => u64::from(*first),
             // Of the first batch ever perhaps a part was written.
             None if begin == 0 => 0,
             _ => return Err(corrupt(format!("no frame begins in the block {begin}, the first in use"))),
         };
-        let slots: BTreeMap<Block, Slot> = found.into_iter().map(|(block, (slot, _))| (block, slot)).collect();
-        let used: BTreeSet<Slot> = slots.values().copied().collect();
-        let free = (0..count).filter(|slot| !used.contains(slot)).collect();
-        Ok((Self { file, begin, slots, released: Vec::new(), free, count }, begin * STRETCH + first))
+        blocks.slots = found.into_iter().map(|(block, (slot, _))| (block, slot)).collect();
+        let used: BTreeSet<Slot> = blocks.slots.values().copied().collect();
+        blocks.free = (0..count).filter(|slot| !used.contains(slot)).collect();
+        Ok((blocks, begin * STRETCH + first))
     }
 
     /// Stretches of the stream that are there from one end to the other, in order.
@@ -209,16 +209,26 @@ impl Blocks {
         runs
     }
 
+    /// What a slot has behind the header; what the file does not reach is zeros.
+    fn stretch(&self, slot: Slot) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; STRETCH as usize];
+        self.read_file(offset_of(slot) + HEADER, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    fn read_file(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let there = (out.len() as u64).min(self.file.len()?.saturating_sub(offset)) as usize;
+        self.file.read(offset, &mut out[..there])?;
+        out[there..].fill(0);
+        Ok(())
+    }
+
     /// Reads a part of the stream that is in its blocks; what the file does not reach is zeros.
     fn read(&self, mut at: Position, mut out: &mut [u8]) -> io::Result<()> {
-        let len = self.file.len()?;
         while !out.is_empty() {
             let within = at % STRETCH;
             let (part, rest) = out.split_at_mut(out.len().min((STRETCH - within) as usize));
-            let offset = offset_of(self.slots[&block_of(at)]) + HEADER + within;
-            let there = (part.len() as u64).min(len.saturating_sub(offset)) as usize;
-            self.file.read(offset, &mut part[..there])?;
-            part[there..].fill(0);
+            self.read_file(offset_of(self.slots[&block_of(at)]) + HEADER + within, part)?;
             at += part.len() as u64;
             out = rest;
         }
@@ -324,14 +334,8 @@ impl<'a> Reader<'a> {
 
     /// The frame at a position, if there is a whole one.
     fn frame(&mut self, at: Position) -> io::Result<Option<Frame<'_>>> {
-        let Some(head) = self.get(at, FRAME)? else { return Ok(None) };
-        let len = u64::from(half(&head[..4]));
-        if len == 0 || len % ALIGN != 0 {
-            return Ok(None);
-        }
-        let Some(bytes) = self.get(at, FRAME + len)? else { return Ok(None) };
-        let (sum, before, number) = (half(&bytes[4..8]), half(&bytes[8..12]), word(&bytes[16..24]));
-        Ok((sum == sum_of(bytes)).then(|| Frame { sum, before, number, body: &bytes[FRAME as usize..] }))
+        let Some(len) = self.get(at, FRAME)?.map(|head| u64::from(half(&head[..4]))) else { return Ok(None) };
+        Ok(self.get(at, FRAME + len)?.and_then(Frame::at))
     }
 }
 
@@ -342,6 +346,16 @@ struct Frame<'a> {
     before: u32,
     number: u64,
     body: &'a [u8],
+}
+
+impl<'a> Frame<'a> {
+    /// The frame that bytes begin with, if there is a whole one.
+    fn at(bytes: &'a [u8]) -> Option<Self> {
+        let len = half(bytes.get(..4)?) as usize;
+        let bytes = bytes.get(..FRAME as usize + len).filter(|_| len > 0 && (len as u64).is_multiple_of(ALIGN))?;
+        let (sum, before, number) = (half(&bytes[4..8]), half(&bytes[8..12]), word(&bytes[16..24]));
+        (sum == sum_of(bytes)).then(|| Self { sum, before, number, body: &bytes[FRAME as usize..] })
+    }
 }
 
 /// The checksum of a frame: all of it but the checksum's own place.
@@ -507,18 +521,27 @@ impl Journal {
         if newest.is_none() && begin > 0 {
             return Err(corrupt("its first frame is damaged".into()));
         }
+        // Nothing that came later may be anywhere, not even where no header says what it is.
+        let most = newest.map_or(u64::MAX, |newest| newest.number + 1 + u64::from(blocks.count) * BLOCK / FRAME);
+        let look = |bytes: Vec<u8>| {
+            let later = |at: usize| {
+                let number = word(bytes[at..].get(16..24)?);
+                let is_later = newest.is_none_or(|newest| number > newest.number) && number <= most;
+                is_later.then(|| Frame::at(&bytes[at..])).flatten()
+            };
+            let found = (0..bytes.len()).step_by(ALIGN as usize).find_map(later);
+            found.map_or(Ok(()), |frame| {
+                Err(corrupt(format!("what comes before its frame {} is damaged", frame.number)))
+            })
+        };
         for run in runs {
-            let mut reader = Reader::new(&blocks, run.end);
-            for at in (run.start.max(end)..run.end).step_by(ALIGN as usize) {
-                let Some(number) = reader.get(at, FRAME)?.map(|head| word(&head[16..24])) else { break };
-                let is_later = newest.is_none_or(|newest| {
-                    let between = (at - end) / FRAME;
-                    (newest.number + 1..=newest.number + 1 + between).contains(&number)
-                });
-                if is_later && reader.frame(at)?.is_some() {
-                    return Err(corrupt(format!("a frame is damaged before the frame {number}")));
-                }
-            }
+            let from = run.start.max(end).min(run.end);
+            let mut bytes = vec![0; (run.end - from) as usize];
+            blocks.read(from, &mut bytes)?;
+            look(bytes)?;
+        }
+        for slot in &blocks.free {
+            look(blocks.stretch(*slot)?)?;
         }
         let mut journal = Self { blocks, records, newest, end };
         journal.release();
@@ -553,7 +576,7 @@ impl Journal {
     /// The file cannot be read.
     pub fn scan(&self, range: Range<u64>, each: &mut dyn FnMut(u64, &[u8]) -> ControlFlow<()>) -> io::Result<()> {
         let places = self.records.numbered.range(range);
-        let end = places.clone().next_back().map_or(0, |(_, place)| place.at + u64::from(place.len));
+        let end = places.clone().map(|(_, place)| place.at + u64::from(place.len)).max().unwrap_or_default();
         let mut reader = Reader::new(&self.blocks, end);
         for (number, place) in places {
             let record = reader.get(place.at, place.len.into())?.expect("a record lies in the stream");
