@@ -208,11 +208,13 @@ proptest! {
     ) {
         const PAGE: usize = 4096;
         let (disk, mut model) = (SimDisk::new("disk".into()), Model::default());
-        let mut images: Vec<Vec<u8>> = Vec::new();
+        let (mut images, mut before): (Vec<Vec<u8>>, Model) = Default::default();
         for (number, mut changes) in (1u8..).zip(commits) {
             changes.iter_mut().for_each(|change| change.fill_with(number)); // no two pages are alike by chance
+            let was = model.clone();
             let batch = model.apply(&changes);
             if !batch.is_empty() {
+                before = was;
                 open(&disk).unwrap().commit(&batch).unwrap();
                 images.push(content(&disk));
             }
@@ -232,7 +234,10 @@ proptest! {
                 let mut damaged = last.clone();
                 damaged[page].copy_from_slice(&other);
                 match open(&holding(&damaged)) {
-                    Ok(journal) => prop_assert!(model.is(&journal), "damage of page {} is believed", number),
+                    // A page of nothing but zeros may look settled, and have the last bytes of the last batch.
+                    Ok(journal) => {
+                        prop_assert!(model.is(&journal) || before.is(&journal), "damage of page {} is believed", number);
+                    }
                     Err(error) => prop_assert_eq!(error.kind(), io::ErrorKind::InvalidData),
                 }
             }
