@@ -522,11 +522,11 @@ impl Journal {
             return Err(corrupt("its first frame is damaged".into()));
         }
         // Nothing that came later may be anywhere, not even where no header says what it is.
-        let most = newest.map_or(u64::MAX, |newest| newest.number + 1 + u64::from(blocks.count) * BLOCK / FRAME);
+        let next = newest.map_or(1, |newest| newest.number + 1);
+        let numbers = next..=next + u64::from(blocks.count) * BLOCK / FRAME;
         let look = |bytes: Vec<u8>| {
             let later = |at: usize| {
-                let number = word(bytes[at..].get(16..24)?);
-                let is_later = newest.is_none_or(|newest| number > newest.number) && number <= most;
+                let is_later = numbers.contains(&word(bytes[at..].get(16..24)?));
                 is_later.then(|| Frame::at(&bytes[at..])).flatten()
             };
             let found = (0..bytes.len()).step_by(ALIGN as usize).find_map(later);
