@@ -1,6 +1,6 @@
 //! A journal in a file: a stream of frames, one for each batch, in blocks that are used again.
 //!
-//! The file consists of slots of [`BLOCK`] bytes. A block is a stretch of the stream and lies in a slot, behind a header that
+//! The file consists of slots of 32 KiB. A block is a stretch of the stream and lies in a slot, behind a header that
 //! says which block it is; blocks that hold nothing any more leave their slots to new ones, so that in the long run a batch is one
 //! write and one sync over bytes that the file system need not find room for. A frame has a checksum, its number, and
 //! the checksum of the frame before it. It may lie across blocks. The first frame to begin in a block begins with all named records, so
