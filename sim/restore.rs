@@ -38,10 +38,11 @@ pub async fn check(world: &Arc<World>, client: Client, spoil: u64, violations: &
     let address: Address = "restored:7400".parse().expect("a name and a port");
     let mut damaged = bytes.clone();
     damaged[(spoil % bytes.len() as u64) as usize] ^= 1;
-    if node::restore(&world.machine().boot().0, &damaged[..], &address).is_ok() {
+    let (new, place) = world.machine().boot();
+    if node::restore(&new, &damaged[..], &address).is_ok() {
         violations.add(ORACLE, format!("nobody noticed that byte {} of {} is damaged", spoil, bytes.len()));
     }
-    let (new, place) = world.machine().boot();
+    // What came of that is no member: the machine will do.
     let (_, head) =
         node::restore(&new, &bytes[..], &address).map_err(|fault| format!("it is not restored: {fault}"))?;
     let running = place.spawn(async move {

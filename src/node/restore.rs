@@ -33,13 +33,14 @@ pub fn restore<R: Read>(io: &Io, backup: R, address: &Address) -> Result<(Identi
         let text = format!("{place} holds member {} of a cluster already; restore to an empty directory", identity.id);
         return Err(Fault::new(text));
     }
+    // Before any state: where there is one, the log is not empty.
+    let uuid = log.uuid(|| draw_uuid(io))?;
     let index = Index(head.applied_index);
     let mut import = Import::begin(Arc::clone(&io.disk), index)?;
     while let Some(chunk) = backup.chunk().map_err(unusable)? {
         import.add(&chunk).map_err(unusable)?;
     }
     import.finish(head.digest).map_err(unusable)?;
-    let uuid = log.uuid(|| draw_uuid(io))?;
     let founder = |id: u64| Member {
         id,
         uuid: uuid.to_vec().into(),
