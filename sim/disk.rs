@@ -113,10 +113,13 @@ impl File {
                 self.before.insert(*number, then.clone());
             }
         }
-        self.durable = self.live.clone();
-        self.unsynced.clear();
-        self.fresh.rotate_right(1);
-        self.fresh[0].clear();
+        // Where nothing was written, what was written last is no older.
+        if !self.unsynced.is_empty() {
+            self.durable = self.live.clone();
+            self.unsynced.clear();
+            self.fresh.rotate_right(1);
+            self.fresh[0].clear();
+        }
     }
 
     /// What a failed sync leaves.

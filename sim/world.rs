@@ -289,9 +289,8 @@ impl Machine {
         mark::unset(self.node);
     }
 
-    /// What its disk holds is damaged while the power is off.
+    /// What its disk holds is damaged. The power is off.
     pub fn rot(&self, damage: Damage, files: Files, permille: u64) {
-        self.down(Down::Power(CLEAN_CUT));
         let boots = self.disk.counts().boots;
         self.disk.rot(damage, files, permille, &mut self.rng.stream(&format!("rot {boots}")));
         self.trace.event(format_args!("rot {}: {} pages", self.id, self.disk.counts().rotten));

@@ -278,6 +278,19 @@ proptest! {
     }
 }
 
+/// A process that is killed between a write and its sync leaves a batch to the next one, which may count on it from then on.
+#[test]
+fn what_was_read_outlives_the_power() {
+    let disk = SimDisk::new("disk".into());
+    let (mut journal, mut model) = (open(&disk).unwrap(), Model::default());
+    journal.commit(&model.apply(&[Change::Name { name: 0, fill: 1, len: 16 }])).unwrap();
+    disk.cut_after(1);
+    assert!(journal.commit(&model.apply(&[Change::Name { name: 1, fill: 2, len: 16 }])).is_err());
+    assert!(model.is(&open(&disk).unwrap()), "a kill has lost what was written");
+    disk.power_cut(PowerCut { drop_permille: 1_000, tear_permille: 0 }, &mut seed(0).stream("power"));
+    assert!(model.is(&open(&disk).unwrap()), "what was there once is there no more");
+}
+
 /// However long it goes on, a journal of which little is kept stays small.
 #[test]
 fn blocks_are_used_again() {

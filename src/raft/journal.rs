@@ -495,10 +495,11 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens it, and reads and checks all of it. Nothing is written: a file that is empty is an empty journal.
+    /// Opens it, and reads and checks all of it. Nothing is written: a file that is empty is an empty journal. But what was read is
+    /// durable from here on: a process that was killed may have left a batch that it did not sync.
     ///
     /// # Errors
-    /// The file cannot be read, or is damaged.
+    /// The file cannot be read or synced, or is damaged.
     pub fn open(file: Backend) -> io::Result<Self> {
         let (blocks, begin) = Blocks::open(file)?;
         let runs = blocks.runs();
@@ -514,10 +515,10 @@ impl Journal {
             newest = Some(Newest { number, sum, begun: block_of(end) });
             end += FRAME + body.len() as u64;
         }
-        let begun = |head: &[u8]| {
+        let follows = |head: &[u8]| {
             newest.is_some_and(|newest| word(&head[16..24]) == newest.number + 1 && half(&head[8..12]) == newest.sum)
         };
-        sometimes!(reader.get(end, FRAME)?.is_some_and(begun), "the last batch of a log was torn");
+        sometimes!(reader.get(end, FRAME)?.is_some_and(follows), "the last batch of a log was torn");
         if newest.is_none() && begin > 0 {
             return Err(corrupt("its first frame is damaged".into()));
         }
@@ -543,6 +544,7 @@ impl Journal {
         for slot in &blocks.free {
             look(blocks.stretch(*slot)?)?;
         }
+        blocks.file.sync_data()?;
         let mut journal = Self { blocks, records, newest, end };
         journal.release();
         Ok(journal)
