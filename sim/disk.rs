@@ -332,14 +332,19 @@ impl SimDisk {
     /// The durable image of a file on a second disk: what a machine would find after a power cut at this instant that
     /// loses everything unsynced.
     pub fn durable(&self, name: &str) -> Self {
-        let state = self.state.lock().unwrap();
         let copy = Self::new(format!("{} (durable image)", self.name));
+        self.copy_durable(name, &copy);
+        copy
+    }
+
+    /// Brings such a second disk up to date. Whoever has the file open there sees the image of now.
+    pub fn copy_durable(&self, name: &str, copy: &Self) {
+        let state = self.state.lock().unwrap();
         if let Some(number) = state.named.get(name) {
             let mut there = copy.state.lock().unwrap();
             there.files.insert(*number, File::of(state.files[number].durable.clone()));
             there.names.insert(name.to_owned(), *number);
         }
-        copy
     }
 
     /// How much the disk has done.

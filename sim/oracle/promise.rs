@@ -1,8 +1,9 @@
 //! Oracle 3: at the instant a message leaves, what it promises is already on the sender's disk (Raft paper, figure 2:
 //! "updated on stable storage before responding to RPCs").
 //!
-//! The disk is asked the way a restart would ask: its durable image is opened as a log's journal, unless what it said last already
-//! implies the promise: within a boot it takes nothing back. A term is promised by any
+//! The disk is asked the way a restart would ask: its durable image is opened as a log's journal, once in each boot; after that
+//! what was added is read, unless what it said last already implies the promise: within a boot it takes nothing back. (A reboot reads all
+//! of it again, and must find what was promised.) A term is promised by any
 //! message sent in it, a vote by its grant, entries by their acknowledgement. Pre-votes promise nothing.
 
 use std::collections::BTreeMap;
@@ -12,8 +13,9 @@ use raft::eraftpb::{HardState, Message, MessageType};
 
 use super::Violations;
 use crate::ids::{Index, Term};
+use crate::raft::journal::Journal;
 use crate::raft::log::{self, LOG_FILE};
-use crate::sim::disk::SimDisk;
+use crate::sim::disk::{DiskCounts, SimDisk};
 use crate::sim::network::MachineId;
 
 /// What a disk has promised.
@@ -29,9 +31,11 @@ impl Promised {
     /// # Errors
     /// Its log does not open.
     pub fn of(disk: &SimDisk) -> Result<Self, String> {
-        let copy = disk.durable(LOG_FILE);
-        let journal = log::open_journal(&*copy.boot()).map_err(|fault| fault.to_string())?;
-        let (hard_state, last) = log::promised(&journal).map_err(|fault| fault.to_string())?;
+        Look::at(disk).map(|look| look.promised)
+    }
+
+    fn in_journal(journal: &Journal) -> Result<Self, String> {
+        let (hard_state, last) = log::promised(journal).map_err(|fault| fault.to_string())?;
         Ok(Self { hard_state, last })
     }
 
@@ -88,10 +92,42 @@ impl fmt::Display for Promised {
     }
 }
 
-/// What each machine's disk promised when it was last asked, and in which boot that was.
+/// What a disk promised when it was last asked.
+struct Look {
+    /// How much it had done.
+    at: DiskCounts,
+    /// Its log on a second disk.
+    copy: SimDisk,
+    journal: Journal,
+    promised: Promised,
+}
+
+impl Look {
+    fn at(disk: &SimDisk) -> Result<Self, String> {
+        let copy = disk.durable(LOG_FILE);
+        let journal = log::open_journal(&*copy.boot()).map_err(|fault| fault.to_string())?;
+        Ok(Self { at: disk.counts(), copy, promised: Promised::in_journal(&journal)?, journal })
+    }
+
+    /// Asks again, in the same boot.
+    fn again(&mut self, disk: &SimDisk) -> Result<(), String> {
+        let now = disk.counts();
+        if now.syncs > self.at.syncs {
+            disk.copy_durable(LOG_FILE, &self.copy);
+            match self.journal.catch_up() {
+                Ok(()) => self.promised = Promised::in_journal(&self.journal)?,
+                Err(_) => *self = Self::at(disk)?,
+            }
+            self.at = now;
+        }
+        Ok(())
+    }
+}
+
+/// What each machine's disk promised when it was last asked.
 #[derive(Default)]
 pub struct Promises {
-    read: BTreeMap<MachineId, (u64, Promised)>,
+    looks: BTreeMap<MachineId, Look>,
     /// Promises checked.
     pub checked: u64,
 }
@@ -122,12 +158,12 @@ impl Promises {
         disk: &SimDisk,
         will_do: impl Fn(&Promised) -> bool,
     ) -> Result<&Promised, String> {
-        let boot = disk.counts().boots;
-        let known = self.read.get(&machine).is_some_and(|(at, found)| *at == boot && will_do(found));
-        if !known {
-            self.read.insert(machine, (boot, Promised::of(disk)?));
+        match self.looks.get_mut(&machine).filter(|look| look.at.boots == disk.counts().boots) {
+            Some(look) if will_do(&look.promised) => {}
+            Some(look) => look.again(disk)?,
+            None => drop(self.looks.insert(machine, Look::at(disk)?)),
         }
-        Ok(&self.read[&machine].1)
+        Ok(&self.looks[&machine].promised)
     }
 
     /// Whether a disk holds the log up to an index.
@@ -137,12 +173,12 @@ impl Promises {
 
     /// What a machine's disk was last seen to promise, in whichever boot.
     pub fn last_seen(&self, machine: MachineId) -> Option<Promised> {
-        self.read.get(&machine).map(|(_, promised)| promised.clone())
+        self.looks.get(&machine).map(|look| look.promised.clone())
     }
 
     /// A machine's disk was lost.
     pub fn forget(&mut self, machine: MachineId) {
-        self.read.remove(&machine);
+        self.looks.remove(&machine);
     }
 }
 

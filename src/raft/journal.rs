@@ -166,34 +166,40 @@ struct Blocks {
 }
 
 impl Blocks {
-    /// Reads the slots' headers; with where the first frame begins.
+    /// Those of a file; with where the first frame begins.
     fn open(file: Backend) -> io::Result<(Self, Position)> {
-        let len = file.len()?;
-        let count = Slot::try_from(len.div_ceil(BLOCK)).map_err(|_| corrupt(format!("it has {len} bytes")))?;
         let (slots, released, free) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
-        let mut blocks = Self { file, begin: 0, slots, released, free, count };
+        let mut blocks = Self { file, begin: 0, slots, released, free, count: 0 };
+        let begin = blocks.look()?;
+        Ok((blocks, begin))
+    }
+
+    /// Reads the slots' headers. Gives where the first frame begins.
+    fn look(&mut self) -> io::Result<Position> {
+        let len = self.file.len()?;
+        self.count = Slot::try_from(len.div_ceil(BLOCK)).map_err(|_| corrupt(format!("it has {len} bytes")))?;
         let mut found = BTreeMap::new();
-        for slot in 0..count {
+        for slot in 0..self.count {
             let mut bytes = [0; HEADER as usize];
-            blocks.read_file(offset_of(slot), &mut bytes)?;
+            self.read_file(offset_of(slot), &mut bytes)?;
             let Some(header) = Header::of(&bytes, slot)? else { continue };
-            blocks.begin = blocks.begin.max(header.begin);
+            self.begin = self.begin.max(header.begin);
             if found.insert(header.block, (slot, header.first)).is_some() {
                 return Err(corrupt(format!("there are two blocks {}", header.block)));
             }
         }
         // What comes before is not in use, and its slot free.
-        let (begin, found) = (blocks.begin, found.split_off(&blocks.begin));
+        let (begin, found) = (self.begin, found.split_off(&self.begin));
         let first = match found.get(&begin) {
             Some((_, first)) if u64::from(*first) < STRETCH => u64::from(*first),
             // Of the first batch ever perhaps a part was written.
             None if begin == 0 => 0,
             _ => return Err(corrupt(format!("no frame begins in the block {begin}, the first in use"))),
         };
-        blocks.slots = found.into_iter().map(|(block, (slot, _))| (block, slot)).collect();
-        let used: BTreeSet<Slot> = blocks.slots.values().copied().collect();
-        blocks.free = (0..count).filter(|slot| !used.contains(slot)).collect();
-        Ok((blocks, begin * STRETCH + first))
+        self.slots = found.into_iter().map(|(block, (slot, _))| (block, slot)).collect();
+        let used: BTreeSet<Slot> = self.slots.values().copied().collect();
+        self.free = (0..self.count).filter(|slot| !used.contains(slot)).collect();
+        Ok(begin * STRETCH + first)
     }
 
     /// Stretches of the stream that are there from one end to the other, in order.
@@ -502,27 +508,13 @@ impl Journal {
     /// The file cannot be read or synced, or is damaged.
     pub fn open(file: Backend) -> io::Result<Self> {
         let (blocks, begin) = Blocks::open(file)?;
-        let runs = blocks.runs();
-        let (mut records, mut newest, mut end) = (Records::default(), None::<Newest>, begin);
-        let whole = runs.first().filter(|run| run.contains(&begin)).map_or(begin, |run| run.end);
-        let mut reader = Reader::new(&blocks, whole);
-        while let Some(frame) = reader.frame(end)? {
-            if newest.is_some_and(|newest| frame.number != newest.number + 1 || frame.before != newest.sum) {
-                break;
-            }
-            let Frame { number, sum, body, .. } = frame;
-            records.apply(end, body).ok_or_else(|| corrupt(format!("the frame {number} has no changes")))?;
-            newest = Some(Newest { number, sum, begun: block_of(end) });
-            end += FRAME + body.len() as u64;
-        }
-        let follows = |head: &[u8]| {
-            newest.is_some_and(|newest| word(&head[16..24]) == newest.number + 1 && half(&head[8..12]) == newest.sum)
-        };
-        sometimes!(reader.get(end, FRAME)?.is_some_and(follows), "the last batch of a log was torn");
-        if newest.is_none() && begin > 0 {
+        let mut journal = Self { blocks, records: Records::default(), newest: None, end: begin };
+        journal.read_on()?;
+        if journal.newest.is_none() && begin > 0 {
             return Err(corrupt("its first frame is damaged".into()));
         }
         // Nothing that came later may be anywhere, not even where no header says what it is.
+        let Self { blocks, newest, end, .. } = &journal;
         let next = newest.map_or(1, |newest| newest.number + 1);
         let numbers = next..=next + u64::from(blocks.count) * BLOCK / FRAME;
         let look = |bytes: Vec<u8>| {
@@ -535,8 +527,8 @@ impl Journal {
                 Err(corrupt(format!("what comes before its frame {} is damaged", frame.number)))
             })
         };
-        for run in runs {
-            let from = run.start.max(end).min(run.end);
+        for run in blocks.runs() {
+            let from = run.start.max(*end).min(run.end);
             let mut bytes = vec![0; (run.end - from) as usize];
             blocks.read(from, &mut bytes)?;
             look(bytes)?;
@@ -545,9 +537,43 @@ impl Journal {
             look(blocks.stretch(*slot)?)?;
         }
         blocks.file.sync_data()?;
-        let mut journal = Self { blocks, records, newest, end };
         journal.release();
         Ok(journal)
+    }
+
+    /// Reads the frames from its end on, up to one that is not whole or does not follow.
+    fn read_on(&mut self) -> io::Result<()> {
+        let Self { blocks, records, newest, end } = self;
+        let whole = blocks.runs().into_iter().find(|run| run.contains(end)).map_or(*end, |run| run.end);
+        let mut reader = Reader::new(blocks, whole);
+        while let Some(frame) = reader.frame(*end)? {
+            if newest.is_some_and(|newest| frame.number != newest.number + 1 || frame.before != newest.sum) {
+                break;
+            }
+            let Frame { number, sum, body, .. } = frame;
+            records.apply(*end, body).ok_or_else(|| corrupt(format!("the frame {number} has no changes")))?;
+            *newest = Some(Newest { number, sum, begun: block_of(*end) });
+            *end += FRAME + body.len() as u64;
+        }
+        let follows = |head: &[u8]| {
+            newest.is_some_and(|newest| word(&head[16..24]) == newest.number + 1 && half(&head[8..12]) == newest.sum)
+        };
+        sometimes!(reader.get(*end, FRAME)?.is_some_and(follows), "the last batch of a log was torn");
+        Ok(())
+    }
+
+    /// Takes in what was committed through another journal on the same file since. What was read before is not checked again; for
+    /// an observer, who writes nothing.
+    ///
+    /// # Errors
+    /// The file cannot be read or is damaged, or what would follow is gone; then it must be opened anew.
+    #[cfg(feature = "sim")]
+    pub fn catch_up(&mut self) -> io::Result<()> {
+        self.blocks.look()?;
+        if block_of(self.end) < self.blocks.begin {
+            return Err(io::Error::other("what follows is no longer in use"));
+        }
+        self.read_on()
     }
 
     /// Whether nothing was ever written to it.
