@@ -9,6 +9,7 @@ use xxhash_rust::xxh3::xxh3_64_with_seed;
 pub const MARKS: &[&str] = &[
     "a batch of the log filled a block",
     "a block of the log took the place of one that was no longer in use",
+    "a call came as JSON",
     "a call was let go of before it was answered",
     "a candidate was cut off",
     "a change of members was refused: there was one since it was decided",
@@ -96,6 +97,7 @@ pub const MARKS: &[&str] = &[
     "an answer came to a question of an earlier life",
     "another member's reads were answered under a lease",
     "another state took the place of one that was written anew",
+    "answers as JSON ended early",
     "commands of a client went together",
     "commands were passed on together",
     "entries were read from the disk",

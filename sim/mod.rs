@@ -21,6 +21,7 @@ pub mod guests;
 pub mod history;
 pub mod holders;
 pub mod janitor;
+pub mod json;
 pub mod launcher;
 pub mod load;
 pub mod mark;

@@ -24,6 +24,7 @@ use crate::sim::guests::{self, FIRST_GUEST, Guests};
 use crate::sim::history::{History, Op, Record, Seen};
 use crate::sim::holders::Holders;
 use crate::sim::janitor::{JANITOR, Janitor};
+use crate::sim::json;
 use crate::sim::load::{self, Ask, Notes};
 use crate::sim::mark::{self, Hits};
 use crate::sim::mutant;
@@ -449,7 +450,7 @@ impl Run {
         let mut endpoints = self.cluster.endpoints.clone();
         endpoints.rotate_left((number + 1) % self.cluster.endpoints.len());
         let door = match rng.chance(500) {
-            true => Door::Etcd(Etcd::new(io, &endpoints, CLIENT_TIMEOUT)),
+            true => Door::Etcd(Etcd::new(json::every_other(number as u64, io), &endpoints, CLIENT_TIMEOUT)),
             false => Door::Own(Client::new(io, &endpoints, CLIENT_TIMEOUT)),
         };
         let (holders, time) = (self.holders.clone(), self.time.clone());
@@ -474,7 +475,7 @@ impl Run {
     /// A client on a machine of its own that watches all keys until the end.
     fn watcher(&self, number: usize) {
         let (io, node) = self.caller();
-        let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
+        let client = Client::new(json::every_other(number as u64, io), &self.cluster.endpoints, CLIENT_TIMEOUT);
         let from = *self.cluster.world.rng.stream(&format!("watcher {number}")).pick(&[0, 1, 1]);
         let (watchers, keys) = (self.watchers.clone(), self.cluster.plan.keys);
         node.spawn(async move { watchers.watch(&client, keys, from).await });
@@ -634,6 +635,7 @@ impl Run {
         let (io, node) = self.caller();
         let door = match self.cluster.plan.one_session {
             _ if id <= self.cluster.plan.foreign => {
+                let io = json::every_other(id, io);
                 Door::Etcd(Etcd::new(io, &self.doors(id), CLIENT_TIMEOUT).witnessed(self.cluster.clone()))
             }
             _ if id <= self.cluster.plan.foreign + self.cluster.plan.inside as u64 => {

@@ -15,6 +15,8 @@ pub const COMMAND_BYTES_MAX: usize = 2 * 1024 * 1024;
 pub const TOKEN_CHARS_MIN: usize = 16;
 /// Longest token that opens a cluster, in characters.
 pub const TOKEN_CHARS_MAX: usize = 512;
+/// Largest request as JSON, in bytes: what it stands for in base64, and its names.
+pub const JSON_BYTES_MAX: usize = 2 * COMMAND_BYTES_MAX;
 /// Keys that our own client asks for at once.
 pub const RANGE_PAGE_KEYS: usize = 1_000;
 

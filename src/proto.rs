@@ -2,6 +2,19 @@
 
 #![allow(missing_docs, clippy::all, clippy::unwrap_used)]
 
+use std::sync::LazyLock;
+
+use prost_reflect::DescriptorPool;
+
+/// What the messages of all these are, for those who learn only while they run what they have to do with.
+pub fn descriptors() -> &'static DescriptorPool {
+    static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
+        let bytes = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+        DescriptorPool::decode(&bytes[..]).expect("what was compiled can be read")
+    });
+    &POOL
+}
+
 /// Cairn's own services.
 pub mod cairn {
     pub mod v1 {

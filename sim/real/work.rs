@@ -16,6 +16,7 @@ use cairn::sim::cluster::CLIENT_TIMEOUT;
 use cairn::sim::door::{Door, Etcd};
 use cairn::sim::fault::Place;
 use cairn::sim::history::{History, Op, Record, Seen};
+use cairn::sim::json;
 use cairn::sim::load::{self, Ask, FIRST_READER, Load, Notes, READER_TIMEOUT};
 use cairn::sim::oracle::Violations;
 use cairn::sim::oracle::attempts::Ledger;
@@ -78,7 +79,10 @@ impl Work {
             let door = match id {
                 _ if id <= plan.sharing => Door::Own(one.clone()),
                 // Every third of the others speaks the protocol of etcd's clients.
-                _ if id % 3 == 0 => Door::Etcd(Etcd::new(self.io.clone(), &self.endpoints, CLIENT_TIMEOUT)),
+                _ if id % 3 == 0 => {
+                    let io = json::every_other(id, self.io.clone());
+                    Door::Etcd(Etcd::new(io, &self.endpoints, CLIENT_TIMEOUT))
+                }
                 _ => Door::Own(self.client(CLIENT_TIMEOUT)),
             };
             let rng = self.rng.stream(&format!("real/client {id}"));

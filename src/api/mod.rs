@@ -4,6 +4,7 @@ mod auth;
 mod cluster;
 mod etcd;
 mod gate;
+pub mod gateway;
 mod health;
 mod kv;
 mod lease;
@@ -87,7 +88,8 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health, events_max: usize) -
         .prepare();
     let plain = metrics::route(node.clone()).merge(probe::routes(node.clone()));
     let routes = services.into_axum_router().fallback(probe::nowhere).merge(plain);
-    Routes::from(routes.layer(from_fn_with_state(node.clone(), gate::admit)))
+    let routes = routes.layer(from_fn_with_state(node.clone(), gate::admit));
+    Routes::from(gateway::routes(&routes).merge(routes))
 }
 
 /// All services of a worker that keeps no state.

@@ -270,7 +270,11 @@ impl Watching {
         let watch = Watch {
             key,
             range_end,
-            next: u64::try_from(create.start_revision).ok().filter(|start| *start > 0).unwrap_or(newest + 1),
+            // What is below all revisions begins with the first.
+            next: match create.start_revision {
+                0 => newest + 1,
+                start => start.max(0).cast_unsigned(),
+            },
             puts: !filtered(FilterType::Noput),
             deletes: !filtered(FilterType::Nodelete),
             prev_kv: create.prev_kv,

@@ -25,7 +25,7 @@ use crate::ids::Address;
 use crate::limits::{TOKEN_CHARS_MAX, TOKEN_CHARS_MIN};
 
 /// What stands before the token in the header `authorization`.
-const BEARER: &str = "Bearer ";
+pub const BEARER: &str = "Bearer ";
 /// Probers know no tokens, and learn nothing but whether the node serves.
 const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
 
@@ -38,6 +38,10 @@ pub const VERSION: &str = "/version";
 pub const USER_TOKEN: &str = "token";
 /// Where a user gets one.
 pub const LOG_IN: &str = "/etcdserverpb.Auth/Authenticate";
+/// And where by JSON.
+pub const LOG_IN_JSON: &str = "/v3/auth/authenticate";
+/// How the paths begin of what is called as JSON. There a user's token comes as the header `authorization`, with nothing before it.
+const AS_JSON: &str = "/v3/";
 
 /// What is said to who has none.
 pub const TOKEN_NEEDED: &str =
@@ -186,10 +190,13 @@ where
 
     fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
         let path = request.uri().path();
-        let by_user = path == LOG_IN || request.headers().contains_key(USER_TOKEN);
+        let by_user = [LOG_IN, LOG_IN_JSON].contains(&path) || request.headers().contains_key(USER_TOKEN);
+        let is_users =
+            |presented: &HeaderValue| path.starts_with(AS_JSON) && !presented.as_bytes().starts_with(BEARER.as_bytes());
         let (refusal, shown) = match request.headers().get(AUTHORIZATION) {
             _ if path.starts_with(OPEN_TO_ALL) || [HEALTH, VERSION].contains(&path) => (None, Shown::Nothing),
             Some(presented) if self.tokens.take(presented) => (None, Shown::Token),
+            Some(presented) if is_users(presented) => (None, Shown::Nothing),
             Some(_) => (Some("the token is not one of this cluster's"), Shown::Nothing),
             None if by_user => (None, Shown::Nothing),
             None => (Some(TOKEN_NEEDED), Shown::Nothing),

@@ -13,7 +13,9 @@ mod spawn;
 
 use std::sync::Arc;
 
-pub use access::{HEALTH, LOG_IN, Shown, TOKEN_NEEDED, TokenError, Tokens, USER_TOKEN, VERSION, is_grpc};
+pub use access::{
+    BEARER, HEALTH, LOG_IN, LOG_IN_JSON, Shown, TOKEN_NEEDED, TokenError, Tokens, USER_TOKEN, VERSION, is_grpc,
+};
 pub use clock::{Clock, Elapsed};
 pub use disk::{Backend, Disk, open_for_database};
 pub use launcher::{Found, Launch, Launcher, LogPiece};

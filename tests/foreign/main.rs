@@ -6,6 +6,7 @@
 #![cfg(not(feature = "sim"))]
 
 mod edges;
+mod json;
 #[path = "../kv/requests.rs"]
 mod requests;
 #[path = "../process/running.rs"]
@@ -413,6 +414,7 @@ fn watches_tell_what_those_of_etcd_tell() {
             WatchCreateRequest { filters: filters(FilterType::Nodelete), watch_id: 77, ..all.clone() },
             WatchCreateRequest { key: Bytes::new(), range_end: Bytes::from_static(&[0]), ..all.clone() },
             WatchCreateRequest { start_revision: 39, ..all.clone() },
+            WatchCreateRequest { start_revision: -5, ..all.clone() },
             // From 40 on etcd 3.4 does not tell of a removal at 40 itself; later ones do, and so does a node.
             WatchCreateRequest { start_revision: 45, ..all.clone() },
             WatchCreateRequest { watch_id: 77, ..all.clone() },
