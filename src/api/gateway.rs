@@ -31,7 +31,7 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status, Streaming};
 
-use crate::io::{BEARER, LOG_IN, LOG_IN_JSON, Shown, USER_TOKEN};
+use crate::io::{BEARER, LOG_IN, LOG_IN_JSON, Shown, USER_TOKEN, USER_TOKEN_JSON};
 use crate::limits::JSON_BYTES_MAX;
 use crate::proto::descriptors;
 use crate::shared::REQUIRES_LEADER;
@@ -91,11 +91,8 @@ const METHODS: [(&str, &str); 50] = [
 ];
 
 /// Headers that go with a call, and what they are called there.
-pub const METADATA: [(&str, &str); 3] = [
-    ("grpc-metadata-token", USER_TOKEN),
-    ("grpc-metadata-hasleader", REQUIRES_LEADER),
-    ("grpc-timeout", "grpc-timeout"),
-];
+pub const METADATA: [(&str, &str); 3] =
+    [(USER_TOKEN_JSON, USER_TOKEN), ("grpc-metadata-hasleader", REQUIRES_LEADER), ("grpc-timeout", "grpc-timeout")];
 
 /// Something that can be called.
 #[derive(Clone, Debug)]

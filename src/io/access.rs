@@ -36,11 +36,13 @@ pub const VERSION: &str = "/version";
 
 /// The metadata with the token of a user; etcd's clients send it so.
 pub const USER_TOKEN: &str = "token";
+/// And those that speak JSON so, or as `authorization`, with nothing before it.
+pub const USER_TOKEN_JSON: &str = "grpc-metadata-token";
 /// Where a user gets one.
 pub const LOG_IN: &str = "/etcdserverpb.Auth/Authenticate";
 /// And where by JSON.
 pub const LOG_IN_JSON: &str = "/v3/auth/authenticate";
-/// How the paths begin of what is called as JSON. There a user's token comes as the header `authorization`, with nothing before it.
+/// How the paths begin of what is called as JSON.
 const AS_JSON: &str = "/v3/";
 
 /// What is said to who has none.
@@ -190,7 +192,8 @@ where
 
     fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
         let path = request.uri().path();
-        let by_user = [LOG_IN, LOG_IN_JSON].contains(&path) || request.headers().contains_key(USER_TOKEN);
+        let has_users = |name: &str| request.headers().contains_key(name);
+        let by_user = [LOG_IN, LOG_IN_JSON].contains(&path) || has_users(USER_TOKEN) || has_users(USER_TOKEN_JSON);
         let is_users =
             |presented: &HeaderValue| path.starts_with(AS_JSON) && !presented.as_bytes().starts_with(BEARER.as_bytes());
         let (refusal, shown) = match request.headers().get(AUTHORIZATION) {

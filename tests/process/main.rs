@@ -489,8 +489,13 @@ fn a_cluster_with_certificates_and_a_token_answers_nobody_else() {
 
 /// What a plain HTTP/1.1 client gets.
 fn http_get(address: &str, path: &str, headers: &str) -> String {
-    let mut socket = TcpStream::connect(address).unwrap();
-    write!(socket, "GET {path} HTTP/1.1\r\nHost: cairn\r\nConnection: close\r\n{headers}\r\n").unwrap();
+    http(address, &format!("GET {path}"), headers, "")
+}
+
+fn http(address: &str, what: &str, headers: &str, body: &str) -> String {
+    let (mut socket, len) = (TcpStream::connect(address).unwrap(), body.len());
+    let headers = format!("Host: cairn\r\nConnection: close\r\nContent-Length: {len}\r\n{headers}");
+    write!(socket, "{what} HTTP/1.1\r\n{headers}\r\n{body}").unwrap();
     let mut answer = String::new();
     socket.read_to_string(&mut answer).unwrap();
     answer

@@ -2,8 +2,8 @@
 
 use std::process::{Output, Stdio};
 
-use super::fails;
 use super::running::{Running, node, run, text};
+use super::{fails, http};
 
 /// Runs a command that reads a password.
 fn told(args: &[&str], password: &str) -> Output {
@@ -78,6 +78,28 @@ fn users_do_what_they_may() {
     refused("authentication failed", &["kv", "get", "web/k"], &["--user", "alice:b"]);
     refused("the user may not do that", &["kv", "watch", "other"], &alice);
     refused("authentication failed", &["kv", "watch", "web/k"], &["--user", "alice:b"]);
+    // By JSON the same, with the cluster's token or a user's.
+    let post = |path: &str, headers: &str, body: &str| http(&server.address, &format!("POST {path}"), headers, body);
+    let get = |headers: &str, key: &str| post("/v3/kv/range", headers, &format!(r#"{{"key":"{key}"}}"#));
+    let (web_k, other) = ("d2ViL2s=", "b3RoZXI=");
+    for (headers, key, answer) in [
+        ("", web_k, "HTTP/1.1 401"),
+        ("Authorization: nonsense\r\n", web_k, "HTTP/1.1 401"),
+        ("Authorization: Bearer nonsense\r\n", web_k, "HTTP/1.1 401"),
+        ("Authorization: Bearer 0123456789abcdef0123456789abcdef\r\n", other, "HTTP/1.1 200"),
+    ] {
+        assert!(get(headers, key).starts_with(answer), "{headers} {}", get(headers, key));
+    }
+    let logged_in = post("/v3/auth/authenticate", "", r#"{"name":"alice","password":"a"}"#);
+    let of_alice = logged_in.split_once(r#""token":""#).unwrap().1.split('"').next().unwrap();
+    for header in ["Authorization", "Grpc-Metadata-Token"] {
+        let headers = format!("{header}: {of_alice}\r\n");
+        assert!(get(&headers, web_k).contains(r#""value":"dg==""#), "{}", get(&headers, web_k));
+        assert!(get(&headers, other).starts_with("HTTP/1.1 403"), "{}", get(&headers, other));
+        assert!(post("/v3/auth/user/list", &headers, "").starts_with("HTTP/1.1 403"));
+        // That is all that it is good for.
+        assert!(http(&server.address, "GET /metrics", &headers, "").starts_with("HTTP/1.1 401"));
+    }
     // Who may not write does not fill the store up either, and roles do not grow without bound.
     let large = "x".repeat(100_000);
     refused("may not do that", &["kv", "put", "other", &large], &alice);
