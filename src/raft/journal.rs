@@ -163,21 +163,24 @@ struct Blocks {
     free: BTreeSet<Slot>,
     /// Slots of the file.
     count: Slot,
+    /// Bytes of the file: it may end within the last slot.
+    len: u64,
 }
 
 impl Blocks {
     /// Those of a file; with where the first frame begins.
     fn open(file: Backend) -> io::Result<(Self, Position)> {
         let (slots, released, free) = (BTreeMap::new(), Vec::new(), BTreeSet::new());
-        let mut blocks = Self { file, begin: 0, slots, released, free, count: 0 };
+        let mut blocks = Self { file, begin: 0, slots, released, free, count: 0, len: 0 };
         let begin = blocks.look()?;
         Ok((blocks, begin))
     }
 
     /// Reads the slots' headers. Gives where the first frame begins.
     fn look(&mut self) -> io::Result<Position> {
-        let len = self.file.len()?;
-        self.count = Slot::try_from(len.div_ceil(BLOCK)).map_err(|_| corrupt(format!("it has {len} bytes")))?;
+        self.len = self.file.len()?;
+        let count = Slot::try_from(self.len.div_ceil(BLOCK));
+        self.count = count.map_err(|_| corrupt(format!("it has {} bytes", self.len)))?;
         let mut found = BTreeMap::new();
         for slot in 0..self.count {
             let mut bytes = [0; HEADER as usize];
@@ -223,7 +226,7 @@ impl Blocks {
     }
 
     fn read_file(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let there = (out.len() as u64).min(self.file.len()?.saturating_sub(offset)) as usize;
+        let there = (out.len() as u64).min(self.len.saturating_sub(offset)) as usize;
         self.file.read(offset, &mut out[..there])?;
         out[there..].fill(0);
         Ok(())
@@ -245,7 +248,7 @@ impl Blocks {
     fn append(&mut self, at: Position, frame: &[u8]) -> io::Result<()> {
         let (end, mut done) = (at + frame.len() as u64, 0);
         let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
-        let (mut grown, mut entered) = (false, false);
+        let mut entered = false;
         while done < frame.len() {
             let now = at + done as u64;
             let (block, within) = (block_of(now), now % STRETCH);
@@ -268,7 +271,6 @@ impl Blocks {
                 // Zeros up to the end, so that the next writes find room.
                 bytes.resize(BLOCK as usize, 0);
                 self.count += 1;
-                grown = true;
             }
             let offset = offset_of(slot) + if is_new { 0 } else { HEADER + within };
             match writes.last_mut() {
@@ -278,8 +280,9 @@ impl Blocks {
             done += take;
         }
         sometimes!(block_of(end) > block_of(at) + 1, "a batch of the log filled a block");
-        if grown {
-            self.file.set_len(offset_of(self.count))?;
+        if self.len < offset_of(self.count) {
+            self.len = offset_of(self.count);
+            self.file.set_len(self.len)?;
         }
         for (offset, bytes) in writes {
             self.file.write(offset, &bytes)?;
@@ -301,12 +304,15 @@ impl Blocks {
 
     /// Gives free slots at the end of the file back.
     fn trim(&mut self) -> io::Result<()> {
-        let before = self.count;
         while self.free.len() > FREE_KEPT && self.free.last() == Some(&(self.count - 1)) {
             self.free.pop_last();
             self.count -= 1;
         }
-        if self.count < before { self.file.set_len(offset_of(self.count)) } else { Ok(()) }
+        if self.len > offset_of(self.count) {
+            self.len = offset_of(self.count);
+            self.file.set_len(self.len)?;
+        }
+        Ok(())
     }
 }
 
