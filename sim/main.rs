@@ -122,7 +122,7 @@ enum Command {
         #[arg(long)]
         out: Option<PathBuf>,
     },
-    /// Attack three real processes under the same load, and check them in the same way
+    /// Attack three members and a worker, as real processes, under the same load, and check them in the same way
     Real(real::Options),
     /// Plant bugs and see how many seeds it takes to notice each
     Mutants {

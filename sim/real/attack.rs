@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use super::links::Links;
 use super::member::Member;
-use super::plan::{Attack, How, MEMBERS, Planned, Way, Who};
+use super::plan::{Attack, How, MEMBERS, NODES, Planned, Way, Who, name};
 use super::watch::Watch;
 
 /// Longest pause of an operator between two wishes.
@@ -45,7 +45,7 @@ impl Notes {
 
 /// Who attacks.
 pub struct Attacker {
-    /// Whom.
+    /// Whom: the members, and the worker.
     pub members: Vec<Arc<Member>>,
     /// What is between them.
     pub links: Arc<Links>,
@@ -97,7 +97,7 @@ impl Attacker {
             }
             Attack::Isolate(who, way, how) => {
                 let place = self.place(who);
-                let others = (0..MEMBERS).filter(|other| *other != place);
+                let others = (0..NODES).filter(|other| *other != place);
                 let pairs = others.flat_map(|other| {
                     let from = (way != Way::To).then_some((place, other));
                     from.into_iter().chain((way != Way::From).then_some((other, place)))
@@ -128,30 +128,30 @@ impl Attacker {
     }
 
     async fn on_process(&self, attack: Attack, member: &Member, until: Instant) -> Result<(), Verdict> {
-        let number = member.place + 1;
+        let who = name(member.place);
         match attack {
             Attack::Pause(_) => {
                 member.signal(Signal::SIGSTOP).map_err(Verdict::Crash)?;
-                self.notes.add(format!("member {number} is paused"));
+                self.notes.add(format!("{who} is paused"));
                 sleep_until(until).await;
                 member.signal(Signal::SIGCONT).map_err(Verdict::Crash)?;
-                self.notes.add(format!("member {number} goes on"));
+                self.notes.add(format!("{who} goes on"));
                 return Ok(());
             }
             Attack::Terminate(_) => {
-                self.notes.add(format!("member {number} is terminated"));
+                self.notes.add(format!("{who} is terminated"));
                 let status = member.terminate().await.map_err(Verdict::Liveness)?;
                 // Without a majority nothing can be handed over, and it says that it could not stop in order.
                 match status.filter(|status| !matches!(status.code(), Some(0 | 1))) {
                     Some(status) => {
                         let how = member.describe(status);
-                        return Err(Verdict::Crash(format!("member {number} was asked to stop: {how}")));
+                        return Err(Verdict::Crash(format!("{who} was asked to stop: {how}")));
                     }
-                    None => self.notes.add(format!("member {number} has stopped: {status:?}")),
+                    None => self.notes.add(format!("{who} has stopped: {status:?}")),
                 }
             }
             _ => {
-                self.notes.add(format!("member {number} is killed"));
+                self.notes.add(format!("{who} is killed"));
                 member.kill().await.map_err(Verdict::Crash)?;
             }
         }
@@ -160,7 +160,7 @@ impl Attacker {
     }
 
     fn start(&self, member: &Member) -> Result<(), Verdict> {
-        self.notes.add(format!("member {} is started", member.place + 1));
+        self.notes.add(format!("{} is started", name(member.place)));
         member.start(&[]).map_err(Verdict::Crash)
     }
 

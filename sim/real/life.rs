@@ -22,7 +22,7 @@ use futures_util::future::{join_all, select_all};
 use super::attack::{Attacker, Notes};
 use super::links::Links;
 use super::member::{Member, Setting};
-use super::plan::{MEMBERS, Plan};
+use super::plan::{MEMBERS, NODES, Plan, name};
 use super::proxy::Proxy;
 use super::report::Report;
 use super::watch::{Watch, addresses};
@@ -45,7 +45,7 @@ pub struct Run {
 }
 
 impl Run {
-    /// Members at these addresses, whose files are put into `dir`. Nothing runs yet but the proxies.
+    /// Members and a worker at these addresses, whose files are put into `dir`. Nothing runs yet but the proxies.
     pub async fn new(binary: &Path, dir: &Path, listen: Vec<SocketAddr>, plan: Plan, rng: Rng) -> Result<Self, String> {
         let io: Io = cairn::os::client_io(None).map_err(|error| error.to_string())?;
         let (began, links) = (Instant::now(), Arc::<Links>::default());
@@ -57,8 +57,9 @@ impl Run {
             members.push(Arc::new(Member::new(&setting, place, *listen, proxy.address)));
             proxies.push(proxy);
         }
-        let watch = Watch::new(&io, &listen)?;
-        let endpoints = addresses(&listen)?;
+        // A worker without state says nothing of the state, and clients need not know it.
+        let watch = Watch::new(&io, &listen[..MEMBERS])?;
+        let endpoints = addresses(&listen[..MEMBERS])?;
         let operators = [(); 2].map(|()| Client::new(io.clone(), &endpoints, CLIENT_TIMEOUT));
         let work = Work::new(io, endpoints, rng.clone(), dir, began)?;
         let attacker = Attacker { members, links, watch, operators, rng, notes: Arc::new(Notes::new(began)) };
@@ -93,7 +94,7 @@ impl Run {
         self.stop().await
     }
 
-    /// Starts the founder, lets the others join through its proxy, and waits until all three vote.
+    /// Starts the founder, lets the others join through its proxy, and waits until all members vote and the worker is known.
     async fn form(&self) -> Result<(), Verdict> {
         let Attacker { members, watch, notes, .. } = &self.attacker;
         notes.add("the cluster forms".into());
@@ -108,7 +109,9 @@ impl Run {
             let statuses = watch.ask_all().await?;
             let votes =
                 |row: &MemberStatus| row.member.as_ref().is_some_and(|member| member.role() == MemberRole::Voter);
-            let full = |status: &StatusReply| status.members.iter().filter(|row| votes(row)).count() == MEMBERS;
+            let full = |status: &StatusReply| {
+                status.members.len() == NODES && status.members.iter().filter(|row| votes(row)).count() == MEMBERS
+            };
             statuses.iter().all(full).then_some(())
         };
         self.within("the cluster forms", RECOVERY_MAX, formed).await
@@ -158,7 +161,7 @@ impl Run {
             let status = status.map_err(Verdict::Liveness)?;
             if let Some(status) = status.filter(|status| !status.success()) {
                 let how = member.describe(status);
-                return Err(Verdict::Crash(format!("member {} did not stop in order: {how}", member.place + 1)));
+                return Err(Verdict::Crash(format!("{} did not stop in order: {how}", name(member.place))));
             }
         }
         Ok(())
@@ -230,7 +233,7 @@ impl Run {
             return std::future::pending().await;
         }
         loop {
-            let leader = self.attacker.watch.leader().map_or("nobody".into(), |place| format!("member {}", place + 1));
+            let leader = self.attacker.watch.leader().map_or("nobody".into(), name);
             let up: Vec<String> = self
                 .attacker
                 .members

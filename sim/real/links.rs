@@ -9,7 +9,7 @@ use std::time::Duration;
 use cairn::sim::fault::Place;
 use tokio::sync::Notify;
 
-use super::plan::{How, MEMBERS};
+use super::plan::{How, NODES};
 
 /// What a link does with bytes. Attacks overlap, so each adds its own and takes it back.
 #[derive(Clone, Copy, Default)]
@@ -57,7 +57,7 @@ impl Link {
 /// All links between members, and whose processes are whose.
 #[derive(Default)]
 pub struct Links {
-    links: [[Link; MEMBERS]; MEMBERS],
+    links: [[Link; NODES]; NODES],
     processes: Mutex<BTreeMap<Place, u32>>,
 }
 

@@ -1,4 +1,4 @@
-//! A member as a process of the operating system: started, signalled, and seen to end.
+//! A member, or the worker, as a process of the operating system: started, signalled, and seen to end.
 //!
 //! A process that ends though nobody here has told it to is what a run calls a crash. So every signal that ends one is
 //! noted before it is sent.
@@ -16,7 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::links::Links;
-use super::plan::Plan;
+use super::plan::{MEMBERS, Plan, name};
 
 /// How often it is looked at whether a process has ended.
 const LOOK: Duration = Duration::from_millis(20);
@@ -65,15 +65,18 @@ impl Member {
         let mut option = |name: &str, value: String| command.extend([name.to_string(), value]);
         option("--listen", listen.to_string());
         option("--advertise", advertise.to_string());
-        option("--election-timeout-ms", plan.election_timeout.as_millis().to_string());
-        if let Some(entries) = plan.log_entries {
+        match plan.election_timeouts.get(place) {
+            Some(timeout) => option("--election-timeout-ms", timeout.as_millis().to_string()),
+            None => option("--role", "worker".into()),
+        }
+        if let Some(entries) = plan.log_entries.filter(|_| place < MEMBERS) {
             option("--log-entries", entries.to_string());
         }
         // Tasks wait for room on any machine as they would on one with two processors.
         option("--cpu", "2".into());
         option("--memory", "1Gi".into());
         option("--disk", "1Gi".into());
-        if plan.lease_reads {
+        if plan.lease_reads && place < MEMBERS {
             command.push("--lease-reads".into());
         }
         Self {
@@ -151,7 +154,7 @@ impl Member {
                 return Ok(Some(status));
             }
             if began.elapsed() > STOP_MAX {
-                return Err(format!("member {} did not end within {STOP_MAX:?} of {signal}", self.place + 1));
+                return Err(format!("{} did not end within {STOP_MAX:?} of {signal}", name(self.place)));
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -161,7 +164,7 @@ impl Member {
     fn look(&self) -> Result<Option<ExitStatus>, String> {
         let mut running = self.running();
         let Some(Running { child, .. }) = &mut *running else { return Ok(None) };
-        let ended = child.try_wait().map_err(|error| format!("look at member {}: {error}", self.place + 1))?;
+        let ended = child.try_wait().map_err(|error| format!("look at {}: {error}", name(self.place)))?;
         if ended.is_some() {
             *running = None;
         }
@@ -175,7 +178,7 @@ impl Member {
             match if is_told { Ok(None) } else { self.look() } {
                 Ok(None) => tokio::time::sleep(LOOK).await,
                 Ok(Some(status)) => {
-                    return format!("member {} ended by itself: {}", self.place + 1, self.describe(status));
+                    return format!("{} ended by itself: {}", name(self.place), self.describe(status));
                 }
                 Err(why) => return why,
             }

@@ -1,4 +1,4 @@
-//! `sim real`: the simulator's load and oracles against three real processes over real sockets and files.
+//! `sim real`: the simulator's load and oracles against three members and a worker as real processes over real sockets and files.
 //!
 //! The life of a run (`life`) is that of a seed in the simulator. Here the seed decides only what is attempted and when
 //! (`plan`); a disagreement between the two worlds is a bug of one of them.
@@ -24,7 +24,7 @@ use cairn::sim::run::Verdict;
 use cairn::sim::world::Seed;
 
 use self::life::Run;
-use self::plan::{MEMBERS, Plan, SECONDS_MAX, SECONDS_MIN};
+use self::plan::{NODES, Plan, SECONDS_MAX, SECONDS_MIN};
 use self::report::Report;
 
 /// The exit status after Ctrl-C.
@@ -131,10 +131,6 @@ fn free_ports() -> Result<Vec<SocketAddr>, String> {
     let ports = (begin + offset..end).chain(begin..begin + offset);
     let free =
         ports.filter_map(|port| TcpListener::bind(("127.0.0.1", u16::try_from(port).ok()?)).ok()?.local_addr().ok());
-    let found: Vec<SocketAddr> = free.take(MEMBERS).collect();
-    if found.len() == MEMBERS {
-        Ok(found)
-    } else {
-        Err(format!("no {MEMBERS} ports between {begin} and {end} are free"))
-    }
+    let found: Vec<SocketAddr> = free.take(NODES).collect();
+    if found.len() == NODES { Ok(found) } else { Err(format!("no {NODES} ports between {begin} and {end} are free")) }
 }

@@ -11,8 +11,10 @@ use cairn::io::{Rng, RngStream};
 use cairn::sim::fault::Place;
 use cairn::sim::load::Load;
 
-/// Members of the cluster.
+/// Members that keep the state: they have the first places.
 pub const MEMBERS: usize = 3;
+/// All that run: the last is a worker without state.
+pub const NODES: usize = MEMBERS + 1;
 /// Shortest attack phase, in seconds: less leaves no time for what happens during an attack.
 pub const SECONDS_MIN: u64 = 5;
 /// Longest attack phase, in seconds: the history is kept in memory, and checked as a whole.
@@ -23,6 +25,11 @@ const CALM_AT_END: Duration = Duration::from_secs(1);
 const KINDS: u64 = 8;
 /// The number of one of them.
 const KILL_ALL: u64 = 3;
+
+/// Who has a place, for people.
+pub fn name(place: Place) -> String {
+    if place < MEMBERS { format!("member {}", place + 1) } else { "the worker".into() }
+}
 
 /// Whom an attack is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,8 +97,8 @@ pub struct Planned {
 pub struct Plan {
     /// How long it is attacked.
     pub length: Duration,
-    /// Of every member.
-    pub election_timeout: Duration,
+    /// Of each member.
+    pub election_timeouts: [Duration; MEMBERS],
     /// Of every member; `None`: its default.
     pub log_entries: Option<u64>,
     /// Whether leaders answer reads under a lease.
@@ -112,15 +119,20 @@ impl Plan {
     /// The plan of a seed for an attack of this length.
     pub fn draw(rng: &Rng, length: Duration) -> Self {
         let mut cluster = rng.stream("real/cluster");
-        let election_timeout = Duration::from_millis(*cluster.pick(&[500, 700, 1_000]));
+        let election_timeouts = [*cluster.pick(&[500, 700, 1_000]); MEMBERS];
         let log_entries = *cluster.pick(&[None, Some(16), Some(100), Some(1_000)]);
+        // Who changes it changes it on one member after the other.
+        let election_timeouts = match cluster.chance(300) {
+            true => election_timeouts.map(|_| cluster.range(500, 1_500)),
+            false => election_timeouts,
+        };
         let mut load = rng.stream("real/load");
         let clients = *load.pick(&[3, 5, 8]);
         // Checking a history takes the square of its length: a longer attack comes with a thinner load.
         let thinner = (length.as_secs() / 60).max(1);
         Self {
             length,
-            election_timeout,
+            election_timeouts: election_timeouts.map(Duration::from_millis),
             log_entries,
             lease_reads: rng.stream("real/lease reads").chance(500),
             clients,
@@ -171,8 +183,8 @@ fn attacks(rng: &Rng, length: Duration) -> Vec<Planned> {
 }
 
 fn draw_attack(kind: u64, rng: &mut RngStream) -> Attack {
-    let who = Who { leader: rng.chance(400), place: rng.range(0, MEMBERS as u64) as Place };
-    let to = (who.place + rng.range(1, MEMBERS as u64) as usize) % MEMBERS;
+    let who = Who { leader: rng.chance(400), place: rng.range(0, NODES as u64) as Place };
+    let to = (who.place + rng.range(1, NODES as u64) as usize) % NODES;
     let how = if rng.chance(700) { How::Stall } else { How::Reset };
     let way = *rng.pick(&[Way::Both, Way::Both, Way::From, Way::To]);
     let by = Duration::from_millis(*rng.pick(&[5, 50, 300]));
@@ -191,8 +203,8 @@ fn draw_attack(kind: u64, rng: &mut RngStream) -> Attack {
 impl fmt::Display for Who {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.leader {
-            true => write!(f, "the leader (or member {})", self.place + 1),
-            false => write!(f, "member {}", self.place + 1),
+            true => write!(f, "the leader (or {})", name(self.place)),
+            false => f.write_str(&name(self.place)),
         }
     }
 }
@@ -214,10 +226,10 @@ impl fmt::Display for Attack {
                 write!(f, "what goes {what} {who} {}", cut(how))
             }
             Self::Cut(from, to, how) => {
-                write!(f, "what goes from member {} to {} {}", from + 1, to + 1, cut(how))
+                write!(f, "what goes from {} to {} {}", name(*from), name(*to), cut(how))
             }
             Self::Delay(from, to, by) => {
-                write!(f, "what goes from member {} to {} takes {by:?} longer", from + 1, to + 1)
+                write!(f, "what goes from {} to {} takes {by:?} longer", name(*from), name(*to))
             }
             Self::Transfers => write!(f, "two operators move leadership"),
         }
@@ -233,11 +245,11 @@ impl fmt::Display for Planned {
 
 impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { length, election_timeout, lease_reads, clients, sharing, load, submitters, .. } = self;
+        let Self { length, election_timeouts, lease_reads, clients, sharing, load, submitters, .. } = self;
         let kept = self.log_entries.map_or("the default".into(), |entries| entries.to_string());
         writeln!(
             f,
-            "{MEMBERS} members, election timeout {election_timeout:?}, log entries kept: {kept}, reads under a lease: {lease_reads}; {clients} clients ({sharing} \
+            "{MEMBERS} members and a worker, election timeouts {election_timeouts:?}, log entries kept: {kept}, reads under a lease: {lease_reads}; {clients} clients ({sharing} \
              share a session) on {} keys, pauses up to {:?}; {submitters} submit tasks; attacked for {length:?}:",
             load.keys, load.pause
         )?;
