@@ -53,6 +53,7 @@ pub const MARKS: &[&str] = &[
     "a report named an attempt that is over",
     "a request came below what was acknowledged",
     "a request came under a session that is gone",
+    "a request of one of etcd's clients waited for another leader",
     "a request to campaign waited for the disk",
     "a retry got the first answer",
     "a rotten disk did no harm",

@@ -150,6 +150,9 @@ pub enum AuthReject {
     /// Nobody has logged in, or no user is named.
     #[error("no user is named; log in: --user NAME")]
     UserMissing,
+    /// Another password was set since the user has logged in, or there is no such user any more.
+    #[error("whoever logged in is known no more: log in again")]
+    TokenInvalid,
     /// The user may not do that.
     #[error("the user may not do that")]
     Denied,

@@ -54,6 +54,8 @@ pub const REQUIRES_LEADER: &str = "hasleader";
 pub struct Caller {
     /// The name; empty if nobody has logged in.
     pub user: Arc<str>,
+    /// When the password was set that it has logged in with, if it has shown a token of its own.
+    pub since: Option<u64>,
     /// Whether it may speak as a member.
     pub is_member: bool,
 }
@@ -61,7 +63,7 @@ pub struct Caller {
 impl Default for Caller {
     /// Nobody.
     fn default() -> Self {
-        Self { user: "".into(), is_member: false }
+        Self { user: "".into(), since: None, is_member: false }
     }
 }
 
@@ -79,13 +81,24 @@ impl Caller {
     pub fn rights<'a>(&self, auth: &'a Auth) -> Result<Rights<'a>, AuthReject> {
         match auth.is_enabled() {
             false if self.is_member => Ok(Rights::All),
+            true if self.is_outdated(auth) => Err(AuthReject::TokenInvalid),
             _ => auth.rights(&self.user),
         }
     }
 
+    /// Whether it has shown a token that is good no more.
+    fn is_outdated(&self, auth: &Auth) -> bool {
+        self.since.is_some_and(|since| auth.user(&self.user).is_none_or(|row| row.since != since))
+    }
+
+    /// Who has shown a token that was never good, or is no more.
+    pub fn outdated() -> Self {
+        Self { since: Some(0), ..Self::default() }
+    }
+
     /// Who may do everything.
     pub fn root() -> Self {
-        Self { user: ROOT.into(), is_member: true }
+        Self { user: ROOT.into(), since: None, is_member: true }
     }
 }
 
@@ -251,6 +264,18 @@ impl SharedNodeState {
     /// Whether there is too little space here for what grows.
     pub fn is_short_of_space(&self) -> bool {
         self.short_of_space.lock().expect("no code panics while it holds the mark").is_some()
+    }
+
+    /// Waits a little before something is tried again; not if that would be too late, or this member stops meanwhile.
+    pub async fn pause(&self, deadline: Monotonic) -> bool {
+        if self.io.clock.now() + TICK >= deadline {
+            return false;
+        }
+        tokio::select! {
+            biased;
+            () = self.raft.ended() => false,
+            () = self.io.clock.sleep(TICK) => true,
+        }
     }
 
     /// Refuses what grows while there is too little space here.

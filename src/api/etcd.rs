@@ -7,6 +7,7 @@ use tonic::{Code, Response, Status};
 
 use super::Entered;
 use crate::error::{AuthReject, KvReject, Reject};
+use crate::forward::is_not_done;
 use crate::proto::etcdserverpb::{
     AlarmResponse, AuthDisableResponse, AuthEnableResponse, AuthRoleAddResponse, AuthRoleDeleteResponse,
     AuthRoleGrantPermissionResponse, AuthRoleRevokePermissionResponse, AuthUserAddResponse,
@@ -52,6 +53,7 @@ pub fn rejected(reject: &Reject) -> Status {
 fn unauthorized(reject: AuthReject) -> Status {
     let (code, text) = match reject {
         AuthReject::UserMissing => (Code::InvalidArgument, "etcdserver: user name is empty"),
+        AuthReject::TokenInvalid => (Code::Unauthenticated, "etcdserver: invalid auth token"),
         AuthReject::Denied => (Code::PermissionDenied, "etcdserver: permission denied"),
         AuthReject::PasswordMissing => (Code::InvalidArgument, "etcdserver: password is empty"),
         AuthReject::RoleMissing => (Code::InvalidArgument, "etcdserver: role name is empty"),
@@ -72,11 +74,16 @@ fn unauthorized(reject: AuthReject) -> Status {
     Status::new(code, text)
 }
 
+/// What is said to whoever needs somebody to lead when nobody does.
+pub fn no_leader() -> Status {
+    Status::unavailable("etcdserver: no leader")
+}
+
 /// What kept a request from being carried out, as etcd says it: clients know by the text which they may safely repeat.
 fn failed(status: Status) -> Status {
     let said = match status.code() {
         // Nobody leads, or whoever does has just changed: nothing was done.
-        Code::Unavailable => Status::unavailable("etcdserver: no leader"),
+        Code::Unavailable => no_leader(),
         // The outcome is unknown.
         Code::Aborted | Code::DeadlineExceeded => Status::unavailable("etcdserver: request timed out"),
         Code::ResourceExhausted => Status::resource_exhausted("etcdserver: too many requests"),
@@ -151,8 +158,8 @@ pub fn enter(entered: &Arc<AtomicUsize>, max: usize) -> Result<Entered, Status> 
     Entered::among(entered, max).ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))
 }
 
-/// Carries out a command for one of etcd's clients, which have no sessions: one attempt. `pick` takes the answer out of what is of
-/// its kind.
+/// Carries out a command for one of etcd's clients, which have no sessions and do not try again by themselves: here it is tried again as long as it
+/// has certainly not been done. `pick` takes the answer out of what is of its kind.
 ///
 /// # Errors
 /// As etcd says it.
@@ -166,7 +173,19 @@ pub async fn execute<T>(
     let mut command = command::plain(&caller.user, kind);
     shared.fill_in(&mut command).await?;
     command::check(&command).map_err(|reject| rejected(&reject))?;
-    match shared.check_and_execute(command, deadline).await.map_err(failed)?.kind {
+    let reply = loop {
+        match shared.check_and_execute(command.clone(), deadline).await {
+            // Whoever led is gone, or does not lead any more, and this member has not heard of the next.
+            Err(status) if is_not_done(&status) && status.code() == Code::Unavailable => {
+                sometimes!("a request of one of etcd's clients waited for another leader");
+                if !shared.pause(deadline).await {
+                    return Err(failed(status));
+                }
+            }
+            outcome => break outcome.map_err(failed)?,
+        }
+    };
+    match reply.kind {
         Some(reply::Kind::Rejection(rejection)) => Err(match command::reject(&rejection) {
             Some(reject) => rejected(&reject),
             None => Status::unknown("refused for a reason that only a newer version knows"),

@@ -18,10 +18,12 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tonic::{Code, Status};
 
-use super::etcd::rejected;
+use super::etcd::{no_leader, rejected};
+use crate::error::AuthReject;
 use crate::io::{HEALTH, LOG_IN, Shown, TOKEN_NEEDED, USER_TOKEN, VERSION, is_grpc};
 use crate::limits::USER_TOKEN_TTL;
-use crate::shared::{Caller, FORWARDED, SharedNodeState};
+use crate::proto::v1::UserToken;
+use crate::shared::{Caller, FORWARDED, REQUIRES_LEADER, SharedNodeState};
 use crate::state::auth::{Auth, ROOT, read_token};
 use crate::time::ClusterTime;
 
@@ -30,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 
 /// How the paths begin of what etcd's clients call.
 const ETCDS: [&str; 3] = ["/etcdserverpb.", "/v3lockpb.", "/v3electionpb."];
+
+/// Where watches are asked for.
+const WATCH: &str = "/etcdserverpb.Watch/Watch";
 
 /// What a call needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +80,10 @@ pub async fn admit(State(shared): State<Arc<SharedNodeState>>, request: Request,
         Ok(caller) => {
             parts.extensions.insert(caller);
             let is_etcds = ETCDS.iter().any(|services| parts.uri.path().starts_with(services));
+            let wants_leader = parts.headers.get(REQUIRES_LEADER).is_some_and(|value| value == "true");
+            if is_etcds && wants_leader && shared.raft.status().leader.is_none() {
+                return no_leader().into_http();
+            }
             let response = next.run(Request::from_parts(parts, body)).await;
             if is_etcds { too_long(response) } else { response }
         }
@@ -127,59 +136,64 @@ async fn admitted(shared: &SharedNodeState, parts: &Parts) -> Result<Caller, Sta
     let by_member = need == Need::Member || parts.headers.contains_key(FORWARDED);
     match need {
         Need::Nothing => return Ok(Caller::default()),
-        _ if by_member && is_member => return Ok(Caller { user: ROOT.into(), is_member }),
+        _ if by_member && is_member => return Ok(Caller::root()),
         Need::Member => return Err(Status::unauthenticated(TOKEN_NEEDED)),
         Need::Caller | Need::User | Need::Root => {}
     }
-    let (user, auth) = user(shared, parts, is_member).await?;
+    let (caller, auth) = caller(shared, parts, is_member).await?;
     let enough = match need {
-        Need::Root => auth.rights(&user).and_then(|rights| rights.all()),
-        Need::User => auth.rights(&user).map(|_| ()),
+        Need::Root => auth.rights(&caller.user).and_then(|rights| rights.all()),
+        Need::User => auth.rights(&caller.user).map(|_| ()),
         _ => Ok(()),
     };
     enough.map_err(|reject| rejected(&reject.into()))?;
-    Ok(Caller { user: user.into(), is_member })
+    Ok(caller)
 }
 
-/// The name of who calls, empty if nobody has logged in; and what users may do.
-async fn user(shared: &SharedNodeState, parts: &Parts, is_member: bool) -> Result<(String, Arc<Auth>), Status> {
+/// Who calls, and what users may do.
+async fn caller(shared: &SharedNodeState, parts: &Parts, is_member: bool) -> Result<(Caller, Arc<Auth>), Status> {
     let mut auth = shared.reader.auth();
+    let invalid = |auth| match parts.uri.path() {
+        // A stream goes on, and what is asked for on it is refused, one by one.
+        WATCH => Ok((Caller { is_member, ..Caller::outdated() }, auth)),
+        _ => Err(rejected(&AuthReject::TokenInvalid.into())),
+    };
+    let by_token =
+        |UserToken { user, since, .. }: UserToken| Caller { user: user.into(), since: Some(since), is_member };
     if let Some(token) = parts.headers.get(USER_TOKEN) {
-        if let Some(user) = known(&auth, token, shared.raft.cluster_time()) {
-            return Ok((user, auth));
+        if let Some(token) = known(&auth, token, shared.raft.cluster_time()) {
+            return Ok((by_token(token), auth));
         }
         let is_signed = token.to_str().is_ok_and(|token| read_token(auth.key(), token).is_some());
         if auth.is_enabled() && !is_signed {
-            return Err(invalid_token());
+            return invalid(auth);
         }
         // This member may not have heard of the user yet.
         shared.read_barrier(shared.io.clock.now() + PATIENCE).await?;
         auth = shared.reader.auth();
         match known(&auth, token, shared.raft.cluster_time()) {
-            Some(user) => return Ok((user, auth)),
-            None if auth.is_enabled() => return Err(invalid_token()),
+            Some(token) => return Ok((by_token(token), auth)),
+            None if auth.is_enabled() => return invalid(auth),
             None => {}
         }
     }
     match parts.extensions.get() {
-        Some(Shown::Token) => Ok((ROOT.into(), auth)),
-        Some(Shown::Nothing) | None if is_member || auth.is_enabled() => Ok((String::new(), auth)),
+        Some(Shown::Token) => Ok((Caller { user: ROOT.into(), since: None, is_member }, auth)),
+        Some(Shown::Nothing) | None if is_member || auth.is_enabled() => {
+            Ok((Caller { is_member, ..Caller::default() }, auth))
+        }
         Some(Shown::Nothing) | None => Err(Status::unauthenticated(TOKEN_NEEDED)),
     }
 }
 
-fn invalid_token() -> Status {
-    Status::unauthenticated("etcdserver: invalid auth token")
-}
-
-/// Whose token it is, if it is good.
-fn known(auth: &Auth, token: &HeaderValue, now: ClusterTime) -> Option<String> {
+/// What a token says, if it is good.
+fn known(auth: &Auth, token: &HeaderValue, now: ClusterTime) -> Option<UserToken> {
     let token = token.to_str().ok().filter(|_| auth.is_enabled())?;
     let token = read_token(auth.key(), token)?;
     // None is made for longer; members differ a little in what time it is.
     let is_now = (now.0..=(now + 2 * USER_TOKEN_TTL).0).contains(&token.end_ms);
     let is_good = is_now && auth.user(&token.user).is_some_and(|row| row.since == token.since);
-    is_good.then_some(token.user)
+    is_good.then_some(token)
 }
 
 #[cfg(test)]

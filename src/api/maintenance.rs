@@ -248,6 +248,9 @@ impl Maintenance for MaintenanceService {
             return Err(Status::failed_precondition("etcdserver: not leader"));
         }
         let to = request.get_ref().target_id;
+        if to == 0 {
+            return Err(Status::failed_precondition("etcdserver: bad leader transferee"));
+        }
         let request = request.map(|_| v1::TransferLeaderRequest { to });
         match ClusterService(self.shared.clone()).transfer_leader(request).await {
             Ok(_) => Ok(Response::new(MoveLeaderResponse { header: header(&self.shared, 0) })),

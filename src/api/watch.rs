@@ -61,9 +61,6 @@ impl WatchRpc for WatchService {
     async fn watch(&self, request: Request<Streaming<WatchRequest>>) -> Result<Response<Self::WatchStream>, Status> {
         let entered = etcd::enter(&self.streams, KEY_STREAMS_MAX)?;
         let requires_leader = request.metadata().get(REQUIRES_LEADER).is_some_and(|value| value == "true");
-        if requires_leader && self.shared.raft.status().leader.is_none() {
-            return Err(no_leader());
-        }
         let watching = Watching {
             shared: self.shared.clone(),
             caller: Caller::of(&request),
@@ -89,10 +86,6 @@ impl WatchRpc for WatchService {
         });
         Ok(Response::new(Box::pin(answers)))
     }
-}
-
-fn no_leader() -> Status {
-    Status::unavailable("etcdserver: no leader")
 }
 
 /// Waits until this member has known no leader for longer than an election may take.
@@ -189,7 +182,7 @@ impl Watching {
                 () = silent => None,
                 () = left_alone => {
                     sometimes!("a watch ended because its member knew no leader");
-                    return Err(no_leader());
+                    return Err(etcd::no_leader());
                 }
             }
         };
@@ -211,7 +204,7 @@ impl Watching {
     async fn confirm(&self) -> Result<(), Status> {
         let confirmed = self.shared.read_barrier(self.shared.io.clock.now() + WATCH_PATIENCE).await;
         sometimes!(confirmed.is_err(), "a watch was sent away by a member that was not up to date");
-        confirmed.map(|_| ()).map_err(|_| no_leader())
+        confirmed.map(|_| ()).map_err(|_| etcd::no_leader())
     }
 
     fn header(&self, revision: u64) -> Option<ResponseHeader> {

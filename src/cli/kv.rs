@@ -193,7 +193,7 @@ impl Kv {
                         (revision(reply.header.as_ref()), reply.prev_kv)
                     }
                 };
-                let before_text = before.as_ref().map(|row| printable(&row.value));
+                let value_before = before.as_ref().map(|row| row.value.to_vec());
                 match connection.output {
                     Output::Json => {
                         let mut document = json!({ "revision": now.0 });
@@ -203,11 +203,12 @@ impl Kv {
                         output::json(&document);
                     }
                     Output::Simple => {
-                        output::simple(&[Some(now.to_string()), before_text].into_iter().flatten().collect::<Vec<_>>())
+                        let cells = [Some(now.to_string().into_bytes()), value_before].into_iter().flatten();
+                        output::simple(&cells.collect::<Vec<_>>());
                     }
                     Output::Table => {
                         say!("revision {now}");
-                        before_text.iter().for_each(|before| say!("before: {before}"));
+                        value_before.iter().for_each(|before| say!("before: {}", printable(before)));
                     }
                 }
             }
@@ -220,7 +221,7 @@ impl Kv {
                 };
                 match (client.range(range).await?.kvs.first(), connection.output) {
                     (Some(row), Output::Json) => output::json(&key_json(row)),
-                    (Some(row), Output::Simple) => output::simple(&[printable(&row.value)]),
+                    (Some(row), Output::Simple) => output::simple(&[&row.value]),
                     (Some(row), Output::Table) => output::print(&[&row.value[..], b"\n"].concat()),
                     (None, _) => return Err(missing(key)),
                 }
@@ -395,8 +396,9 @@ fn print_event(event: &Event, output: Output) {
         }
         Output::Simple => {
             let kind = if gone { "delete" } else { "put" };
-            let mut cells = vec![row.mod_revision.to_string(), kind.into(), printable(&row.key), printable(&row.value)];
-            cells.extend(before.map(|before| printable(&before.value)));
+            let revision = row.mod_revision.to_string();
+            let mut cells = vec![revision.as_bytes(), kind.as_bytes(), &row.key, &row.value];
+            cells.extend(before.map(|before| &before.value[..]));
             output::simple(&cells);
         }
         Output::Table => {
@@ -408,7 +410,7 @@ fn print_event(event: &Event, output: Output) {
 }
 
 pub(super) fn print(output: Output, rows: &[KeyValue]) {
-    let row = |row: &KeyValue| vec![printable(&row.key), row.mod_revision.to_string(), printable(&row.value)];
+    let row = |row: &KeyValue| vec![row.key.clone(), row.mod_revision.to_string().into(), row.value.clone()];
     output::table(output, &["KEY", "REVISION", "VALUE"], &rows.iter().map(row).collect::<Vec<_>>());
 }
 

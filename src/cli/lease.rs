@@ -95,7 +95,7 @@ impl Lease {
                     }
                     Output::Simple => {
                         output::simple(&[id.to_string(), left.to_string(), ttl.to_string()]);
-                        names().for_each(|name| output::simple(&[name]));
+                        lease.keys.iter().for_each(|key| output::simple(&[key]));
                     }
                     Output::Table => {
                         say!("lease {id} has {left} of {ttl} s left");

@@ -165,7 +165,7 @@ impl ElectCommand {
 fn print_leader(key: &[u8], value: &[u8], token: u64, output: Output) {
     match output {
         Output::Json => say!("{}", json!({ "key": bytes_json(key), "leader": bytes_json(value), "token": token })),
-        Output::Simple => output::simple(&[token.to_string(), printable(value), printable(key)]),
+        Output::Simple => output::simple(&[token.to_string().as_bytes(), value, key]),
         Output::Table => say!("{} leads, token {token}", printable(value)),
     }
 }

@@ -50,13 +50,13 @@ pub fn json(value: &Value) {
 }
 
 /// Prints rows: below a heading in columns as wide as their widest cell, or simply, with a tab between one column and the next.
-pub fn table(output: Output, head: &[&str], rows: &[Vec<String>]) {
+pub fn table(output: Output, head: &[&str], rows: &[Vec<impl AsRef<[u8]>>]) {
     if output == Output::Simple {
         return rows.iter().for_each(|row| simple(row));
     }
-    // A row stays one line.
-    let rows: Vec<Vec<String>> =
-        rows.iter().map(|row| row.iter().map(|cell| cell.replace('\n', r"\n")).collect()).collect();
+    // A row stays one line, and a column a column.
+    let text = |cell: &dyn AsRef<[u8]>| printable(cell.as_ref()).replace('\n', r"\n").replace('\t', r"\t");
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(|cell| text(cell)).collect()).collect();
     let width = |column: usize| {
         let cells = rows.iter().map(|row| row[column].chars().count());
         cells.chain([head[column].len()]).max().unwrap_or(0)
@@ -72,9 +72,12 @@ pub fn table(output: Output, head: &[&str], rows: &[Vec<String>]) {
     }
 }
 
-/// Prints a row with a tab between one column and the next.
-pub fn simple(row: &[impl AsRef<str>]) {
-    let cell = |cell: &dyn AsRef<str>| cell.as_ref().replace('\\', r"\\").replace('\t', r"\t").replace('\n', r"\n");
+/// Prints a row with a tab between one column and the next. What stands for another byte has a backslash before it, and so has a backslash.
+pub fn simple(row: &[impl AsRef<[u8]>]) {
+    let cell = |cell: &dyn AsRef<[u8]>| match std::str::from_utf8(cell.as_ref()) {
+        Ok(text) => text.replace('\\', r"\\").replace('\t', r"\t").replace('\n', r"\n"),
+        Err(_) => cell.as_ref().escape_ascii().to_string(),
+    };
     say!("{}", row.iter().map(|one| cell(one)).collect::<Vec<_>>().join("\t"));
 }
 

@@ -162,12 +162,18 @@ impl KeyWatch {
     fn take(&mut self, told: Told) -> Result<Option<Changes>, ClientError> {
         let revision = super::revision(told.header.as_ref()).0;
         if told.canceled {
+            // As a status is written: its code, and what it says.
+            let (code, text) = told.cancel_reason.split_once(" desc = ").unwrap_or(("", &told.cancel_reason));
+            let is_outdated = code.ends_with("Unauthenticated") && self.is_outdated(&Status::unauthenticated(text));
             self.stream = None;
+            if is_outdated {
+                return Ok(None);
+            }
             return Err(match told.compact_revision {
                 0 if told.cancel_reason.ends_with("permission denied") => {
                     ClientError::Rejected(AuthReject::Denied.into())
                 }
-                0 => ClientError::Invalid(told.cancel_reason),
+                0 => ClientError::Invalid(text.to_owned()),
                 oldest => ClientError::Rejected(Reject::Kv(KvReject::Compacted {
                     asked: self.create.start_revision.cast_unsigned(),
                     compacted: oldest.cast_unsigned(),

@@ -223,6 +223,7 @@ fn auth_rejection(reject: AuthReject) -> rejection::Auth {
     use rejection::Auth;
     match reject {
         AuthReject::UserMissing => Auth::UserMissing,
+        AuthReject::TokenInvalid => Auth::TokenInvalid,
         AuthReject::Denied => Auth::Denied,
         AuthReject::PasswordMissing => Auth::PasswordMissing,
         AuthReject::RoleMissing => Auth::RoleMissing,
@@ -245,6 +246,7 @@ fn auth_reject(auth: rejection::Auth) -> Option<AuthReject> {
     Some(match auth {
         Auth::Unspecified => return None,
         Auth::UserMissing => AuthReject::UserMissing,
+        Auth::TokenInvalid => AuthReject::TokenInvalid,
         Auth::Denied => AuthReject::Denied,
         Auth::PasswordMissing => AuthReject::PasswordMissing,
         Auth::RoleMissing => AuthReject::RoleMissing,

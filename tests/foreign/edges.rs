@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use cairn::proto::etcdserverpb::auth_client::AuthClient;
 use cairn::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use cairn::proto::v3electionpb::election_client::ElectionClient;
 use cairn::proto::v3electionpb::{CampaignRequest, LeaderKey, ProclaimRequest, ResignRequest};
@@ -45,6 +46,53 @@ async fn lines(channel: Channel) -> Vec<Said> {
     ]
 }
 
+/// What one whose password is changed, or whose token was never good, is told on a stream of watches.
+async fn watched_by_users(channel: Channel) -> Vec<(i64, bool, bool, String)> {
+    use tonic::metadata::MetadataValue;
+    let mut auth = AuthClient::new(channel.clone());
+    let (root, secret) = ("root".to_owned(), "secret".to_owned());
+    let add = AuthUserAddRequest { name: root.clone(), password: secret.clone(), ..AuthUserAddRequest::default() };
+    auth.user_add(add).await.unwrap();
+    auth.role_add(AuthRoleAddRequest { name: root.clone() }).await.unwrap();
+    auth.user_grant_role(AuthUserGrantRoleRequest { user: root.clone(), role: root.clone() }).await.unwrap();
+    auth.auth_enable(AuthEnableRequest {}).await.unwrap();
+    let log_in = AuthenticateRequest { name: root.clone(), password: secret };
+    let token = auth.authenticate(log_in).await.unwrap().into_inner().token;
+    let mut told = Vec::new();
+    for shown in ["never.good", &token] {
+        let shown: MetadataValue<_> = shown.parse().unwrap();
+        let (asks, outgoing) = tokio::sync::mpsc::channel(1);
+        let create = || {
+            let create = WatchCreateRequest { key: "k".into(), ..WatchCreateRequest::default() };
+            asks.send(WatchRequest { request_union: Some(watch_request::RequestUnion::CreateRequest(create)) })
+        };
+        let mut request = tonic::Request::new(ReceiverStream::new(outgoing));
+        request.metadata_mut().insert("token", shown.clone());
+        create().await.unwrap();
+        let mut answers = WatchClient::new(channel.clone()).watch(request).await.unwrap().into_inner();
+        let mut next = async || {
+            let told = tokio::time::timeout(PATIENCE, answers.message()).await.expect("it is told").unwrap().unwrap();
+            (told.watch_id, told.created, told.canceled, told.cancel_reason)
+        };
+        told.push(next().await);
+        if told.len() == 2 {
+            let password = "another".to_owned();
+            let change = AuthUserChangePasswordRequest { name: root.clone(), password, ..Default::default() };
+            let mut change = tonic::Request::new(change);
+            change.metadata_mut().insert("token", shown);
+            auth.user_change_password(change).await.unwrap();
+            create().await.unwrap();
+            // A node ends the watch that there was, too; etcd's server lets it be.
+            let (mut answer, refused) = (next().await, (-1, true));
+            while (answer.0, answer.1) != refused {
+                answer = next().await;
+            }
+            told.push(answer);
+        }
+    }
+    told
+}
+
 /// Values that are too large, each by more than the one before.
 async fn large(channel: Channel) -> Vec<Said> {
     let mut answers = Vec::new();
@@ -85,14 +133,20 @@ fn what_is_odd_is_refused_as_etcd_refuses_it() {
         let compacted = |reply: tonic::Response<HashKvResponse>| reply.into_inner().compact_revision;
         assert_eq!(compacted(hash(ours.clone()).await), compacted(hash(theirs.clone()).await));
         assert_eq!(lines(ours.clone()).await, lines(theirs.clone()).await);
+        let move_leader = async |at: Channel| {
+            let to_nobody = MoveLeaderRequest { target_id: 0 };
+            said(MaintenanceClient::new(at).move_leader(to_nobody).await, |reply| reply.header)
+        };
+        assert_eq!(move_leader(ours.clone()).await, move_leader(theirs.clone()).await);
         assert_eq!(large(ours.clone()).await, large(theirs.clone()).await);
-        assert_eq!(listened(ours.clone()).await, listened(theirs).await);
+        assert_eq!(listened(ours.clone()).await, listened(theirs.clone()).await);
         // What it is a hash of is each server's own business; that it is one of what there is, is not.
         let mut maintenance = MaintenanceClient::new(ours.clone());
         let before = maintenance.hash(HashRequest {}).await.unwrap().into_inner().hash;
         assert_eq!(maintenance.hash(HashRequest {}).await.unwrap().into_inner().hash, before);
-        KvClient::new(ours).put(PutRequest { key: "more".into(), ..PutRequest::default() }).await.unwrap();
+        KvClient::new(ours.clone()).put(PutRequest { key: "more".into(), ..PutRequest::default() }).await.unwrap();
         assert_ne!(maintenance.hash(HashRequest {}).await.unwrap().into_inner().hash, before);
+        assert_eq!(watched_by_users(ours).await, watched_by_users(theirs).await);
     });
 }
 

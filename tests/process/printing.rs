@@ -51,8 +51,10 @@ fn bytes_that_are_no_text_come_back_as_they_were() {
         (&listed[0]["key"], &listed[0]["value"]),
         (&json!({ "base64": "a//+" }), &json!({ "base64": "AP8KCcBlbmQ=" }))
     );
-    // What looks the same and is text, is a string.
+    // What looks the same and is text, is a string, and does not look the same where programs read rows.
     assert!(node.kv(&["put", r"k\xff\xfe", "text"]).status.success());
+    let rows = kv(&node).args(["list", "-o", "simple"]).output().unwrap();
+    assert_eq!(text(&rows.stdout), concat!(r"k\\xff\\xfe	3	text", "\n", r"k\xff\xfe	2	\x00\xff\n\t\xc0end", "\n"));
     assert_eq!(document(&["list"])[0]["key"], json!(r"k\xff\xfe"));
     assert!(kv(&node).args(["del"]).arg(key).output().unwrap().status.success());
     assert_eq!(document(&["list", "--count"])["count"], 1);
