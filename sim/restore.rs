@@ -21,7 +21,7 @@ async fn all(client: &Client, revision: i64) -> Result<RangeResponse, ClientErro
 }
 
 async fn save(client: &Client) -> Result<Vec<u8>, ClientError> {
-    let (mut backup, mut bytes) = (client.backup().await?, Vec::new());
+    let (mut backup, mut bytes) = (client.backup(false).await?, Vec::new());
     while let Some((piece, _)) = backup.next().await? {
         bytes.extend_from_slice(&piece);
     }

@@ -49,6 +49,13 @@ pub struct Bounds {
 /// it, too.
 pub const REQUIRES_LEADER: &str = "hasleader";
 
+/// The metadata of who asks for a backup and says whose word it is to be: [`OWN`] or [`CONFIRMED`].
+pub const VIEW: &str = "cairn-view";
+/// What the member has that is asked.
+pub const OWN: &str = "own";
+/// All that was committed before it was asked for.
+pub const CONFIRMED: &str = "confirmed";
+
 /// Who calls.
 #[derive(Clone, Debug)]
 pub struct Caller {

@@ -26,6 +26,9 @@ pub enum Snapshot {
     Save {
         /// The file; there must be none
         file: PathBuf,
+        /// Take what the member has that is asked, which may lack the latest changes: for when the majority is lost
+        #[arg(long)]
+        serializable: bool,
     },
     /// Check a file, and print what it is of
     Status {
@@ -91,10 +94,10 @@ impl Snapshot {
     pub(super) async fn run(&self, connection: &Connection) -> Result<(), Failure> {
         let as_json = connection.output == Output::Json;
         match self {
-            Self::Save { file } => {
+            Self::Save { file, serializable } => {
                 let what = || format!("write {}", file.display());
                 let mut written = NewFile::create(file).context(what)?;
-                let mut backup = connection.client()?.backup().await?;
+                let mut backup = connection.client()?.backup(*serializable).await?;
                 let (mut bytes, mut told) = (0, 0);
                 while let Some((piece, after)) = backup.next().await? {
                     written.write(&piece).context(what)?;

@@ -1,12 +1,14 @@
 //! Backups, as a client takes them.
 
 use bytes::Bytes;
+use tonic::metadata::MetadataValue;
 use tonic::{Request, Streaming};
 
 use super::{Client, ClientError};
 use crate::limits::MESSAGE_BYTES_MAX;
 use crate::proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use crate::proto::etcdserverpb::{SnapshotRequest, SnapshotResponse};
+use crate::shared::{CONFIRMED, OWN, VIEW};
 
 /// A backup that comes in pieces: [`crate::state::backup`] says what they are, put together.
 pub struct Backup {
@@ -15,14 +17,17 @@ pub struct Backup {
 }
 
 impl Client {
-    /// Has a member give its state, with everything that was committed before this was called.
+    /// Has a member give its state, with everything that was committed before this was called, or what it has itself if that is to be
+    /// `serializable`: then no majority is needed.
     ///
     /// # Errors
     /// See [`ClientError`].
-    pub async fn backup(&self) -> Result<Backup, ClientError> {
+    pub async fn backup(&self, serializable: bool) -> Result<Backup, ClientError> {
         let pieces = self
             .attempts(|channel, deadline| {
                 let mut request = Request::new(SnapshotRequest {});
+                let view = if serializable { OWN } else { CONFIRMED };
+                request.metadata_mut().insert(VIEW, MetadataValue::from_static(view));
                 request.set_timeout(deadline.since(self.io.clock.now()));
                 let mut maintenance = MaintenanceClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
                 Box::pin(async move { maintenance.snapshot(request).await })

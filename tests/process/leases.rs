@@ -5,7 +5,7 @@ use std::process::Stdio;
 use serde_json::Value;
 
 use super::fails;
-use super::running::{Running, node, run, text, until};
+use super::running::{Running, node, run, text, three, until};
 
 fn json(endpoint: &str, args: &[&str]) -> Value {
     let output = run(&[args, &["--endpoints", endpoint, "-o", "json"]].concat());
@@ -141,4 +141,25 @@ fn a_backup_becomes_a_new_cluster() {
     assert_ne!(new.status()["cluster_id"], old.status()["cluster_id"]);
     let third = Running::member(dir.path(), "third", "127.0.0.1:0", &["--join", &new.address]);
     until("who joins catches up", || keys(third.kv(&["get", "next", "--serializable"])) == "x\n");
+}
+
+#[test]
+fn what_is_left_of_a_lost_majority_begins_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let mut members = three(dir.path());
+    assert!(members[0].kv(&["put", "k", "v"]).status.success());
+    until("the last member has it", || text(&members[2].kv(&["get", "k", "--serializable"]).stdout) == "v\n");
+    members.drain(..2).for_each(Running::kill);
+    let left = &members[0];
+    // Nobody says that it is all, so it is not given as if it were.
+    let at = ["--endpoints", &left.address, "--command-timeout", "2s"];
+    let refused = run(&[&["snapshot", "save", &path("confirmed")][..], &at].concat());
+    assert!(!refused.status.success() && !dir.path().join("confirmed").exists(), "{}", text(&refused.stdout));
+    let saved = run(&[&["snapshot", "save", "--serializable", &path("backup")][..], &at].concat());
+    assert!(saved.status.success(), "{}", text(&saved.stderr));
+    let restored = run(&["snapshot", "restore", &path("backup"), "--data-dir", &path("new")]);
+    assert!(restored.status.success(), "{}", text(&restored.stderr));
+    let new = Running::member(dir.path(), "new", "127.0.0.1:0", &[]);
+    assert_eq!(text(&new.kv(&["get", "k"]).stdout), "v\n");
 }
