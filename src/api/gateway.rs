@@ -270,8 +270,7 @@ impl Decoder for Dynamic {
 /// The routes to what is called, which these services answer.
 pub fn routes(services: &Router) -> Router {
     Method::all().fold(Router::new(), |routes, method| {
-        let state = (services.clone(), Arc::new(method.clone()));
-        routes.merge(Router::new().route(method.path, post(call)).with_state(state))
+        routes.route(method.path, post(call).with_state((services.clone(), Arc::new(method))))
     })
 }
 
@@ -299,7 +298,8 @@ async fn answer(services: Router, method: &Method, request: Request) -> Result<R
         call.extensions_mut().insert(*shown);
     }
     let (path, codec) = (PathAndQuery::from_static(method.call), Dynamic(method.gives.clone()));
-    let mut client = Grpc::new(services);
+    // Answers are bounded, if at all, where they are given.
+    let mut client = Grpc::new(services).max_decoding_message_size(usize::MAX);
     if !method.gives_many {
         let given = client.client_streaming(call, path, codec).await?;
         return Ok(json_of(StatusCode::OK, to_json(given.get_ref())));

@@ -106,6 +106,25 @@ fn json_is_answered_as_etcd_answers_it() {
     assert!(kinds.iter().all(|count| *count > 100), "refused and answered: {kinds:?}");
 }
 
+/// What takes more than clients of gRPC take at once.
+#[test]
+fn answers_are_as_large_as_what_there_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let (etcd, node) = both(dir.path());
+    let story = |address: &str| {
+        let value = "AAAA".repeat(340_000);
+        for key in ["YQ==", "YWE=", "YWFh", "YWFhYQ==", "YWFhYWE="] {
+            let put = json!({ "key": key, "value": value }).to_string();
+            assert_eq!(posted(address, "/v3/kv/put", "", &put).0, 200);
+        }
+        let (status, all) = posted(address, "/v3/kv/range", "", r#"{"key":"YQ==","range_end":"Yg=="}"#);
+        (status, all.to_string().len(), all["count"].clone())
+    };
+    let (ours, theirs) = (story(&node.address), story(&etcd.address));
+    assert!(theirs.1 > 5 * 1_360_000);
+    assert_eq!(ours, theirs);
+}
+
 /// What is no request is refused, and with the same status. How the text puts it is another matter.
 #[test]
 fn what_is_no_json_is_refused() {
