@@ -17,6 +17,8 @@ pub const TOKEN_CHARS_MIN: usize = 16;
 pub const TOKEN_CHARS_MAX: usize = 512;
 /// Largest request as JSON, in bytes: what it stands for in base64, and its names.
 pub const JSON_BYTES_MAX: usize = 2 * COMMAND_BYTES_MAX;
+/// Requests as JSON that are read at once; more are refused.
+pub const JSON_READING_MAX: usize = 256;
 /// Keys that our own client asks for at once.
 pub const RANGE_PAGE_KEYS: usize = 1_000;
 

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use prost::Message;
 use tokio::sync::{mpsc, oneshot};
+use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
 use crate::controller;
@@ -190,8 +191,7 @@ impl SharedNodeState {
 
     /// When a call that arrived now must be answered: what the caller asked for, within bounds.
     pub fn deadline<T>(&self, request: &Request<T>) -> Monotonic {
-        let asked = request.metadata().get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?));
-        self.io.clock.now() + asked.unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT_MAX)
+        self.io.clock.now() + asked_timeout(request.metadata()).unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT_MAX)
     }
 
     /// Carries out a checked command, here if this member leads, at the leader otherwise. Takes it encoded.
@@ -661,6 +661,11 @@ fn get_task(head: &v1::Head, rows: &View, get: &v1::GetTask) -> Result<v1::GetTa
 pub fn internal(fault: Fault) -> Status {
     tracing::error!(%fault, "a question could not be answered");
     Status::internal(fault.to_string())
+}
+
+/// How long a client gives.
+pub fn asked_timeout(metadata: &MetadataMap) -> Option<Duration> {
+    metadata.get("grpc-timeout").and_then(|value| parse_timeout(value.to_str().ok()?))
 }
 
 /// The gRPC timeout header: up to eight digits and a unit.

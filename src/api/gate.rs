@@ -129,6 +129,20 @@ fn is_member(parts: &Parts) -> bool {
     parts.extensions.get() != Some(&Shown::Nothing)
 }
 
+/// Whether whoever makes a call of gRPC may make it. It is asked again when it is made.
+///
+/// # Errors
+/// As the call would be refused.
+pub async fn check(shared: &SharedNodeState, path: &'static str, call: &tonic::Request<()>) -> Result<(), Status> {
+    let (mut parts, ()) = axum::http::Request::new(()).into_parts();
+    parts.uri = axum::http::Uri::from_static(path);
+    parts.headers = call.metadata().clone().into_headers();
+    if let Some(shown) = call.extensions().get::<Shown>() {
+        parts.extensions.insert(*shown);
+    }
+    admitted(shared, &parts).await.map(|_| ())
+}
+
 async fn admitted(shared: &SharedNodeState, parts: &Parts) -> Result<Caller, Status> {
     let need = need(parts.uri.path());
     let is_member = is_member(parts);

@@ -9,7 +9,10 @@
 //! in `proto/`. Where a call takes a stream its requests follow each other, and where it gives one each answer is a line,
 //! `{"result": …}`, and what ends it early the last, `{"error": …}`: as grpc-gateway has it, which etcd uses.
 
+use std::convert::Infallible;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -19,7 +22,7 @@ use axum::http::uri::PathAndQuery;
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use bytes::{Buf as _, BytesMut};
-use futures_util::{FutureExt as _, StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use http::StatusCode;
 use http_body_util::BodyExt as _;
 use prost::Message as _;
@@ -31,10 +34,11 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status, Streaming};
 
+use super::{etcd, gate};
 use crate::io::{BEARER, LOG_IN, LOG_IN_JSON, Shown, USER_TOKEN, USER_TOKEN_JSON};
-use crate::limits::JSON_BYTES_MAX;
+use crate::limits::{JSON_BYTES_MAX, JSON_READING_MAX, REQUEST_TIMEOUT};
 use crate::proto::descriptors;
-use crate::shared::REQUIRES_LEADER;
+use crate::shared::{REQUIRES_LEADER, SharedNodeState, asked_timeout};
 
 /// What is called, and as what.
 const METHODS: [(&str, &str); 50] = [
@@ -90,6 +94,9 @@ const METHODS: [(&str, &str); 50] = [
     ("/v3/auth/role/revoke", "/etcdserverpb.Auth/RoleRevokePermission"),
 ];
 
+/// What is left of the time that a client gives, for the answer that there was too little.
+const MARGIN: Duration = Duration::from_millis(100);
+
 /// Headers that go with a call, and what they are called there.
 pub const METADATA: [(&str, &str); 3] =
     [(USER_TOKEN_JSON, USER_TOKEN), ("grpc-metadata-hasleader", REQUIRES_LEADER), ("grpc-timeout", "grpc-timeout")];
@@ -131,11 +138,14 @@ impl Method {
 
 /// A message as JSON.
 pub fn to_json(message: &DynamicMessage) -> Vec<u8> {
-    let options = SerializeOptions::new().use_proto_field_name(true);
     let mut text = Vec::new();
-    let mut serializer = serde_json::Serializer::new(&mut text);
-    message.serialize_with_options(&mut serializer, &options).expect("a message becomes JSON");
+    write_json(message, &mut text);
     text
+}
+
+fn write_json(message: &DynamicMessage, text: &mut Vec<u8>) {
+    let options = SerializeOptions::new().use_proto_field_name(true);
+    message.serialize_with_options(&mut serde_json::Serializer::new(text), &options).expect("a message becomes JSON");
 }
 
 /// The message that JSON stands for. Fields that it does not have are not looked at, as with etcd.
@@ -191,11 +201,11 @@ impl Objects {
     /// It is no object, is too large, or the body broke off.
     pub async fn next(&mut self) -> Result<Option<BytesMut>, Status> {
         loop {
+            if self.depth == 0 {
+                let spaces = self.bytes.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+                self.bytes.advance(spaces);
+            }
             while let Some(byte) = self.bytes.get(self.seen).copied() {
-                if self.depth == 0 && byte.is_ascii_whitespace() {
-                    self.bytes.advance(1);
-                    continue;
-                }
                 if self.depth == 0 && byte != b'{' {
                     let found = char::from(byte).escape_default();
                     return Err(Status::invalid_argument(format!(
@@ -221,7 +231,7 @@ impl Objects {
                 return Err(Status::resource_exhausted(text));
             }
             match self.body.frame().await {
-                Some(frame) => self.bytes.extend(frame?.into_data().unwrap_or_default()),
+                Some(frame) => self.bytes.extend_from_slice(&frame?.into_data().unwrap_or_default()),
                 None if self.bytes.is_empty() => return Ok(None),
                 None => return Err(Status::invalid_argument("a request as JSON ends before its object does")),
             }
@@ -267,45 +277,88 @@ impl Decoder for Dynamic {
     }
 }
 
-/// The routes to what is called, which these services answer.
-pub fn routes(services: &Router) -> Router {
+/// What answers, and who may ask.
+struct Gateway {
+    shared: Arc<SharedNodeState>,
+    services: Router,
+    /// How many requests are being read.
+    reading: Arc<AtomicUsize>,
+}
+
+/// The routes to what is called, which these services of a member answer.
+pub fn routes(shared: &Arc<SharedNodeState>, services: &Router) -> Router {
+    let (shared, services, reading) = (shared.clone(), services.clone(), Arc::default());
+    let gateway = Arc::new(Gateway { shared, services, reading });
     Method::all().fold(Router::new(), |routes, method| {
-        routes.route(method.path, post(call).with_state((services.clone(), Arc::new(method))))
+        routes.route(method.path, post(call).with_state((gateway.clone(), Arc::new(method))))
     })
 }
 
-async fn call(State((services, method)): State<(Router, Arc<Method>)>, request: Request) -> Response {
-    answer(services, &method, request).await.unwrap_or_else(|status| refusal(&status))
+async fn call(State((gateway, method)): State<(Arc<Gateway>, Arc<Method>)>, request: Request) -> Response {
+    gateway.answer(&method, request).await.unwrap_or_else(|status| refusal(&status))
 }
 
-async fn answer(services: Router, method: &Method, request: Request) -> Result<Response, Status> {
-    let (parts, body) = request.into_parts();
-    if parts.headers.contains_key(ORIGIN) {
-        // Any page that a person looks at could ask in that person's name.
-        return Err(Status::permission_denied("web pages are not answered"));
+impl Gateway {
+    async fn answer(&self, method: &Method, request: Request) -> Result<Response, Status> {
+        let (parts, body) = request.into_parts();
+        if parts.headers.contains_key(ORIGIN) {
+            // Any page that a person looks at could ask in that person's name.
+            return Err(Status::permission_denied("web pages are not answered"));
+        }
+        sometimes!("a call came as JSON");
+        let mut call = tonic::Request::new(());
+        *call.metadata_mut() = metadata(&parts.headers);
+        if let Some(shown) = parts.extensions.get::<Shown>() {
+            call.extensions_mut().insert(*shown);
+        }
+        // Who may not ask is not listened to.
+        gate::check(&self.shared, method.call, &call).await?;
+        let clock = &self.shared.io.clock;
+        let mut objects = Objects::of(tonic::body::Body::new(body));
+        let first = {
+            let _entered = etcd::enter(&self.reading, JSON_READING_MAX)?;
+            let late = |_| Status::deadline_exceeded(format!("a request was not there within {REQUEST_TIMEOUT:?}"));
+            clock.timeout(REQUEST_TIMEOUT, objects.next()).await.map_err(late)??
+        };
+        let first = match first {
+            Some(object) => Some(of_json(&method.takes, &object)?),
+            None if method.takes_many => None,
+            None => Some(DynamicMessage::new(method.takes.clone())),
+        };
+        let (spoilt, bad) = oneshot::channel();
+        let rest = further(objects, method.takes.clone(), spoilt).take(if method.takes_many { usize::MAX } else { 0 });
+        let asked = asked_timeout(call.metadata());
+        let call = call.map(|()| stream::iter(first).chain(rest));
+        let answered = self.pass_on(method, call, bad);
+        match asked {
+            // A little before the transport loses its patience, whose answer would be one of gRPC.
+            Some(asked) => {
+                let patience = asked.saturating_sub(MARGIN.min(asked / 10));
+                let late = |_| Status::deadline_exceeded("context deadline exceeded");
+                clock.timeout(patience, answered).await.map_err(late)?
+            }
+            None => answered.await,
+        }
     }
-    sometimes!("a call came as JSON");
-    let mut objects = Objects::of(tonic::body::Body::new(body));
-    let first = match objects.next().await? {
-        Some(object) => of_json(&method.takes, &object)?,
-        None => DynamicMessage::new(method.takes.clone()),
-    };
-    let (spoilt, bad) = oneshot::channel();
-    let rest = further(objects, method.takes.clone(), spoilt).take(if method.takes_many { usize::MAX } else { 0 });
-    let mut call = tonic::Request::new(stream::iter([first]).chain(rest));
-    *call.metadata_mut() = metadata(&parts.headers);
-    if let Some(shown) = parts.extensions.get::<Shown>() {
-        call.extensions_mut().insert(*shown);
+
+    async fn pass_on(
+        &self,
+        method: &Method,
+        call: tonic::Request<impl Stream<Item = DynamicMessage> + Send + 'static>,
+        bad: oneshot::Receiver<Status>,
+    ) -> Result<Response, Status> {
+        let (path, codec) = (PathAndQuery::from_static(method.call), Dynamic(method.gives.clone()));
+        // Answers are bounded, if at all, where they are given.
+        let mut client = Grpc::new(self.services.clone()).max_decoding_message_size(usize::MAX);
+        if !method.gives_many {
+            let given = client.client_streaming(call, path, codec).await?;
+            return Ok(json_of(StatusCode::OK, to_json(given.get_ref())));
+        }
+        let mut given = client.streaming(call, path, codec).await?.into_inner();
+        // Whether all is well shows when there is something to be told.
+        let first = given.message().await?.map(|first| Ok(line_of(&first)));
+        Ok(json_of(StatusCode::OK, Body::from_stream(stream::iter(first).chain(lines(given, bad)))))
     }
-    let (path, codec) = (PathAndQuery::from_static(method.call), Dynamic(method.gives.clone()));
-    // Answers are bounded, if at all, where they are given.
-    let mut client = Grpc::new(services).max_decoding_message_size(usize::MAX);
-    if !method.gives_many {
-        let given = client.client_streaming(call, path, codec).await?;
-        return Ok(json_of(StatusCode::OK, to_json(given.get_ref())));
-    }
-    let given = client.streaming(call, path, codec).await?.into_inner();
-    Ok(json_of(StatusCode::OK, Body::from_stream(lines(given, bad))))
 }
 
 /// The requests that follow; what is none ends them, and is told.
@@ -313,7 +366,7 @@ fn further(
     objects: Objects,
     takes: MessageDescriptor,
     spoilt: oneshot::Sender<Status>,
-) -> impl futures_util::Stream<Item = DynamicMessage> + Send {
+) -> impl Stream<Item = DynamicMessage> + Send {
     stream::unfold((objects, Some(spoilt)), move |(mut objects, mut spoilt)| {
         let takes = takes.clone();
         async move {
@@ -333,41 +386,36 @@ fn further(
     })
 }
 
-/// Each answer in a line, and in the last what ended them early: what came, or a request that was none.
+/// Each answer in a line, and in the last what ended them early: what came, or else a request that was none.
 fn lines(
     given: Streaming<DynamicMessage>,
     bad: oneshot::Receiver<Status>,
-) -> impl futures_util::Stream<Item = Result<Vec<u8>, std::convert::Infallible>> {
-    // The requests may well have ended.
-    let bad = bad.then(|bad| async { if let Ok(status) = bad { status } else { std::future::pending().await } });
-    let state = Some((given, Box::pin(bad)));
-    stream::unfold(state, |state| async {
+) -> impl Stream<Item = Result<Vec<u8>, Infallible>> {
+    stream::unfold(Some((given, bad)), |state| async {
         let (mut given, mut bad) = state?;
-        let next = tokio::select! {
-            biased;
-            next = given.message() => next,
-            status = &mut bad => Err(status),
+        let status = match given.message().await {
+            Ok(Some(message)) => return Some((Ok(line_of(&message)), Some((given, bad)))),
+            Ok(None) => bad.try_recv().ok()?,
+            Err(status) => status,
         };
-        let (mut line, state) = match next {
-            Ok(message) => {
-                let result = to_json(&message?);
-                ([br#"{"result":"#, &*result, b"}"].concat(), Some((given, bad)))
-            }
-            Err(status) => {
-                sometimes!("answers as JSON ended early");
-                let http = http_code(status.code());
-                let error = json!({ "error": {
-                    "grpc_code": status.code() as i32,
-                    "http_code": http.as_u16(),
-                    "message": status.message(),
-                    "http_status": http.canonical_reason(),
-                } });
-                (error.to_string().into_bytes(), None)
-            }
-        };
-        line.push(b'\n');
-        Some((Ok(line), state))
+        sometimes!("answers as JSON ended early");
+        let http = http_code(status.code());
+        let error = json!({ "error": {
+            "grpc_code": status.code() as i32,
+            "http_code": http.as_u16(),
+            "message": status.message(),
+            "http_status": http.canonical_reason(),
+        } });
+        Some((Ok(format!("{error}\n").into_bytes()), None))
     })
+}
+
+/// One of many answers.
+fn line_of(message: &DynamicMessage) -> Vec<u8> {
+    let mut line = br#"{"result":"#.to_vec();
+    write_json(message, &mut line);
+    line.extend_from_slice(b"}\n");
+    line
 }
 
 /// What of the headers concerns the call.
@@ -380,7 +428,7 @@ fn metadata(headers: &HeaderMap) -> MetadataMap {
     }
     // A user's token; the cluster's was looked at where the call came in.
     let token = headers.get(AUTHORIZATION).filter(|value| !value.as_bytes().starts_with(BEARER.as_bytes()));
-    if let Some(token) = token {
+    if let Some(token) = token.filter(|_| !kept.contains_key(USER_TOKEN)) {
         kept.insert(USER_TOKEN, token.clone());
     }
     MetadataMap::from_headers(kept)
@@ -417,6 +465,7 @@ fn http_code(code: Code) -> StatusCode {
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
+    use futures_util::FutureExt as _;
     use http_body::Frame;
     use http_body_util::StreamBody;
 

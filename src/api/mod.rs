@@ -89,7 +89,7 @@ pub fn routes(node: &Arc<SharedNodeState>, health: &Health, events_max: usize) -
     let plain = metrics::route(node.clone()).merge(probe::routes(node.clone()));
     let routes = services.into_axum_router().fallback(probe::nowhere).merge(plain);
     let routes = routes.layer(from_fn_with_state(node.clone(), gate::admit));
-    Routes::from(gateway::routes(&routes).merge(routes))
+    Routes::from(gateway::routes(node, &routes).merge(routes))
 }
 
 /// All services of a worker that keeps no state.

@@ -188,10 +188,40 @@ fn streams_are_lines() {
         let alive = posted(address, "/v3/lease/grant", "", r#"{"ID":"7","TTL":"60"}"#);
         let mut kept = post(address, "/v3/lease/keepalive", "", r#"{"ID":"7"} {"ID":8}"#);
         assert_eq!(status(&mut kept), 200);
+        let mut nothing = post(address, "/v3/lease/keepalive", "", "");
+        assert_eq!(status(&mut nothing), 200);
+        assert_eq!(nothing.lines().count(), 0);
         let lines = kept.lines().map(|line| anonymous(serde_json::from_str(&line.unwrap()).unwrap(), true));
         (events, alive, lines.collect::<Vec<_>>())
     };
     assert_eq!(story(&node.address), story(&etcd.address));
+}
+
+/// Who gives only so much time is told when it is over, and not as if all were well.
+#[test]
+fn what_takes_too_long_is_said_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (etcd, node) = both(dir.path());
+    let story = |address: &str| {
+        let lock = |lease: u64, headers: &str| {
+            assert_eq!(posted(address, "/v3/lease/grant", "", &format!(r#"{{"ID":"{lease}","TTL":"60"}}"#)).0, 200);
+            posted(address, "/v3/lock/lock", headers, &format!(r#"{{"name":"bG9jaw==","lease":"{lease}"}}"#))
+        };
+        (lock(7, "").0, lock(8, "Grpc-Timeout: 1S\r\n"))
+    };
+    assert_eq!(story(&node.address), story(&etcd.address));
+}
+
+/// What is no request is said after what came of those before.
+#[test]
+fn a_stream_that_is_spoilt_gives_what_came_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap"]);
+    let mut kept = post(&node.address, "/v3/lease/keepalive", "", r#"{"ID":"7"} nonsense"#);
+    assert_eq!(status(&mut kept), 200);
+    let lines: Vec<Value> = kept.lines().map(|line| serde_json::from_str(&line.unwrap()).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{lines:?}");
+    assert_eq!((&lines[0]["result"]["ID"], &lines[1]["error"]["grpc_code"]), (&json!("7"), &json!(3)));
 }
 
 /// Users get a token, and show it in the header that browsers know.

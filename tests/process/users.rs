@@ -1,15 +1,16 @@
 //! Users and roles, as they are typed.
 
+use std::io::{Read as _, Write as _};
 use std::process::{Output, Stdio};
 
-use super::running::{Running, node, run, text};
+use super::running::{PATIENCE, Running, node, run, text};
 use super::{fails, http};
 
 /// Runs a command that reads a password.
 fn told(args: &[&str], password: &str) -> Output {
     let mut child = node();
     let child = child.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    std::io::Write::write_all(&mut child.stdin.as_ref().unwrap(), format!("{password}\n").as_bytes()).unwrap();
+    child.stdin.as_ref().unwrap().write_all(format!("{password}\n").as_bytes()).unwrap();
     child.wait_with_output().unwrap()
 }
 
@@ -90,6 +91,14 @@ fn users_do_what_they_may() {
     ] {
         assert!(get(headers, key).starts_with(answer), "{headers} {}", get(headers, key));
     }
+    // Who may not ask is not listened to.
+    let mut silent = std::net::TcpStream::connect(&server.address).unwrap();
+    let head = "POST /v3/kv/range HTTP/1.1\r\nHost: n1\r\nAuthorization: nonsense\r\nContent-Length: 9000\r\n\r\n";
+    silent.write_all(head.as_bytes()).unwrap();
+    silent.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut answer = [0; 12];
+    silent.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
     let logged_in = post("/v3/auth/authenticate", "", r#"{"name":"alice","password":"a"}"#);
     let of_alice = logged_in.split_once(r#""token":""#).unwrap().1.split('"').next().unwrap();
     for header in ["Authorization", "Grpc-Metadata-Token"] {
