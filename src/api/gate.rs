@@ -63,10 +63,10 @@ fn need(path: &str) -> Need {
         ("etcdserverpb.KV" | "etcdserverpb.Watch" | "v3lockpb.Lock" | "v3electionpb.Election", _) => Need::Caller,
         ("etcdserverpb.Lease", "LeaseGrant" | "LeaseRevoke" | "LeaseKeepAlive" | "LeaseTimeToLive") => Need::Caller,
         ("etcdserverpb.Auth", "UserGet" | "RoleGet") => Need::Caller,
-        // For who watches over members, and is no user.
-        ("etcdserverpb.Maintenance", "Status") => Need::Caller,
+        // For who watches over members, and is no user; and for who asks where they are before logging in.
+        ("etcdserverpb.Maintenance", "Status") | ("etcdserverpb.Cluster", "MemberList") => Need::Caller,
         ("etcdserverpb.Auth", "AuthStatus") | ("etcdserverpb.Lease", "LeaseLeases") => Need::User,
-        ("cairn.v1.Cluster", "Status") | ("etcdserverpb.Cluster", "MemberList") => Need::User,
+        ("cairn.v1.Cluster", "Status") => Need::User,
         ("cairn.v1.Peer" | "cairn.v1.Work", _) | ("cairn.v1.Store", "PassOn") => Need::Member,
         ("cairn.v1.Cluster", "Join" | "Heard" | "Move") => Need::Member,
         _ => Need::Root,
