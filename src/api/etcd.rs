@@ -158,8 +158,8 @@ pub fn enter(entered: &Arc<AtomicUsize>, max: usize) -> Result<Entered, Status> 
     Entered::among(entered, max).ok_or_else(|| Status::resource_exhausted("etcdserver: too many requests"))
 }
 
-/// Carries out a command for one of etcd's clients, which have no sessions and do not try again by themselves: here it is tried again as long as it
-/// has certainly not been done. `pick` takes the answer out of what is of its kind.
+/// Carries out a command for one of etcd's clients, which have no sessions and do not try again by themselves: here it is tried
+/// again as long as it has certainly not been done. `pick` takes the answer out of what is of its kind.
 ///
 /// # Errors
 /// As etcd says it.

@@ -894,6 +894,8 @@ fn its_own_client_goes_on_when_the_leader_dies() {
     }
     let leader = nodes[0].status()["leader"].as_u64().unwrap();
     let place = nodes.iter().position(|node| node.status()["answered_by"].as_u64() == Some(leader)).unwrap();
+    let to_nobody = etcdctl(&nodes[place].address, &["move-leader", "0"]);
+    assert!(text(&to_nobody.stderr).contains("bad leader transferee"), "{}", text(&to_nobody.stdout));
     nodes.remove(place).kill();
     // It asks once; the member waits until somebody leads.
     let put = etcdctl(&nodes[0].address, &["put", "after", "the leader died"]);
