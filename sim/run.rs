@@ -680,24 +680,21 @@ impl Run {
             }
         }
         core.iter().for_each(|place| cluster.bring(*place));
-        let served = self.serve(1).await;
-        if served {
+        let served = match self.serve(1).await {
             // Who watches where nobody is told anything any more goes on elsewhere.
-            self.finish_watches().await?;
-        }
-        for member in &cluster.members {
-            member.machine.resume();
-        }
-        // A change of members that was under way may have made it less than a majority.
-        let voters = cluster.watch.voters_to_be();
-        let healthy = |id: &NodeId| core.iter().any(|place| cluster.members[*place].id() == Some(*id));
-        let is_majority = 2 * voters.iter().filter(|id| healthy(id)).count() > voters.len();
-        match served || !is_majority {
-            true => Ok(()),
+            true => self.finish_watches().await,
             false => {
                 Err(Verdict::Liveness(format!("a healed majority, {core:?}, did not serve within {RECOVERY_MAX:?}")))
             }
+        };
+        for member in &cluster.members {
+            member.machine.resume();
         }
+        // A change of members that was under way, or that it made itself, may have made it less than a majority.
+        let voters = cluster.watch.voters_to_be();
+        let healthy = |id: &NodeId| core.iter().any(|place| cluster.members[*place].id() == Some(*id));
+        let is_majority = 2 * voters.iter().filter(|id| healthy(id)).count() > voters.len();
+        if is_majority { served } else { Ok(()) }
     }
 
     /// Reads and writes some keys; false if that does not end well in time.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use madsim::time::{TimeHandle, sleep};
+use tonic::{Code, Status};
 
 use super::Violations;
 use super::attempts::Ledger;
@@ -110,8 +111,10 @@ fn wrong_end(submission: &Submission, task: &Task, ledger: &Ledger) -> Option<&'
     }
 }
 
-/// The output of the last attempt of every task can be had from any member, if its worker is there.
+/// The output of the last attempt of every task can be had from any member, if its worker is there: soon, for a member may have
+/// to catch up first.
 pub async fn check_output(client: &Client, tasks: &[Task], gone: &[NodeId], violations: &Violations) {
+    let time = TimeHandle::current();
     for task in tasks {
         let Some(attempt) = task.attempts.last() else { continue };
         let reason = attempt.exit.as_ref().map(crate::proto::v1::Exit::reason);
@@ -120,21 +123,37 @@ pub async fn check_output(client: &Client, tasks: &[Task], gone: &[NodeId], viol
             continue;
         }
         let request = OutputRequest { task: task.id, token: attempt.token, offset: 0, follow: true };
-        let read = async {
-            let mut pieces = client.output(request).await.map_err(|error| error.to_string())?;
-            let mut text = Vec::new();
-            while let Some(piece) = pieces.message().await.map_err(|status| status.to_string())? {
-                text.extend(piece.records.iter().flat_map(|record| record.data.to_vec()));
-                if piece.ended {
-                    return Ok(String::from_utf8_lossy(&text).into_owned());
-                }
-            }
-            Err("it was cut short".to_string())
-        };
         let expected = format!("attempt {} of task {}\n", attempt.token, task.id);
-        match madsim::time::timeout(WORKER_LEASE * 2, read).await {
-            Ok(Ok(text)) if text == expected => {}
-            other => violations.add("output can be had", format!("{other:?} instead of {expected:?}: {task:?}")),
+        let deadline = time.now_instant() + WORKER_LEASE * 2;
+        let mut last = Err(ClientError::Unavailable("nobody answered".into()));
+        while time.now_instant() < deadline {
+            let left = deadline - time.now_instant();
+            let Ok(read) = madsim::time::timeout(left, output(client, request)).await else { break };
+            last = read;
+            match last {
+                Err(ClientError::Unavailable(_)) => sleep(Duration::from_millis(500)).await,
+                _ => break,
+            }
+        }
+        if last.as_ref() != Ok(&expected) {
+            violations.add("output can be had", format!("{last:?} instead of {expected:?}: {task:?}"));
         }
     }
+}
+
+/// All of an attempt's output.
+async fn output(client: &Client, request: OutputRequest) -> Result<String, ClientError> {
+    let mut pieces = client.output(request).await?;
+    let mut text = Vec::new();
+    let broken = |status: Status| match status.code() {
+        Code::NotFound => ClientError::Invalid(status.to_string()),
+        _ => ClientError::Unavailable(status.to_string()),
+    };
+    while let Some(piece) = pieces.message().await.map_err(broken)? {
+        text.extend(piece.records.iter().flat_map(|record| record.data.to_vec()));
+        if piece.ended {
+            return Ok(String::from_utf8_lossy(&text).into_owned());
+        }
+    }
+    Err(ClientError::Unavailable("it was cut short".into()))
 }

@@ -91,5 +91,6 @@ impl Client {
             Box::pin(async move { client.output(Request::new(request)).await })
         })
         .await
+        .map_err(ClientError::of_read)
     }
 }
