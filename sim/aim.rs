@@ -211,6 +211,23 @@ const AIMS: &[(&str, Aim)] = &[
             plan.faults.push((at + millis(rng, 0, 2_000), Fault::Remove { node: 2, returns: false, cut: None }));
         }
     }),
+    ("a copy of another's disk", |rng, plan| {
+        // What tells whose disk is whose, nothing else may disturb.
+        (plan.nodes, plan.weather) = (*rng.pick(&[3, 5]), Weather::CALM);
+        let other = rng.range(1, plan.nodes as u64) as Place;
+        plan.early = rng.chance(500);
+        plan.faults = if plan.early {
+            // Least is known of a member while the cluster forms, and nobody knows it when the founder is gone.
+            let far = Fault::Far { delay: millis(rng, 1, 150), span: Duration::from_secs(8) };
+            vec![(Duration::ZERO, far), (millis(rng, 50, 4_000), Fault::WrongDisk { node: 0, other })]
+        } else {
+            vec![(millis(rng, 8_000, 20_000), Fault::WrongDisk { node: 0, other })]
+        };
+        if !plan.early && rng.chance(500) {
+            // It is not where it was taken in.
+            add(rng, plan, 3_000, Fault::Move { node: other, down: Duration::from_millis(500) });
+        }
+    }),
     ("members that are awaited", |rng, plan| {
         plan.nodes = *rng.pick(&[3, 5]);
         let (node, expected) = (plan.nodes - 1, Some(rng.chance(700)));

@@ -277,7 +277,13 @@ impl Cluster {
         let io = self.plan.admit(member.machine.boot().0);
         let address = member.address();
         let founder = place == 0 && !member.founded.load(Ordering::Relaxed);
-        let origin = if founder { Origin::Bootstrap } else { Origin::Join(self.endpoints.clone()) };
+        // Who starts a copy may say where others are, or leave it to what the copy knows.
+        let untold = misled && self.world.rng.stream(&format!("untold {place}")).chance(500);
+        let origin = match (founder, untold) {
+            (true, _) => Origin::Bootstrap,
+            (false, true) => Origin::Existing,
+            (false, false) => Origin::Join(self.endpoints.clone()),
+        };
         let (stop, stopping) = oneshot::channel();
         let (ended, stopped) = oneshot::channel();
         *member.stop.lock().unwrap() = Some((stop, stopped));

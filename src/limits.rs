@@ -38,7 +38,7 @@ pub const UNCOMMITTED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 pub const COMMITTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// Log entries kept in memory for readers and slow followers, in bytes. What is not yet durable and applied stays
 /// in memory whatever its size.
-pub const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
+pub const TAIL_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Largest gRPC message that any service takes, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -99,7 +99,7 @@ pub const BALLAST_BYTES: u64 = 64 * 1024 * 1024;
 /// How often free space is looked at.
 pub const SPACE_PERIOD: Duration = Duration::from_secs(1);
 /// Memory redb may use to cache the state, in bytes (its own default is 1 GiB).
-pub const STATE_CACHE_BYTES: usize = 32 * 1024 * 1024;
+pub const STATE_CACHE_BYTES: usize = 16 * 1024 * 1024;
 
 /// Watches of keys on one stream.
 pub const KEY_WATCHES_MAX: usize = 10_000;

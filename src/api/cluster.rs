@@ -63,10 +63,11 @@ impl ClusterService {
         let (head, rows) = self.0.reader.view().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         let cluster_id = self.0.identity.cluster.0;
-        let (servers, others): (Vec<Member>, Vec<Member>) = members.into_iter().partition(member::is_server);
+        let (mut servers, others): (Vec<Member>, Vec<Member>) = members.into_iter().partition(member::is_server);
         let is_worker = request.role() == MemberRole::Worker;
         let role = if is_worker { MemberRole::Worker } else { MemberRole::Unspecified };
-        let taken_in = |id: u64| JoinReply { cluster_id, id, members: servers.clone(), role: role.into() };
+        let taken_in =
+            |id: u64, servers: Vec<Member>| JoinReply { cluster_id, id, members: servers, role: role.into() };
         if let Some(known) = servers.iter().chain(&others).find(|member| member.uuid == request.uuid) {
             let id = known.id;
             return match known.role() {
@@ -77,7 +78,7 @@ impl ClusterService {
                     "this node is member {id} with another role; to change it give it an empty data directory, and remove member \
                      {id}",
                 ))),
-                _ => Ok(taken_in(id)),
+                _ => Ok(taken_in(id, servers)),
             };
         }
         let workers = || others.iter().filter(|member| member.role() == MemberRole::Worker);
@@ -100,8 +101,10 @@ impl ClusterService {
         let (uuid, address) = (request.uuid.clone(), request.address.clone());
         let standby = !is_worker && (request.standby || awaited.is_some_and(|member| member.standby));
         let member = Member { id, uuid, address, role: role.into(), standby };
-        self.change(member, Index(head.applied_index), deadline).await?;
-        Ok(taken_in(id))
+        self.change(member.clone(), Index(head.applied_index), deadline).await?;
+        // It is to know where it is itself: else a copy of its data would not know whom to look for.
+        servers.extend(Some(member).filter(member::is_server));
+        Ok(taken_in(id, servers))
     }
 
     /// Has an id ready for a node that is yet to join, or gives the one that it has ready.

@@ -18,7 +18,6 @@ mod space;
 
 pub use restore::restore;
 
-use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 use std::pin::pin;
 use std::sync::Arc;
@@ -260,11 +259,14 @@ impl NodeBuilder {
             Origin::Existing | Origin::Bootstrap => Vec::new(),
         };
         if was_member {
-            let peers = machine.peers()?;
-            let mut others: BTreeSet<Address> = log.first_peers()?.into_values().collect();
-            others.extend(peers.iter().filter(|(id, _)| **id != identity.id).map(|(_, at)| at.clone()));
+            // The oldest first: the state may be far behind the log.
+            let changed = log.members_after(machine.applied().0)?;
+            let changed = changed.iter().filter_map(|member| Some((NodeId(member.id), member.address.parse().ok()?)));
+            let places = log.first_peers()?.into_iter().chain(machine.peers()?).chain(changed);
+            let (own, others): (Vec<_>, Vec<_>) = places.partition(|(id, _)| *id == identity.id);
+            let known = own.into_iter().map(|(_, place)| place).next_back();
+            let others = others.into_iter().map(|(_, place)| place).collect();
             let seeds = seeds.iter().filter(|seed| **seed != address).cloned().collect();
-            let known = peers.get(&identity.id).cloned();
             join::check_alone(&io, identity, Whereabouts { own: address.clone(), known, others, seeds }).await?;
         }
         let reader = machine.reader();

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use prost::Message as _;
-use raft::eraftpb::{Entry, HardState};
+use raft::eraftpb::{Entry, EntryType, HardState};
 
 use super::codec;
 use super::journal::{Batch, Journal};
@@ -129,7 +129,7 @@ impl Log {
         self.journal.named(IDENTITY).map(|bytes| v1::JoinReply::decode(bytes).context(what)).transpose()
     }
 
-    /// Where the members were when this one was taken in: all it knows until it has the log.
+    /// Where the members were when this one was taken in, itself among them: all it knows until it has the log.
     ///
     /// # Errors
     /// The journal failed or is corrupt.
@@ -246,6 +246,23 @@ impl Log {
         })?;
         self.journal.commit(&batch).context(what)?;
         Ok(Recovered { incarnation: Incarnation(incarnation), hard_state, compacted, entries })
+    }
+
+    /// What the entries after an index make of members, in order, whether they are committed or not.
+    ///
+    /// # Errors
+    /// The journal failed or a record is corrupt.
+    pub fn members_after(&self, index: Index) -> Result<Vec<v1::Member>, Fault> {
+        let what = || format!("read the changes of members after {index} from {}", self.place);
+        let mut members = Vec::new();
+        each(&self.journal, index.next().0..u64::MAX, what, &mut |index, record| {
+            let entry = codec::entry_of_record(Index(index), record).context(what)?;
+            if entry.get_entry_type() == EntryType::EntryConfChangeV2 {
+                members.extend(v1::MemberChange::decode(&*entry.context).context(what)?.members);
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        Ok(members)
     }
 
     /// Makes changes durable, in order, in one batch with one sync.

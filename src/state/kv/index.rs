@@ -249,6 +249,9 @@ impl KeyIndex {
             let gone = before - usize::from(seen);
             let now = gone.min(rows_max - swept.rows.len());
             swept.rows.extend(versions.drain(..now).map(|version| version.at));
+            if versions.len() < versions.capacity() / 4 {
+                versions.shrink_to_fit();
+            }
             if versions.is_empty() {
                 empty.push(key.clone());
             }
