@@ -280,7 +280,11 @@ impl ClusterService {
 }
 
 fn check_address(address: &str) -> Result<(), Status> {
-    address.parse::<Address>().map(|_| ()).map_err(|error| Status::invalid_argument(error.to_string()))
+    let parsed = address.parse::<Address>().map_err(|error| Status::invalid_argument(error.to_string()))?;
+    match parsed.is_unspecified() || parsed.port() == 0 {
+        true => Err(Status::invalid_argument(format!("{address} is no address at which others reach a member"))),
+        false => Ok(()),
+    }
 }
 
 #[tonic::async_trait]

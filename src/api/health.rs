@@ -17,14 +17,29 @@ pub struct Health(Arc<Inner>);
 
 #[derive(Default)]
 struct Inner {
-    serving: Mutex<bool>,
+    state: Mutex<State>,
     changed: Notify,
 }
 
+#[derive(Clone, Copy, Default)]
+struct State {
+    serving: bool,
+    ended: bool,
+}
+
 impl Health {
-    /// Says whether the node serves from now on.
+    /// Says whether the node serves from now on, unless it ends.
     pub fn set_serving(&self, serving: bool) {
-        *self.0.serving.lock().expect("no code panics while it holds a bool") = serving;
+        self.change(|state| state.serving = serving);
+    }
+
+    /// Says that the node ends: whatever is said from now on, it does not serve.
+    pub fn end(&self) {
+        self.change(|state| state.ended = true);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.0.state.lock().expect("no code panics while it holds two flags"));
         self.0.changed.notify_waiters();
     }
 
@@ -34,9 +49,9 @@ impl Health {
     }
 
     fn status(&self) -> ServingStatus {
-        match *self.0.serving.lock().expect("no code panics while it holds a bool") {
-            true => ServingStatus::Serving,
-            false => ServingStatus::NotServing,
+        match *self.0.state.lock().expect("no code panics while it holds two flags") {
+            State { serving: true, ended: false } => ServingStatus::Serving,
+            State { .. } => ServingStatus::NotServing,
         }
     }
 

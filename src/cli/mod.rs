@@ -245,6 +245,7 @@ enum Cluster {
     /// Have another voter lead
     TransferLeader {
         /// Its id; the one whose log is furthest without one
+        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
         id: Option<u64>,
     },
     /// Have members write their states anew, one after the other, into files without what is free in those they have. They go on

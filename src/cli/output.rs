@@ -63,7 +63,9 @@ pub fn table(output: Output, head: &[&str], rows: &[Vec<impl AsRef<[u8]>>]) {
     };
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let line = |cells: &mut dyn Iterator<Item = &str>| {
-        let padded: Vec<String> = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        // A width of the formatter's is a `u16`, and a value may be longer.
+        let pad = |(cell, width): (&str, &usize)| cell.to_string() + &" ".repeat(width - cell.chars().count());
+        let padded: Vec<String> = cells.zip(&widths).map(pad).collect();
         say!("{}", padded.join("  ").trim_end());
     };
     line(&mut head.iter().copied());

@@ -116,7 +116,10 @@ impl Snapshot {
                 print(file, &check(file, from)?, as_json);
             }
             Self::Restore { file, data_dir, advertise } => {
-                let from = open(file).context(|| "read a backup".into())?;
+                let what = || "read a backup".to_string();
+                // Whole, before anything is written.
+                check(file, open(file).context(what)?)?;
+                let from = open(file).context(what)?;
                 let io = os::io(data_dir, None)?;
                 let (identity, head) = node::restore(&io, from, advertise)?;
                 let (cluster, id, revision) = (identity.cluster.hex(), identity.id, head.revision);

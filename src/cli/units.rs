@@ -76,7 +76,8 @@ pub fn quota(text: &str) -> Result<u64, String> {
 
 /// How much of the past is kept: `all`, `10000` revisions, or `24h`.
 pub fn history(text: &str) -> Result<History, String> {
-    let revisions = || text.parse().ok().map(History::Revisions);
+    // None at all is more likely meant as etcd means it, as all.
+    let revisions = || text.parse().ok().filter(|count| *count > 0).map(History::Revisions);
     let age = || span(text).ok().map(History::Age);
     let all = (text == "all").then_some(History::All);
     all.or_else(revisions)
@@ -113,6 +114,6 @@ mod tests {
         assert!(quota("0").is_err() && quota("0Mi").is_err() && quota("much").is_err());
         assert_eq!((history("all"), history("500")), (Ok(History::All), Ok(History::Revisions(500))));
         assert_eq!(history("24h"), Ok(History::Age(Duration::from_secs(86_400))));
-        assert!(history("0s").is_err() && history("a day").is_err());
+        assert!(history("0").is_err() && history("0s").is_err() && history("a day").is_err());
     }
 }

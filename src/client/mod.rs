@@ -158,10 +158,25 @@ fn failure(status: Status) -> Failure {
 }
 
 impl Client {
-    /// A client of the cluster whose members are at `endpoints`; calls give up after `timeout`.
+    /// A client of the cluster whose members are at `endpoints`; calls give up after `timeout`. What it talks through is
+    /// [`os::client_io`](crate::os::client_io) in the real world.
     ///
     /// # Panics
     /// Without an endpoint.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use cairn::{client::Client, os};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let members = ["10.0.0.1:7400".parse()?, "10.0.0.2:7400".parse()?, "10.0.0.3:7400".parse()?];
+    /// let client = Client::new(os::client_io(None)?, &members, Duration::from_secs(10));
+    /// println!("{} members", client.status().await?.members.len());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new(io: Io, endpoints: &[Address], timeout: Duration) -> Self {
         let channels = endpoints.iter().map(|address| (address.clone(), io.network.connect(address))).collect();
         Self::over(io, channels, timeout)

@@ -5,7 +5,7 @@
 //!      └─(has an identity)─┘         └──────(a stop interrupts)────────┘
 //! ```
 //!
-//! "The address answers" and "the node serves" are different facts: [`Node::start`](NodeBuilder::start) returns at the
+//! "The address answers" and "the node serves" are different facts: [`NodeBuilder::start`] returns at the
 //! first, [`Node::wait_ready`] and the health service speak of the second, which needs one confirmed read.
 //!
 //! A node with the role of a worker has a life of its own, in `node/pure`: it has nothing to recover.
@@ -420,10 +420,14 @@ async fn establish(
     log.identity()?.ok_or_else(|| Fault::new("the identity that was just written is gone"))
 }
 
-/// Says that the node serves once a majority has confirmed that it is up to date.
+/// Says that the node serves once a majority has confirmed that it is up to date, for as long as it knows of a leader.
 async fn ready(shared: Arc<SharedNodeState>, health: Health) {
-    wait_confirmed(&shared).await;
-    health.set_serving(true);
+    loop {
+        wait_confirmed(&shared).await;
+        health.set_serving(true);
+        shared.raft.wait(|status| status.leader.is_none().then_some(())).await;
+        health.set_serving(false);
+    }
 }
 
 async fn wait_confirmed(shared: &SharedNodeState) {
@@ -631,7 +635,7 @@ impl Node {
     /// Stops it in order: no new work, its tasks ended and given back, leadership handed over, state durable, calls under
     /// way answered.
     pub async fn stop(self) {
-        self.health.set_serving(false);
+        self.health.end();
         if let Some(worker) = self.worker {
             worker.drain(limits::DRAIN_TIMEOUT).await;
         }

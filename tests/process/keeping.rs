@@ -119,6 +119,9 @@ fn who_is_expected_joins_and_who_stands_by_is_promoted() {
     let nodes = three(dir.path());
     let at = &nodes[1].address;
     let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for nowhere in ["0.0.0.0:7400", "127.0.0.1:0"] {
+        fails(1, &[nowhere, "no address"], &["cluster", "add", nowhere, "--endpoints", at]);
+    }
     let added = json(at, &["cluster", "add", &free, "--standby"]);
     assert_eq!(added["id"], 4);
     assert_eq!(json(at, &["cluster", "add", &free, "--standby"]), added, "asked again, it is the same");

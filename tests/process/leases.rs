@@ -127,7 +127,8 @@ fn a_backup_becomes_a_new_cluster() {
     let mut damaged = whole.clone();
     damaged[whole.len() / 2] ^= 1;
     std::fs::write(path("damaged"), damaged).unwrap();
-    fails(1, &["damaged"], &["snapshot", "restore", &path("damaged"), "--data-dir", &path("new")]);
+    fails(1, &["damaged", "frame"], &["snapshot", "restore", &path("damaged"), "--data-dir", &path("new")]);
+    assert!(!dir.path().join("new").exists(), "nothing is made of a damaged backup");
     // What came of that is no member: the directory will do.
     let restored = run(&["snapshot", "restore", &path("backup"), "--data-dir", &path("new")]);
     assert!(restored.status.success(), "{}", text(&restored.stderr));
@@ -152,6 +153,10 @@ fn what_is_left_of_a_lost_majority_begins_anew() {
     until("the last member has it", || text(&members[2].kv(&["get", "k", "--serializable"]).stdout) == "v\n");
     members.drain(..2).for_each(Running::kill);
     let left = &members[0];
+    until("it serves no more", || {
+        let status = run(&["cluster", "status", "--endpoints", &left.address]);
+        text(&status.stdout).contains("not serving")
+    });
     // Nobody says that it is all, so it is not given as if it were.
     let at = ["--endpoints", &left.address, "--command-timeout", "2s"];
     let refused = run(&[&["snapshot", "save", &path("confirmed")][..], &at].concat());

@@ -58,6 +58,11 @@ fn bytes_that_are_no_text_come_back_as_they_were() {
     assert_eq!(document(&["list"])[0]["key"], json!(r"k\xff\xfe"));
     assert!(kv(&node).args(["del"]).arg(key).output().unwrap().status.success());
     assert_eq!(document(&["list", "--count"])["count"], 1);
+    // A cell may be as wide as any value.
+    let wide = "x".repeat(70_000);
+    assert!(node.kv(&["put", "wide", &wide]).status.success());
+    let listed = kv(&node).args(["list"]).output().unwrap();
+    assert!(listed.status.success() && text(&listed.stdout).contains(&wide), "{}", text(&listed.stderr));
 }
 
 #[test]
