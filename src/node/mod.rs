@@ -253,14 +253,15 @@ impl NodeBuilder {
             Some(joined) => check_role(&io, &joined, self.role).map(|()| Identity::of(&joined))?,
             None => establish(&io, &mut log, &self.origin, &uuid, (&address, self.standby)).await?,
         };
+        // Before the state is opened: if the log is damaged, nothing more is touched.
+        let changed = if was_member { log.changed_members()? } else { Vec::new() };
         let machine = machine::open_state(&io.disk, &log)?;
         let seeds = match self.origin {
             Origin::Join(seeds) => seeds,
             Origin::Existing | Origin::Bootstrap => Vec::new(),
         };
         if was_member {
-            // The oldest first: the state may be far behind the log.
-            let changed = log.members_after(machine.applied().0)?;
+            // The oldest first: the state may be far behind the log, and what the log still has is never older than that.
             let changed = changed.iter().filter_map(|member| Some((NodeId(member.id), member.address.parse().ok()?)));
             let places = log.first_peers()?.into_iter().chain(machine.peers()?).chain(changed);
             let (own, others): (Vec<_>, Vec<_>) = places.partition(|(id, _)| *id == identity.id);

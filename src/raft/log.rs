@@ -248,14 +248,14 @@ impl Log {
         Ok(Recovered { incarnation: Incarnation(incarnation), hard_state, compacted, entries })
     }
 
-    /// What the entries after an index make of members, in order, whether they are committed or not.
+    /// What the entries that are kept make of members, in order, whether they are committed or not.
     ///
     /// # Errors
     /// The journal failed or a record is corrupt.
-    pub fn members_after(&self, index: Index) -> Result<Vec<v1::Member>, Fault> {
-        let what = || format!("read the changes of members after {index} from {}", self.place);
+    pub fn changed_members(&self) -> Result<Vec<v1::Member>, Fault> {
+        let what = || format!("read the changes of members from {}", self.place);
         let mut members = Vec::new();
-        each(&self.journal, index.next().0..u64::MAX, what, &mut |index, record| {
+        each(&self.journal, 0..u64::MAX, what, &mut |index, record| {
             let entry = codec::entry_of_record(Index(index), record).context(what)?;
             if entry.get_entry_type() == EntryType::EntryConfChangeV2 {
                 members.extend(v1::MemberChange::decode(&*entry.context).context(what)?.members);

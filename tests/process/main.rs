@@ -168,6 +168,7 @@ fn leadership_moves_on_request_and_a_removed_member_ends() {
     // Whoever is asked, the leader does it.
     let at = |id: u64| nodes.iter().position(|node| node.status()["answered_by"] == id).unwrap();
     let last = nodes[at(6 - leader - next)].address.clone();
+    fails(2, &["0", "1.."], &["cluster", "--endpoints", &last, "transfer-leader", "0"]);
     let moved = run(&["cluster", "--endpoints", &last, "transfer-leader", &to]);
     assert_eq!(text(&moved.stdout), format!("member {to} leads\n"), "{}", text(&moved.stderr));
     until("all know the new leader", || nodes.iter().all(|node| node.status()["leader"] == next));
