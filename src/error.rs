@@ -148,7 +148,7 @@ pub enum KvReject {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuthReject {
     /// Nobody has logged in, or no user is named.
-    #[error("no user is named; log in: --user NAME")]
+    #[error("no user is named, and nobody has logged in")]
     UserMissing,
     /// Another password was set since the user has logged in, or there is no such user any more.
     #[error("whoever logged in is known no more: log in again")]

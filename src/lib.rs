@@ -56,8 +56,8 @@
 //! # use std::time::Duration;
 //! # use cairn::node::{NodeBuilder, Origin};
 //! # use futures_util::StreamExt;
+//! use cairn::client::with_prefix;
 //! use cairn::proto::etcdserverpb::WatchCreateRequest;
-//! use cairn::state::kv::prefix_end;
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -75,7 +75,7 @@
 //!
 //! // Everything with a prefix, from now on, whichever member dies.
 //! let client = first.client(Duration::from_secs(5));
-//! let (key, range_end) = ("job/".into(), prefix_end(b"job/"));
+//! let (key, range_end) = with_prefix(b"job/");
 //! let mut watch = client.watch(WatchCreateRequest { key, range_end, ..Default::default() });
 //! watch.next().await?;
 //!
@@ -89,6 +89,7 @@
 //! };
 //! client.put(b"job/1", format!("done under token {}", turn.token).as_bytes(), None).await?;
 //! assert_eq!(watch.next().await?.events.len(), 1);
+//! assert_eq!((client.list(b"job/").await?.len(), client.delete_prefix(b"job/").await?), (1, 1));
 //! lease.revoke().await?;
 //!
 //! for node in [third, second, first] {

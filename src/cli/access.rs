@@ -9,6 +9,7 @@ use rcgen::{
 };
 
 use super::Failure;
+use super::units::whole;
 use crate::error::{Context, Fault};
 use crate::io::{Io, Tokens};
 use crate::os::{self, Tls};
@@ -63,7 +64,7 @@ pub struct Credentials {
     #[arg(long, default_value = "credentials")]
     dir: PathBuf,
     /// Days for which the node's certificate holds
-    #[arg(long, default_value = "730", value_parser = clap::value_parser!(u64).range(1..=AUTHORITY_DAYS))]
+    #[arg(long, default_value = "730", value_parser = whole::<u64>("number of days", 1..=AUTHORITY_DAYS))]
     days: u64,
     /// Names and addresses by which the node is reached; its files are named after the first
     #[arg(required = true)]

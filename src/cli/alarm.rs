@@ -43,23 +43,27 @@ impl Alarm {
             }
             alarms = disarmed;
         }
-        if connection.output != Output::Json {
-            let status = client.status().await?;
-            say!("{}", output::keys(&status));
-            if matches!(self, Self::Disarm) && status.keys_bytes > status.keys_quota {
-                eprintln!("they take more than they may still: what adds to them will raise the alarm again");
-            }
+        let status = client.status().await?;
+        if matches!(self, Self::Disarm) && status.keys_bytes > status.keys_quota {
+            eprintln!("keys take more than they may still: what adds to them will raise the alarm again");
         }
-        match (connection.output, self) {
-            (Output::Json, _) => output::json(&alarms.iter().map(as_json).collect()),
-            (_, _) if alarms.is_empty() => say!("no alarm is raised"),
-            (_, Self::List) => {
-                alarms.iter().for_each(|alarm| say!("member {} raised: {}", alarm.member_id, what(alarm)));
+        match connection.output {
+            Output::Json => output::json(&json!({
+                "keys_bytes": status.keys_bytes,
+                "keys_quota": output::quota_json(&status),
+                (if matches!(self, Self::Disarm) { "disarmed" } else { "alarms" }): alarms.iter().map(as_json).collect::<Vec<_>>(),
+            })),
+            Output::Simple => {
+                let row = |alarm: &AlarmMember| [alarm.member_id.to_string(), alarm.alarm().as_str_name().to_owned()];
+                alarms.iter().for_each(|alarm| output::simple(&row(alarm)));
             }
-            (_, Self::Disarm) => {
-                alarms
-                    .iter()
-                    .for_each(|alarm| say!("disarmed what member {} raised: {}", alarm.member_id, what(alarm)));
+            Output::Table => {
+                say!("{}", output::keys(&status));
+                if alarms.is_empty() {
+                    say!("no alarm is raised");
+                }
+                let before = if matches!(self, Self::Disarm) { "disarmed what " } else { "" };
+                alarms.iter().for_each(|alarm| say!("{before}member {} raised: {}", alarm.member_id, what(alarm)));
             }
         }
         Ok(())

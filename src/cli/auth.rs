@@ -1,11 +1,14 @@
 //! `node auth`.
 
+use bytes::Bytes;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use super::output::{self, printable};
 use super::{Connection, Failure, Output};
-use crate::error::{Context, Fault};
+use crate::client::{ClientError, with_prefix};
+use crate::error::{AuthReject, Context, Fault, Reject};
 use crate::os;
 use crate::proto::authpb::permission::Type;
 use crate::proto::authpb::{Permission, UserAddOptions};
@@ -21,6 +24,7 @@ use crate::state::kv::prefix_end;
 #[derive(Subcommand)]
 pub enum Auth {
     /// From here on look at what users may do; there must be a user root that has the role root
+    #[command(after_help = "Example:\n  node auth user add root && node auth user grant root root && node auth enable")]
     Enable,
     /// Look no more at what users may do
     Disable,
@@ -42,8 +46,11 @@ pub enum Auth {
 #[derive(Subcommand)]
 pub enum User {
     /// Add one; its password is asked for, or read from standard input (after that of who logs in, if that is read there, too)
+    #[command(after_help = "Examples:\n  node auth user add alice\n  node auth user add alice < password-file\n  \
+        node auth user add web --no-password")]
     Add {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// It has none: nobody can log in as it yet
         #[arg(long)]
@@ -54,30 +61,39 @@ pub enum User {
     /// Print the roles of one
     Get {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// Remove one
     Delete {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// Give one another password, which is asked for, or read from standard input; who logged in with the old one is logged out
+    #[command(after_help = "Examples:\n  node auth user passwd alice\n  node auth user passwd alice < password-file")]
     Passwd {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// Give one a role; who has the role root may do everything
+    #[command(after_help = "Example:\n  node auth user grant alice web")]
     Grant {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// The role
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         role: String,
     },
     /// Take a role from one
     Revoke {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// The role
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         role: String,
     },
 }
@@ -86,8 +102,10 @@ pub enum User {
 #[derive(Subcommand)]
 pub enum Role {
     /// Add one, which may do nothing yet
+    #[command(after_help = "Example:\n  node auth role add web && node auth role grant web readwrite web/ --prefix")]
     Add {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// Print the names of all
@@ -95,16 +113,23 @@ pub enum Role {
     /// Print what one may do
     Get {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// Remove one, from all users that have it, too
     Delete {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
     },
     /// Say what one may do with keys, instead of what was said of just these before
+    #[command(
+        after_help = "Examples:\n  node auth role grant web readwrite web/ --prefix\n  node auth role grant web read config\n  \
+        node auth role grant web read a --to m\n  node auth role grant all read '' --prefix"
+    )]
     Grant {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         /// What it may do
         #[arg(value_enum)]
@@ -113,8 +138,10 @@ pub enum Role {
         keys: Keys,
     },
     /// Say no more of keys of which just these were named
+    #[command(after_help = "Example:\n  node auth role revoke web web/ --prefix")]
     Revoke {
         /// Its name
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         name: String,
         #[command(flatten)]
         keys: Keys,
@@ -147,16 +174,20 @@ pub struct Keys {
 
 impl Keys {
     /// Key and end of the range, as in a request.
-    fn range(&self) -> (bytes::Bytes, bytes::Bytes) {
-        let key = bytes::Bytes::from(self.key.clone().into_bytes());
-        let end = match (self.prefix, &self.to) {
-            (true, _) => prefix_end(&key),
-            (false, Some(to)) => to.clone().into_bytes().into(),
-            (false, None) => bytes::Bytes::new(),
-        };
-        // No key is empty: all keys from the first on.
-        let key = if key.is_empty() && !end.is_empty() { vec![0].into() } else { key };
-        (key, end)
+    fn range(&self) -> Result<(Bytes, Bytes), Failure> {
+        let key = || Bytes::from(self.key.clone().into_bytes());
+        match (self.prefix, &self.to) {
+            (true, _) => Ok(with_prefix(self.key.as_bytes())),
+            (false, Some(to)) if *to <= self.key => Err(Failure::usage(format!(
+                "no key lies from {:?} to {to:?}: --to comes after the first key",
+                self.key
+            ))),
+            (false, _) if self.key.is_empty() => {
+                Err(Failure::usage("no key is empty; all keys are those that begin with nothing: '' --prefix"))
+            }
+            (false, Some(to)) => Ok((key(), to.clone().into_bytes().into())),
+            (false, None) => Ok((key(), Bytes::new())),
+        }
     }
 }
 
@@ -207,15 +238,18 @@ impl Auth {
                     Output::Json => {
                         output::json(&json!({ "enabled": status.enabled, "revision": status.auth_revision }));
                     }
-                    _ if status.enabled => say!("enabled: calls need the token of a user"),
-                    _ => say!("not enabled: whoever may call may do everything"),
+                    Output::Simple => {
+                        output::simple(&[status.enabled.to_string(), status.auth_revision.to_string()]);
+                    }
+                    Output::Table if status.enabled => say!("enabled: calls need the token of a user"),
+                    Output::Table => say!("not enabled: whoever may call may do everything"),
                 }
                 return Ok(());
             }
             Self::User { command: User::List } => return names(connection, "user", &client.users().await?),
             Self::Role { command: Role::List } => return names(connection, "role", &client.roles().await?),
             Self::User { command: User::Get { name } } => {
-                let roles = client.roles_of(name).await?;
+                let roles = client.roles_of(name).await.map_err(|error| self.about(error))?;
                 match connection.output {
                     Output::Json => output::json(&json!({ "user": name, "roles": roles })),
                     _ => return names(connection, "role", &roles),
@@ -223,19 +257,19 @@ impl Auth {
                 return Ok(());
             }
             Self::Role { command: Role::Get { name } } => {
-                let permissions = client.permissions_of(name).await?;
+                let permissions = client.permissions_of(name).await.map_err(|error| self.about(error))?;
                 match connection.output {
                     Output::Json => {
                         let permissions: Vec<Value> = permissions.iter().map(permission_json).collect();
                         output::json(&json!({ "role": name, "permissions": permissions }));
                     }
-                    _ => {
+                    Output::Simple => permissions.iter().for_each(|permission| {
+                        output::simple(&[access(permission).as_bytes(), &permission.key, &permission.range_end]);
+                    }),
+                    Output::Table => {
                         let row = |permission: &Permission| vec![access(permission).into(), keys(permission)];
-                        output::table(
-                            connection.output,
-                            &["ACCESS", "KEYS"],
-                            &permissions.iter().map(row).collect::<Vec<_>>(),
-                        );
+                        let rows: Vec<_> = permissions.iter().map(row).collect();
+                        output::table(connection.output, &["ACCESS", "KEYS"], &rows);
                     }
                 }
                 return Ok(());
@@ -243,9 +277,9 @@ impl Auth {
             Self::Enable => Change::Enable(AuthEnableRequest {}),
             Self::Disable => Change::Disable(AuthDisableRequest {}),
             Self::User { command } => command.change()?,
-            Self::Role { command } => command.change(),
+            Self::Role { command } => command.change()?,
         };
-        client.change_auth(change).await?;
+        client.change_auth(change).await.map_err(|error| self.about(error))?;
         match connection.output {
             Output::Json => output::json(&json!({ "done": true })),
             _ => say!("done"),
@@ -259,10 +293,46 @@ impl Auth {
     }
 }
 
+impl Auth {
+    /// The user and the role that it names.
+    fn named(&self) -> (&str, &str) {
+        match self {
+            Self::User { command: User::Grant { name, role } | User::Revoke { name, role } } => (name, role),
+            Self::User {
+                command: User::Add { name, .. } | User::Get { name } | User::Delete { name } | User::Passwd { name },
+            } => (name, ""),
+            Self::Role {
+                command:
+                    Role::Add { name }
+                    | Role::Get { name }
+                    | Role::Delete { name }
+                    | Role::Grant { name, .. }
+                    | Role::Revoke { name, .. },
+            } => ("", name),
+            _ => ("", ""),
+        }
+    }
+
+    /// A refusal, with whom or what it is about.
+    fn about(&self, error: ClientError) -> Failure {
+        let (user, role) = self.named();
+        let ClientError::Rejected(Reject::Auth(reject)) = error else { return error.into() };
+        let about = match reject {
+            AuthReject::UserExists | AuthReject::UserNotFound => format!("user {user:?}"),
+            AuthReject::RoleExists | AuthReject::RoleNotFound | AuthReject::PermissionNotGranted => {
+                format!("role {role:?}")
+            }
+            AuthReject::RoleNotGranted => format!("user {user:?}, role {role:?}"),
+            _ => return error.into(),
+        };
+        Failure::NotFound(format!("{about}: {reject}"))
+    }
+}
+
 fn names(connection: &Connection, what: &str, names: &[String]) -> Result<(), Failure> {
     match connection.output {
         Output::Json => output::json(&json!(names)),
-        _ if names.is_empty() => say!("no {what}"),
+        Output::Table if names.is_empty() => say!("no {what}"),
         _ => names.iter().for_each(|name| say!("{name}")),
     }
     Ok(())
@@ -296,8 +366,8 @@ impl User {
 }
 
 impl Role {
-    fn change(&self) -> Change {
-        match self {
+    fn change(&self) -> Result<Change, Failure> {
+        Ok(match self {
             Self::Add { name } => Change::AddRole(AuthRoleAddRequest { name: name.clone() }),
             Self::Delete { name } => Change::DeleteRole(AuthRoleDeleteRequest { role: name.clone() }),
             Self::Grant { name, access, keys } => {
@@ -306,15 +376,15 @@ impl Role {
                     What::Write => Type::Write,
                     What::Readwrite => Type::Readwrite,
                 };
-                let (key, range_end) = keys.range();
+                let (key, range_end) = keys.range()?;
                 let perm = Some(Permission { perm_type: perm_type.into(), key, range_end });
                 Change::GrantPermission(AuthRoleGrantPermissionRequest { name: name.clone(), perm })
             }
             Self::Revoke { name, keys } => {
-                let (key, range_end) = keys.range();
+                let (key, range_end) = keys.range()?;
                 Change::RevokePermission(AuthRoleRevokePermissionRequest { role: name.clone(), key, range_end })
             }
             Self::List | Self::Get { .. } => unreachable!("answered before"),
-        }
+        })
     }
 }

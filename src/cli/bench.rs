@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::output;
+use super::units::whole;
 use super::{Connection, Failure, Output};
 use crate::client::{Client, ClientError};
 use crate::error::{Context, Fault};
@@ -24,16 +25,16 @@ pub struct Load {
     /// What each client does, one after another
     operation: Operation,
     /// Clients at once
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, default_value_t = 1, value_parser = whole::<u32>("number of clients", 1..=10_000))]
     clients: u32,
     /// Connections they share; each has a session of its own
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    #[arg(long, default_value_t = 8, value_parser = whole::<u32>("number of connections", 1..=1_000))]
     connections: u32,
     /// For how many seconds
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+    #[arg(long, default_value_t = 5, value_parser = whole::<u64>("number of seconds", 1..=3_600))]
     seconds: u64,
     /// Bytes of each value
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 256, value_parser = whole::<u32>("number of bytes", 1..=1_000_000))]
     value_bytes: u32,
     /// Where to time the disk itself; choose the disk of the nodes
     #[arg(long, default_value = ".")]

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use super::listen::Listening;
 use super::output::{self, bytes_json, printable};
 use super::txn::Txn;
+use super::units;
 use super::{Connection, Failure, Output};
-use crate::client::{Client, revision};
+use crate::client::{revision, with_prefix};
 use crate::error::Context as _;
 use crate::ids::{LeaseId, Revision};
 use crate::limits::{RANGE_PAGE_KEYS, REQUEST_BYTES_MAX};
@@ -20,7 +21,6 @@ use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::{CompactionRequest, DeleteRangeRequest, PutRequest, RangeRequest, WatchCreateRequest};
 use crate::proto::mvccpb::event::EventType;
 use crate::proto::mvccpb::{Event, KeyValue};
-use crate::state::kv::prefix_end;
 
 /// An argument as it was typed, text or not.
 fn typed() -> impl TypedValueParser<Value = Bytes> {
@@ -41,8 +41,8 @@ pub enum Kv {
         #[arg(value_parser = typed())]
         value: Option<Bytes>,
         /// Only if the key's revision is this one; 0: only if it does not exist
-        #[arg(long, conflicts_with_all = ["prev", "lease"])]
-        if_revision: Option<u64>,
+        #[arg(long, conflicts_with_all = ["prev", "lease"], value_parser = units::revision)]
+        if_revision: Option<i64>,
         /// Print what the key held before, too
         #[arg(long)]
         prev: bool,
@@ -57,8 +57,8 @@ pub enum Kv {
         #[arg(value_parser = typed())]
         key: Bytes,
         /// As it was at this revision of the store
-        #[arg(long)]
-        revision: Option<u64>,
+        #[arg(long, value_parser = units::revision)]
+        revision: Option<i64>,
         #[command(flatten)]
         reading: Reading,
     },
@@ -70,8 +70,8 @@ pub enum Kv {
         #[arg(value_parser = typed())]
         key: Bytes,
         /// Only if the key's revision is this one
-        #[arg(long, conflicts_with_all = ["prefix", "prev"])]
-        if_revision: Option<u64>,
+        #[arg(long, conflicts_with_all = ["prefix", "prev"], value_parser = units::revision)]
+        if_revision: Option<i64>,
         /// Remove all keys that begin with it
         #[arg(long)]
         prefix: bool,
@@ -89,11 +89,11 @@ pub enum Kv {
         #[arg(long, default_value = "", value_parser = typed())]
         prefix: Bytes,
         /// Keys at most; 0: all [default: all; 1000 if they are sorted]
-        #[arg(long)]
-        limit: Option<usize>,
+        #[arg(long, value_parser = units::whole::<i64>("number of keys", 0..=i64::MAX.cast_unsigned()))]
+        limit: Option<i64>,
         /// As they were at this revision of the store
-        #[arg(long)]
-        revision: Option<u64>,
+        #[arg(long, value_parser = units::revision)]
+        revision: Option<i64>,
         /// What to order by
         #[arg(long, value_enum, default_value = "key")]
         sort: Sort,
@@ -121,8 +121,8 @@ pub enum Kv {
         #[arg(long)]
         prefix: bool,
         /// Begin with this revision of the store; with what comes now without one
-        #[arg(long)]
-        revision: Option<u64>,
+        #[arg(long, value_parser = units::revision)]
+        revision: Option<i64>,
         /// Print what the key was before, too
         #[arg(long)]
         prev: bool,
@@ -131,7 +131,8 @@ pub enum Kv {
     #[command(after_help = "Example:\n  node kv compact 1000 --physical")]
     Compact {
         /// This revision and later ones can still be read
-        revision: u64,
+        #[arg(value_parser = units::revision)]
+        revision: i64,
         /// Return when it is gone from the database
         #[arg(long)]
         physical: bool,
@@ -184,7 +185,7 @@ impl Kv {
                     None => given()?,
                 };
                 let (now, before) = match if_revision {
-                    Some(expected) => (client.put(key, &value, Some(Revision(*expected))).await?, None),
+                    Some(expected) => (client.put(key, &value, Some(Revision(expected.cast_unsigned()))).await?, None),
                     None => {
                         let key = key.clone();
                         let lease = lease.unwrap_or_default().0;
@@ -215,7 +216,7 @@ impl Kv {
             Self::Get { key, revision, reading } => {
                 let range = RangeRequest {
                     key: key.clone(),
-                    revision: number("--revision", *revision)?,
+                    revision: revision.unwrap_or_default(),
                     serializable: reading.serializable,
                     ..RangeRequest::default()
                 };
@@ -227,12 +228,12 @@ impl Kv {
                 }
             }
             Self::Delete { key, if_revision: Some(expected), .. } => {
-                let existed = client.delete(key, Some(Revision(*expected))).await?;
+                let existed = client.delete(key, Some(Revision(expected.cast_unsigned()))).await?;
                 deleted(key, u64::from(existed), None, connection.output)?;
             }
             Self::Delete { key, prefix, prev, .. } => {
                 let (key_bytes, range_end) = match prefix {
-                    true => span(key),
+                    true => with_prefix(key),
                     false => (key.clone(), Bytes::new()),
                 };
                 let delete = DeleteRangeRequest { key: key_bytes, range_end, prev_kv: *prev };
@@ -240,13 +241,13 @@ impl Kv {
                 deleted(key, reply.deleted.cast_unsigned(), prev.then_some(&reply.prev_kvs[..]), connection.output)?;
             }
             Self::List { prefix, limit, revision, sort, descend, count, reading } => {
-                let (key, range_end) = span(prefix);
+                let (key, range_end) = with_prefix(prefix);
                 let order = if *descend { SortOrder::Descend } else { SortOrder::Ascend };
                 let plain = matches!(sort, Sort::Key) && !descend;
                 let mut range = RangeRequest {
                     key,
                     range_end,
-                    revision: number("--revision", *revision)?,
+                    revision: revision.unwrap_or_default(),
                     serializable: reading.serializable,
                     count_only: *count,
                     ..RangeRequest::default()
@@ -264,10 +265,11 @@ impl Kv {
                     range.set_sort_target((*sort).into());
                 }
                 let (rows, more) = if plain {
-                    pages(&client, range, limit.unwrap_or(0)).await?
+                    range.limit = limit.unwrap_or(0);
+                    client.range_in_pages(range).await?
                 } else {
                     // They come in one answer.
-                    range.limit = i64::try_from(limit.unwrap_or(RANGE_PAGE_KEYS)).unwrap_or(i64::MAX);
+                    range.limit = limit.unwrap_or(RANGE_PAGE_KEYS.cast_signed() as i64);
                     let reply = client.range(range).await?;
                     (reply.kvs, reply.more)
                 };
@@ -282,11 +284,11 @@ impl Kv {
             }
             Self::Txn(txn) => txn.run(connection).await?,
             Self::Watch { key, prefix, revision, prev } => {
-                let (key, range_end) = if *prefix { span(key) } else { (key.clone(), Bytes::new()) };
+                let (key, range_end) = if *prefix { with_prefix(key) } else { (key.clone(), Bytes::new()) };
                 let watch = client.watch(WatchCreateRequest {
                     key,
                     range_end,
-                    start_revision: number("--revision", *revision)?,
+                    start_revision: revision.unwrap_or_default(),
                     prev_kv: *prev,
                     ..WatchCreateRequest::default()
                 });
@@ -296,9 +298,7 @@ impl Kv {
                 }
             }
             Self::Compact { revision, physical } => {
-                let compact =
-                    CompactionRequest { revision: number("the revision", Some(*revision))?, physical: *physical };
-                client.compact(compact).await?;
+                client.compact(CompactionRequest { revision: *revision, physical: *physical }).await?;
                 match connection.output {
                     Output::Json => output::json(&json!({ "compacted": revision })),
                     Output::Simple => say!("{revision}"),
@@ -319,39 +319,6 @@ fn given() -> Result<Bytes, Failure> {
 
 fn missing(key: &[u8]) -> Failure {
     Failure::NotFound(format!("the key {:?} does not exist", printable(key)))
-}
-
-/// All keys with a prefix, as a range.
-pub(super) fn span(prefix: &[u8]) -> (Bytes, Bytes) {
-    // No key is empty.
-    let from = if prefix.is_empty() { Bytes::from_static(&[0]) } else { Bytes::copy_from_slice(prefix) };
-    (from, prefix_end(prefix))
-}
-
-fn number(what: &str, given: Option<u64>) -> Result<i64, Failure> {
-    let given = given.unwrap_or_default();
-    i64::try_from(given)
-        .map_err(|_| Failure::usage(format!("{what}: {given} is no revision; the greatest is {}", i64::MAX)))
-}
-
-/// Keys in their order, page by page, all as of the revision of the first page; at most `limit`, or all if that is 0. Says whether
-/// there are more.
-async fn pages(client: &Client, mut range: RangeRequest, limit: usize) -> Result<(Vec<KeyValue>, bool), Failure> {
-    let mut rows: Vec<KeyValue> = Vec::new();
-    loop {
-        let left = if limit == 0 { RANGE_PAGE_KEYS } else { (limit - rows.len()).min(RANGE_PAGE_KEYS) };
-        range.limit = i64::try_from(left).unwrap_or(i64::MAX);
-        let page = client.range(range.clone()).await?;
-        if range.revision == 0 {
-            range.revision = revision(page.header.as_ref()).0.cast_signed();
-        }
-        rows.extend(page.kvs);
-        let Some(last) = rows.last().filter(|_| page.more && (limit == 0 || rows.len() < limit)) else {
-            return Ok((rows, page.more));
-        };
-        // The next key there can be.
-        range.key = [&last.key[..], &[0]].concat().into();
-    }
 }
 
 fn deleted(key: &[u8], count: u64, before: Option<&[KeyValue]>, output: Output) -> Result<(), Failure> {

@@ -6,6 +6,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::output::{self, printable};
+use super::units::ttl;
 use super::{Connection, Failure, Output};
 use crate::ids::LeaseId;
 
@@ -13,20 +14,24 @@ use crate::ids::LeaseId;
 #[derive(Subcommand)]
 pub enum Lease {
     /// Grant a lease; keys are put under it with `node kv put --lease`
+    #[command(after_help = "Examples:\n  node lease grant 60\n  node lease grant 2h --id 4a1c\n  \
+        node kv put leader n1 --lease $(node lease grant 60 -o simple)")]
     Grant {
-        /// How long it lasts, in seconds
-        #[arg(value_parser = clap::value_parser!(u64).range(1..=9_000_000_000))]
-        ttl: u64,
+        /// How long it lasts: seconds, or a span as 90s, 5m or 2h
+        #[arg(value_parser = ttl(Duration::from_secs(1)))]
+        ttl: Duration,
         /// The id it is to have, in hexadecimal digits; any without one
         #[arg(long)]
         id: Option<LeaseId>,
     },
     /// End a lease: its keys are removed
+    #[command(after_help = "Example:\n  node lease revoke 4a1c")]
     Revoke {
         /// Its id
         id: LeaseId,
     },
     /// Keep a lease alive until this is interrupted
+    #[command(after_help = "Examples:\n  node lease keep-alive 4a1c\n  node lease keep-alive 4a1c --once -o simple")]
     KeepAlive {
         /// Its id
         id: LeaseId,
@@ -35,6 +40,7 @@ pub enum Lease {
         once: bool,
     },
     /// Print how much is left of a lease
+    #[command(after_help = "Example:\n  node lease ttl 4a1c --keys")]
     Ttl {
         /// Its id
         id: LeaseId,
@@ -51,7 +57,7 @@ impl Lease {
         let client = connection.client()?;
         match self {
             Self::Grant { ttl, id } => {
-                let (id, ttl) = client.grant_lease(*id, Duration::from_secs(*ttl)).await?;
+                let (id, ttl) = client.grant_lease(*id, *ttl).await?;
                 match connection.output {
                     Output::Json => output::json(&json!({ "lease": id.to_string(), "ttl": ttl.as_secs() })),
                     Output::Simple => say!("{id}"),

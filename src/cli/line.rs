@@ -8,9 +8,11 @@ use serde_json::json;
 
 use super::listen::Listening;
 use super::output::{self, bytes_json, printable};
-use super::{Connection, Failure, Output};
+use super::units::ttl;
+use super::{Connection, Failure, Output, client_status};
 use crate::client::{Client, HeldLease, Line, Turn};
 use crate::error::Context;
+use crate::limits::LEASE_TTL_MIN;
 use crate::os;
 use crate::os::child::Child;
 use crate::proto::etcdserverpb::WatchCreateRequest;
@@ -24,9 +26,9 @@ pub struct LockCommand {
     /// The lock
     #[arg(value_parser = NonEmptyStringValueParser::new())]
     name: String,
-    /// How long it is held at most after this machine has died, in seconds
-    #[arg(long, default_value = "10", value_parser = clap::value_parser!(u32).range(2..))]
-    ttl: u32,
+    /// How long it is held at most after this machine has died: seconds, or a span as 5m
+    #[arg(long, default_value = "10", value_parser = ttl(LEASE_TTL_MIN))]
+    ttl: Duration,
     /// The program that runs while it is held, and its arguments
     #[arg(last = true, required = true)]
     command: Vec<String>,
@@ -44,9 +46,9 @@ pub struct ElectCommand {
     /// Only print who leads, now and whenever it changes
     #[arg(long, conflicts_with = "value")]
     listen: bool,
-    /// How long one leads at most after this machine has died, in seconds
-    #[arg(long, default_value = "10", value_parser = clap::value_parser!(u32).range(2..))]
-    ttl: u32,
+    /// How long one leads at most after this machine has died: seconds, or a span as 5m
+    #[arg(long, default_value = "10", value_parser = ttl(LEASE_TTL_MIN))]
+    ttl: Duration,
 }
 
 async fn interrupted() -> Result<(), Failure> {
@@ -67,7 +69,7 @@ async fn wait_turn(client: &Client, lease: &mut HeldLease, name: &str, says: &st
 impl LockCommand {
     pub(super) async fn run(&self, connection: &Connection) -> Result<i32, Failure> {
         let client = connection.client()?;
-        let mut lease = client.hold_lease(Duration::from_secs(self.ttl.into())).await?;
+        let mut lease = client.hold_lease(self.ttl).await?;
         let status = match wait_turn(&client, &mut lease, &self.name, "").await {
             Ok(Some(turn)) => self.run_under(&mut lease, &turn).await,
             Ok(None) => Ok(INTERRUPTED),
@@ -119,7 +121,7 @@ impl ElectCommand {
     pub(super) async fn run(&self, connection: &Connection) -> Result<i32, Failure> {
         let client = connection.client()?;
         let Some(value) = &self.value else { return self.listen(&client, connection).await };
-        let mut lease = client.hold_lease(Duration::from_secs(self.ttl.into())).await?;
+        let mut lease = client.hold_lease(self.ttl).await?;
         let result = match wait_turn(&client, &mut lease, &self.name, value).await {
             Ok(Some(turn)) => {
                 print_leader(&turn.key, value.as_bytes(), turn.token.0, connection.output);
@@ -127,8 +129,8 @@ impl ElectCommand {
                     biased;
                     result = interrupted() => result.map(|()| 0),
                     lost = lease.keep() => {
-                        eprintln!("error: {value} leads no more: its lease cannot be kept alive");
-                        Err(lost.into())
+                        eprintln!("error: {value} leads no more, for its lease cannot be kept alive: {lost}");
+                        Ok(client_status(&lost))
                     }
                 }
             }

@@ -28,14 +28,15 @@ mod txn;
 mod units;
 mod worker;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use self::units::bytes_text;
 use crate::client::{Client, ClientError};
-use crate::error::{Context, Fault};
+use crate::error::{AuthReject, Context, Fault, Reject};
 use crate::ids::{Address, NodeId};
 use crate::io::Io;
 use crate::os;
@@ -235,24 +236,27 @@ enum Cluster {
     /// Give a learner that has caught up a vote; one that does not stand by gets it without this
     Promote {
         /// Its id, as `status` shows it
-        id: u64,
+        #[arg(value_parser = units::member)]
+        id: NodeId,
     },
     /// Remove a member, or a worker that keeps no state, for ever; its node says so and ends
     Remove {
         /// Its id, as `status` shows it
-        id: u64,
+        #[arg(value_parser = units::member)]
+        id: NodeId,
     },
     /// Have another voter lead
     TransferLeader {
         /// Its id; the one whose log is furthest without one
-        #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-        id: Option<u64>,
+        #[arg(value_parser = units::member)]
+        id: Option<NodeId>,
     },
     /// Have members write their states anew, one after the other, into files without what is free in those they have. They go on
     /// serving meanwhile, and need room for a second file
     Defragment {
         /// Their ids, as `status` shows them; all members without one, the leader last
-        ids: Vec<u64>,
+        #[arg(value_parser = units::member)]
+        ids: Vec<NodeId>,
     },
 }
 
@@ -372,21 +376,48 @@ impl Failure {
                 } else if text.contains("transport error") {
                     eprintln!("Something answers there. If it speaks TLS, give --tls-ca");
                 }
-                return 3;
+                return client_status(error);
             }
-            Self::Client(error @ ClientError::Unknown(_)) => {
+            Self::Client(error) => {
                 eprintln!("error: {error}");
-                return 4;
+                if *error == ClientError::Rejected(Reject::Auth(AuthReject::UserMissing)) {
+                    eprintln!("Log in: --user NAME");
+                }
+                return client_status(error);
             }
-            Self::Client(error) => eprintln!("error: {error}"),
         }
         1
     }
 }
 
+/// The exit status of what a client could not do.
+fn client_status(error: &ClientError) -> i32 {
+    match error {
+        ClientError::Unavailable(_) => 3,
+        ClientError::Unknown(_) => 4,
+        ClientError::Rejected(_) | ClientError::RevisionMismatch { .. } | ClientError::Invalid(_) => 1,
+    }
+}
+
+/// A command line in which a negative number is a value, which is taken or refused, and no option.
+fn negatives_are_values(command: clap::Command) -> clap::Command {
+    let takes = |arg: clap::Arg| match arg.get_action().takes_values() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(takes).mut_subcommands(negatives_are_values)
+}
+
+fn parse<T: CommandFactory + FromArgMatches>(
+    words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+) -> Result<T, clap::Error> {
+    let matches = negatives_are_values(T::command()).try_get_matches_from(words)?;
+    T::from_arg_matches(&matches)
+}
+
 /// Runs the command line and gives the exit status.
 pub fn main() -> i32 {
-    let cli = match Cli::try_parse() {
+    let cli: Cli = match parse(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors; clap knows which stream each belongs to.
@@ -464,31 +495,35 @@ impl Cluster {
                 let id = client.expect_member(address, *standby).await?;
                 match output {
                     Output::Json => output::json(&serde_json::json!({ "id": id.0, "address": address.as_str() })),
-                    _ => say!(
+                    Output::Simple => say!("{id}"),
+                    Output::Table => say!(
                         "member {id} is expected at {address}: node start --data-dir DIR --listen {address} --join {}",
                         connection.endpoints[0]
                     ),
                 }
             }
             (Self::Promote { id }, output) => {
-                client.promote_member(NodeId(*id)).await?;
+                client.promote_member(*id).await?;
                 match output {
-                    Output::Json => output::json(&serde_json::json!({ "promoted": id })),
-                    _ => say!("member {id} votes"),
+                    Output::Json => output::json(&serde_json::json!({ "promoted": id.0 })),
+                    Output::Simple => say!("{id}"),
+                    Output::Table => say!("member {id} votes"),
                 }
             }
             (Self::Remove { id }, output) => {
-                client.remove_member(NodeId(*id)).await?;
+                client.remove_member(*id).await?;
                 match output {
-                    Output::Json => output::json(&serde_json::json!({ "removed": id })),
-                    _ => say!("member {id} is removed"),
+                    Output::Json => output::json(&serde_json::json!({ "removed": id.0 })),
+                    Output::Simple => say!("{id}"),
+                    Output::Table => say!("member {id} is removed"),
                 }
             }
             (Self::TransferLeader { id }, output) => {
-                let leader = client.transfer_leader(id.map(NodeId)).await?;
+                let leader = client.transfer_leader(*id).await?;
                 match output {
                     Output::Json => output::json(&serde_json::json!({ "leader": leader.0 })),
-                    _ => say!("member {leader} leads"),
+                    Output::Simple => say!("{leader}"),
+                    Output::Table => say!("member {leader} leads"),
                 }
             }
             (Self::Defragment { ids }, output) => defragment(&client, ids, output).await?,
@@ -498,29 +533,30 @@ impl Cluster {
 }
 
 /// Has members write their states anew, one after the other.
-async fn defragment(client: &Client, ids: &[u64], output: Output) -> Result<(), Failure> {
+async fn defragment(client: &Client, ids: &[NodeId], output: Output) -> Result<(), Failure> {
     let status = client.status().await?;
     let rows = status.members.iter().filter_map(|row| row.member.as_ref());
     let mut members: Vec<&Member> = rows.filter(|member| is_server(member)).collect();
-    if let Some(id) = ids.iter().find(|id| members.iter().all(|member| member.id != **id)) {
+    if let Some(id) = ids.iter().find(|id| members.iter().all(|member| member.id != id.0)) {
         return Err(Failure::NotFound(format!(
             "no member that keeps the state has the id {id}; see `node cluster status`"
         )));
     }
-    members.retain(|member| ids.is_empty() || ids.contains(&member.id));
+    members.retain(|member| ids.is_empty() || ids.contains(&NodeId(member.id)));
     members.sort_by_key(|member| member.id == status.leader);
     let mut done = Vec::new();
     for member in members {
         let id = member.id;
         if output != Output::Json {
-            eprintln!("member {id} writes its state anew …");
+            eprintln!("member {id} is asked to write its state anew …");
         }
         let (before, after) = client.defragment(member).await?;
         match output {
             Output::Json => {
                 done.push(serde_json::json!({ "member": id, "bytes_before": before, "bytes_after": after }))
             }
-            _ => say!("member {id}: {} before, {} now", bytes_text(before), bytes_text(after)),
+            Output::Simple => output::simple(&[id, before, after].map(|number| number.to_string())),
+            Output::Table => say!("member {id}: {} before, {} now", bytes_text(before), bytes_text(after)),
         }
     }
     if output == Output::Json {
@@ -532,10 +568,9 @@ async fn defragment(client: &Client, ids: &[u64], output: Output) -> Result<(), 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound() {
-        Cli::command().debug_assert();
+        negatives_are_values(Cli::command()).debug_assert();
     }
 }

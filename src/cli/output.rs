@@ -134,7 +134,7 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
         "applied_index": status.applied_index,
         "joint": status.joint,
         "keys_bytes": status.keys_bytes,
-        "keys_quota": (status.keys_quota < u64::MAX).then_some(status.keys_quota),
+        "keys_quota": quota_json(status),
         "first_index": status.first_index,
         "last_index": status.last_index,
         "cluster_time_ms": status.cluster_time_ms,
@@ -190,6 +190,11 @@ fn print_cluster(status: &StatusReply) {
     if status.joint {
         say!("a change of members is under way: majorities of the members before and after it are needed");
     }
+}
+
+/// What keys may take at most, in bytes; null if anything.
+pub fn quota_json(status: &StatusReply) -> Value {
+    json!((status.keys_quota < u64::MAX).then_some(status.keys_quota))
 }
 
 /// What keys take, and what they may.

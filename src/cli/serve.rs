@@ -1,5 +1,6 @@
 //! `node dev` and `node start`: running a node until it is told to stop.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +11,21 @@ use serde::Deserialize;
 use super::Failure;
 use super::access::Access;
 use super::config::Config;
-use super::units::{Amount, bytes, cpu, history, quota};
+use super::units::{Amount, bytes, cpu, history, quota, whole};
 use crate::controller::History;
 use crate::error::{Context, Fault};
 use crate::ids::Address;
-use crate::limits::{ELECTION_TIMEOUT, FREE_SPACE_FLOOR, KEYS_QUOTA, LOG_ENTRIES_KEPT};
+use crate::limits::{
+    ELECTION_TIMEOUT, ELECTION_TIMEOUT_MAX, ELECTION_TIMEOUT_MIN, FREE_SPACE_FLOOR, KEYS_QUOTA, LOG_ENTRIES_KEPT,
+};
 use crate::node::{self, Node, NodeBuilder, Origin};
 use crate::os;
 use crate::raft::tail::Retention;
 use crate::worker::WorkerConfig;
 
+/// What an election timeout may be, in milliseconds.
+const ELECTION_TIMEOUT_MS: RangeInclusive<u64> =
+    ELECTION_TIMEOUT_MIN.as_millis() as u64..=ELECTION_TIMEOUT_MAX.as_millis() as u64;
 /// How long an orderly stop may take before the process goes anyway.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -99,10 +105,10 @@ pub struct Start {
     #[arg(long)]
     insecure: bool,
     /// Shortest time without a leader before an election, in milliseconds [default: 1000]
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>("number of milliseconds", ELECTION_TIMEOUT_MS))]
     election_timeout_ms: Option<u64>,
     /// Log entries kept for members that are behind; one further behind is sent a snapshot [default: 20000]
-    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_parser = whole::<u64>("number of entries", 1..=u64::MAX))]
     log_entries: Option<u64>,
     /// Free space below which nothing that grows is taken [default: 256Mi]
     #[arg(long, value_parser = bytes)]

@@ -23,6 +23,10 @@ const PROGRESS_BYTES: u64 = 64 << 20;
 #[derive(Subcommand)]
 pub enum Snapshot {
     /// Write the whole state of the cluster to a file, and check it
+    #[command(
+        after_help = "Examples:\n  node snapshot save monday.backup\n  node snapshot save monday.backup --serializable \
+        --endpoints 10.0.0.2:7400"
+    )]
     Save {
         /// The file; there must be none
         file: PathBuf,
@@ -31,11 +35,16 @@ pub enum Snapshot {
         serializable: bool,
     },
     /// Check a file, and print what it is of
+    #[command(after_help = "Example:\n  node snapshot status monday.backup -o json")]
     Status {
         /// The file
         file: PathBuf,
     },
     /// Begin a new cluster with what a file holds
+    #[command(
+        after_help = "Example:\n  node snapshot restore monday.backup --data-dir n1 --advertise 10.0.0.1:7400\n  \
+        node start --data-dir n1 --listen 10.0.0.1:7400"
+    )]
     Restore {
         /// The file
         file: PathBuf,
@@ -77,22 +86,28 @@ fn check(file: &Path, from: impl Read) -> Result<Checked, Failure> {
     })
 }
 
-fn print(file: &Path, checked: &Checked, as_json: bool) {
+fn print(file: &Path, checked: &Checked, output: Output) {
     let Checked { cluster, revision, index, rows, bytes, version } = checked;
-    if as_json {
-        output::json(&json!({
-            "file": file.display().to_string(), "cluster": cluster.hex(), "revision": revision, "index": index, "rows": rows,
-            "bytes": bytes, "version": version,
-        }));
-        return;
+    let (file, cluster) = (file.display().to_string(), cluster.hex());
+    match output {
+        Output::Json => output::json(&json!({
+            "file": file, "cluster": cluster, "revision": revision, "index": index, "rows": rows, "bytes": bytes,
+            "version": version,
+        })),
+        Output::Simple => {
+            let numbers = [revision, index, rows, bytes].map(u64::to_string);
+            let cells = [file, cluster].into_iter().chain(numbers).chain([version.clone()]);
+            output::simple(&cells.collect::<Vec<_>>());
+        }
+        Output::Table => {
+            say!("{file}: whole, {bytes} bytes");
+            say!("cluster {cluster}, revision {revision}, entry {index}, {rows} rows, written by version {version}");
+        }
     }
-    say!("{}: whole, {bytes} bytes", file.display());
-    say!("cluster {}, revision {revision}, entry {index}, {rows} rows, written by version {version}", cluster.hex());
 }
 
 impl Snapshot {
     pub(super) async fn run(&self, connection: &Connection) -> Result<(), Failure> {
-        let as_json = connection.output == Output::Json;
         match self {
             Self::Save { file, serializable } => {
                 let what = || format!("write {}", file.display());
@@ -109,11 +124,11 @@ impl Snapshot {
                 }
                 let checked = check(file, written.sync().context(what)?)?;
                 written.finish().context(what)?;
-                print(file, &checked, as_json);
+                print(file, &checked, connection.output);
             }
             Self::Status { file } => {
                 let from = open(file).context(|| "read a backup".into())?;
-                print(file, &check(file, from)?, as_json);
+                print(file, &check(file, from)?, connection.output);
             }
             Self::Restore { file, data_dir, advertise } => {
                 let what = || "read a backup".to_string();
@@ -123,14 +138,14 @@ impl Snapshot {
                 let io = os::io(data_dir, None)?;
                 let (identity, head) = node::restore(&io, from, advertise)?;
                 let (cluster, id, revision) = (identity.cluster.hex(), identity.id, head.revision);
-                if as_json {
-                    output::json(&json!({ "cluster": cluster, "id": id.0, "revision": revision }));
-                } else {
-                    say!(
-                        "{} holds member {id} of the new cluster {cluster}, at revision {revision}",
-                        data_dir.display()
-                    );
-                    say!("start it with: node start --data-dir {} --listen {advertise}", data_dir.display());
+                let dir = data_dir.display();
+                match connection.output {
+                    Output::Json => output::json(&json!({ "cluster": cluster, "id": id.0, "revision": revision })),
+                    Output::Simple => output::simple(&[cluster, id.to_string(), revision.to_string()]),
+                    Output::Table => {
+                        say!("{dir} holds member {id} of the new cluster {cluster}, at revision {revision}");
+                        say!("start it with: node start --data-dir {dir} --listen {advertise}");
+                    }
                 }
             }
         }

@@ -10,11 +10,12 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::output;
-use super::units::{Amount, bytes, bytes_text, cpu, span};
+use super::units::{Amount, bytes, bytes_text, cpu, span, whole};
 use super::{Connection, Failure, Output};
 use crate::client::{Client, ClientError};
 use crate::error::{Context, Fault};
 use crate::ids::TaskId;
+use crate::limits::TASK_RETRIES_MAX;
 use crate::os;
 use crate::proto::v1::{
     Attempt, EnvVar, Exit, OutputRequest, Resources, SubmitTaskReply, Task, TaskPhase, TaskSpec, exit::Reason,
@@ -61,7 +62,7 @@ pub struct Spec {
     #[arg(long, value_parser = span)]
     timeout: Option<Duration>,
     /// Failed exits after which it is tried again
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u32>("number of retries", 0..=TASK_RETRIES_MAX.into()))]
     retries: Option<u32>,
     /// Between the signal to end and the one that kills [default: 5s]
     #[arg(long, value_parser = span)]
@@ -167,7 +168,7 @@ pub enum TaskCommand {
         #[arg(short, long)]
         follow: bool,
         /// An attempt other than the latest, by the number that `status` shows
-        #[arg(long, conflicts_with = "follow")]
+        #[arg(long, conflicts_with = "follow", value_parser = whole::<u64>("attempt", 1..=u64::MAX))]
         attempt: Option<u64>,
     },
     /// Have a task end

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use clap::{Args, Parser};
 use serde_json::{Value, json};
 
-use super::kv::{key_json, print, span};
+use super::kv::{key_json, print};
 use super::output;
-use super::{Connection, Failure, Output};
-use crate::client::revision;
+use super::{Connection, Failure, Output, parse};
+use crate::client::{revision, with_prefix};
 use crate::error::Context as _;
 use crate::ids::LeaseId;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -27,6 +27,9 @@ An operation is put KEY VALUE [--lease LEASE], get KEY [--prefix] or del KEY [--
 
 Without any of the options, all is read from standard input as etcdctl reads it: lines of comparisons, an empty line, lines of what is \
 done if they hold, an empty line, lines of what is done if not.
+
+With -o simple the first line is true or false; then the operations that were done have rows, which begin with the operation's number \
+from 1: put and the revision, del and how many keys, and for each key that was found get, key, revision and value.
 
 Examples:
   node kv txn --if 'version(lock) = 0' --then 'put lock me' --else 'get lock'
@@ -84,13 +87,13 @@ impl Txn {
                 "revision": revision(reply.header.as_ref()).0,
                 "answers": reply.responses.iter().filter_map(answer_json).collect::<Vec<_>>(),
             })),
-            _ => {
-                match (connection.output, reply.succeeded) {
-                    (Output::Simple, held) => say!("{held}"),
-                    (_, true) => say!("it holds"),
-                    (_, false) => say!("it does not hold"),
-                }
-                reply.responses.iter().for_each(|answer| print_answer(connection.output, answer));
+            Output::Simple => {
+                say!("{}", reply.succeeded);
+                (1..).zip(&reply.responses).for_each(|(number, answer)| simple_answer(number, answer));
+            }
+            Output::Table => {
+                say!("{}", if reply.succeeded { "it holds" } else { "it does not hold" });
+                reply.responses.iter().for_each(print_answer);
             }
         }
         match reply.succeeded || has_otherwise {
@@ -167,8 +170,7 @@ fn comparison(line: &str) -> Result<Compare, String> {
 }
 
 fn operation(line: &str) -> Result<RequestOp, String> {
-    let parsed = Operation::try_parse_from(words(line)?);
-    let parsed = parsed.map_err(|error| {
+    let parsed: Operation = parse(words(line)?).map_err(|error| {
         let text = error.to_string();
         // What is missing stands in lines of its own.
         let lines = text.lines().take_while(|line| !line.is_empty()).map(str::trim);
@@ -176,7 +178,7 @@ fn operation(line: &str) -> Result<RequestOp, String> {
         format!("the operation {line:?}: {why}; write put KEY VALUE [--lease LEASE], get KEY [--prefix] or del KEY [--prefix]")
     })?;
     let range = |key: String, prefix: bool| match prefix {
-        true => span(key.as_bytes()),
+        true => with_prefix(key.as_bytes()),
         false => (key.into(), Bytes::new()),
     };
     Ok(RequestOp {
@@ -206,12 +208,31 @@ fn answer_json(answer: &ResponseOp) -> Option<Value> {
     })
 }
 
-fn print_answer(output: Output, answer: &ResponseOp) {
+fn print_answer(answer: &ResponseOp) {
     match &answer.response {
         Some(Response::ResponseRange(range)) if range.kvs.is_empty() => say!("no such key"),
-        Some(Response::ResponseRange(range)) => print(output, &range.kvs),
+        Some(Response::ResponseRange(range)) => print(Output::Table, &range.kvs),
         Some(Response::ResponsePut(put)) => say!("revision {}", revision(put.header.as_ref())),
         Some(Response::ResponseDeleteRange(delete)) => say!("deleted {} keys", delete.deleted),
+        Some(Response::ResponseTxn(_)) | None => {}
+    }
+}
+
+/// Rows of the operation of this number, counted from 1: of a `get`, one for each key that was found.
+fn simple_answer(number: u32, answer: &ResponseOp) {
+    let row = |kind: &str, cells: &[&[u8]]| {
+        output::simple(&[&[number.to_string().as_bytes(), kind.as_bytes()], cells].concat());
+    };
+    match &answer.response {
+        Some(Response::ResponseRange(range)) => {
+            for found in &range.kvs {
+                row("get", &[&found.key, found.mod_revision.to_string().as_bytes(), &found.value]);
+            }
+        }
+        Some(Response::ResponsePut(put)) => {
+            row("put", &[revision(put.header.as_ref()).to_string().as_bytes()]);
+        }
+        Some(Response::ResponseDeleteRange(delete)) => row("del", &[delete.deleted.to_string().as_bytes()]),
         Some(Response::ResponseTxn(_)) | None => {}
     }
 }

@@ -1,11 +1,14 @@
 //! Amounts as people write them.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::controller::History;
 use crate::error::{Context, Fault};
+use crate::ids::NodeId;
+use crate::limits::LEASE_TTL_MAX;
 
 /// An amount in a file: a text as on the command line, or a bare number.
 #[derive(Debug, Deserialize, PartialEq)]
@@ -65,6 +68,43 @@ pub fn span(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("{text:?} is no span of time above zero: write 250ms, 30s, 5m or 2h"))
 }
 
+/// A whole number of `what` within its bounds.
+pub fn whole<T: TryFrom<u64>>(
+    what: &'static str,
+    bounds: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let number = text.parse().ok().filter(|number| bounds.contains(number));
+        let (from, to) = (bounds.start(), bounds.end());
+        number
+            .and_then(|number| T::try_from(number).ok())
+            .ok_or_else(|| format!("{text:?} is no {what}: a whole number from {from} to {to}"))
+    }
+}
+
+/// A revision of the store.
+pub fn revision(text: &str) -> Result<i64, String> {
+    whole("revision", 0..=i64::MAX.cast_unsigned())(text)
+}
+
+/// The id of a member or a worker.
+pub fn member(text: &str) -> Result<NodeId, String> {
+    whole("id of a member", 1..=u64::MAX)(text).map(NodeId)
+}
+
+/// How long a lease lasts: a span of whole seconds, no shorter than `least`.
+pub fn ttl(least: Duration) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync + 'static {
+    move |text| {
+        let given = span(text).ok().filter(|ttl| ttl.subsec_nanos() == 0 && (least..=LEASE_TTL_MAX).contains(ttl));
+        let (from, to) = (least.as_secs(), LEASE_TTL_MAX.as_secs());
+        given.ok_or_else(|| {
+            format!(
+                "{text:?} is no time for a lease: write 60, 90s, 5m or 2h; from {from} to {to} seconds, and whole ones"
+            )
+        })
+    }
+}
+
 /// What keys may take: an amount of bytes above zero, or `none` for any.
 pub fn quota(text: &str) -> Result<u64, String> {
     match (text, bytes(text)) {
@@ -114,6 +154,13 @@ mod tests {
         assert!(quota("0").is_err() && quota("0Mi").is_err() && quota("much").is_err());
         assert_eq!((history("all"), history("500")), (Ok(History::All), Ok(History::Revisions(500))));
         assert_eq!(history("24h"), Ok(History::Age(Duration::from_secs(86_400))));
+        assert_eq!((revision("0"), member("7")), (Ok(0), Ok(NodeId(7))));
+        assert!(revision("9223372036854775808").unwrap_err().ends_with("from 0 to 9223372036854775807"));
+        assert!(revision("-1").is_err() && revision("x").is_err() && member("0").is_err());
+        assert!(whole::<u8>("port", 0..=1000)("256").is_err(), "it has no room");
+        let lease = ttl(Duration::from_secs(2));
+        assert_eq!((lease("60"), lease("5m")), (Ok(Duration::from_secs(60)), Ok(Duration::from_secs(300))));
+        assert!(lease("1").is_err() && lease("2500ms").is_err() && lease("9000000001").is_err());
         assert!(history("0").is_err() && history("0s").is_err() && history("a day").is_err());
     }
 }

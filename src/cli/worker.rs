@@ -4,7 +4,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::output;
-use super::units::bytes_text;
+use super::units::{self, bytes_text};
 use super::{Connection, Failure, Output};
 use crate::ids::NodeId;
 use crate::proto::v1::{Member, MemberRole, Worker, WorkerStatus};
@@ -18,12 +18,14 @@ pub enum WorkerCommand {
     /// Have a worker take nothing new; what it runs goes on
     Drain {
         /// Its id, as `list` shows it
-        id: u64,
+        #[arg(value_parser = units::member)]
+        id: NodeId,
     },
     /// Have a drained worker take tasks again
     Resume {
         /// Its id, as `list` shows it
-        id: u64,
+        #[arg(value_parser = units::member)]
+        id: NodeId,
     },
 }
 
@@ -68,10 +70,11 @@ impl WorkerCommand {
             Self::Drain { id } => (*id, WorkerStatus::Draining),
             Self::Resume { id } => (*id, WorkerStatus::Online),
         };
-        client.set_worker_status(NodeId(set.0), set.1).await?;
-        match as_json {
-            true => output::json(&json!({ "id": set.0, "status": status_name(set.1) })),
-            false => say!("worker {} is {}", set.0, status_name(set.1)),
+        client.set_worker_status(set.0, set.1).await?;
+        match connection.output {
+            Output::Json => output::json(&json!({ "id": set.0.0, "status": status_name(set.1) })),
+            Output::Simple => output::simple(&[set.0.to_string().as_str(), status_name(set.1)]),
+            Output::Table => say!("worker {} is {}", set.0, status_name(set.1)),
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::{Client, ClientError, unexpected};
 use crate::ids::Revision;
+use crate::limits::RANGE_PAGE_KEYS;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
@@ -87,6 +88,48 @@ impl Client {
         Ok(self.range(range).await?.kvs.into_iter().next())
     }
 
+    /// Reads all keys that begin with a prefix, in their order, as of one revision.
+    ///
+    /// # Errors
+    /// See [`range_in_pages`](Self::range_in_pages).
+    pub async fn list(&self, prefix: &[u8]) -> Result<Vec<KeyValue>, ClientError> {
+        let (key, range_end) = with_prefix(prefix);
+        Ok(self.range_in_pages(RangeRequest { key, range_end, ..RangeRequest::default() }).await?.0)
+    }
+
+    /// Reads keys in their order in pages of [`RANGE_PAGE_KEYS`], all as of the revision of the first page; at most as many as the
+    /// range's limit, or all if that is 0. Says whether there are more. It is for what is not sorted otherwise: see `range`.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; never unknown. Rejected if that revision is compacted before the last page is read.
+    pub async fn range_in_pages(&self, mut range: RangeRequest) -> Result<(Vec<KeyValue>, bool), ClientError> {
+        let limit = usize::try_from(range.limit).unwrap_or_default();
+        let mut rows: Vec<KeyValue> = Vec::new();
+        loop {
+            let left = if limit == 0 { RANGE_PAGE_KEYS } else { (limit - rows.len()).min(RANGE_PAGE_KEYS) };
+            range.limit = i64::try_from(left).unwrap_or(i64::MAX);
+            let page = self.range(range.clone()).await?;
+            if range.revision == 0 {
+                range.revision = revision(page.header.as_ref()).0.cast_signed();
+            }
+            rows.extend(page.kvs);
+            let Some(last) = rows.last().filter(|_| page.more && (limit == 0 || rows.len() < limit)) else {
+                return Ok((rows, page.more));
+            };
+            // The next key there can be.
+            range.key = [&last.key[..], &[0]].concat().into();
+        }
+    }
+
+    /// Removes all keys that begin with a prefix, exactly once. Says how many there were.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub async fn delete_prefix(&self, prefix: &[u8]) -> Result<u64, ClientError> {
+        let (key, range_end) = with_prefix(prefix);
+        Ok(self.delete_range(DeleteRangeRequest { key, range_end, prev_kv: false }).await?.deleted.cast_unsigned())
+    }
+
     /// Sets a key; with `expected`, only if its revision is that one (0: it does not exist).
     ///
     /// # Errors
@@ -143,6 +186,13 @@ impl Client {
             (_, response) => Ok((header, response)),
         }
     }
+}
+
+/// All keys that begin with a prefix, as `key` and `range_end` of a request.
+pub fn with_prefix(prefix: &[u8]) -> (Bytes, Bytes) {
+    // No key is empty.
+    let from = if prefix.is_empty() { Bytes::from_static(&[0]) } else { Bytes::copy_from_slice(prefix) };
+    (from, kv::prefix_end(prefix))
 }
 
 /// The comparison that holds while a key's revision is this one; 0: while it does not exist.

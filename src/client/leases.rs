@@ -69,12 +69,14 @@ impl HeldLease {
         clock.sleep(self.ends.since(clock.now())).await;
     }
 
-    /// Ends it: its keys are removed.
+    /// Ends it: its keys are removed. Tries for no longer than it lasts, for then they are removed without this.
     ///
     /// # Errors
     /// See [`ClientError`].
     pub async fn revoke(self) -> Result<(), ClientError> {
-        self.client.revoke_lease(self.id).await.map(|_| ())
+        let left = self.ends.since(self.client.io.clock.now());
+        let client = self.client.with_timeout(left.min(self.client.timeout));
+        client.revoke_lease(self.id).await.map(|_| ())
     }
 }
 

@@ -37,7 +37,7 @@ use crate::state::command;
 use crate::time::Monotonic;
 
 pub use events::{Changes, KeyWatch};
-pub use kv::{is_at, is_created_at, revision};
+pub use kv::{is_at, is_created_at, revision, with_prefix};
 pub use leases::HeldLease;
 pub use line::{Entered, Line, Turn};
 use together::Together;

@@ -19,6 +19,7 @@ mod space;
 pub use restore::restore;
 
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -134,31 +135,34 @@ impl NodeBuilder {
         self
     }
 
-    /// How long a follower waits for a leader, at least; each draws its own time between one and two of it.
+    /// How long a follower waits for a leader, at least; each draws its own time between one and two of it. From
+    /// [`limits::ELECTION_TIMEOUT_MIN`] to [`limits::ELECTION_TIMEOUT_MAX`]; [`limits::ELECTION_TIMEOUT`] without this.
     pub fn election_timeout(mut self, timeout: Duration) -> Self {
         self.election_timeout = timeout;
         self
     }
 
-    /// How many voters it makes while it leads; further members stay learners.
+    /// How many voters it makes while it leads; further members stay learners. From 1 to [`limits::MEMBERS_MAX`];
+    /// [`limits::VOTERS_TARGET_MAX`] without this.
     pub fn voters_max(mut self, voters: usize) -> Self {
         self.voters_max = voters;
         self
     }
 
-    /// How much of the applied log it keeps for members that are behind.
+    /// How much of the applied log it keeps for members that are behind; one entry at least.
     pub fn log_kept(mut self, retention: Retention) -> Self {
         self.retention = retention;
         self
     }
 
-    /// About how large the chunks are in which it sends a snapshot.
+    /// About how large the chunks are in which it sends a snapshot, in bytes: from 1 to half of [`limits::MESSAGE_BYTES_MAX`].
     pub fn snapshot_chunk_bytes(mut self, bytes: usize) -> Self {
         self.chunk_bytes = bytes;
         self
     }
 
-    /// How many changes of keys it reads at once for those who watch.
+    /// How many changes of keys it reads at once for those who watch: from 1 to [`limits::EVENTS_MAX`], which is what it does without
+    /// this.
     pub fn watch_batch_events(mut self, events: usize) -> Self {
         self.events_max = events;
         self
@@ -176,25 +180,26 @@ impl NodeBuilder {
         self
     }
 
-    /// Bytes of free space below which it takes nothing that grows.
+    /// Bytes of free space below which it takes nothing that grows; [`limits::FREE_SPACE_FLOOR`] without this.
     pub fn free_space_floor(mut self, bytes: u64) -> Self {
         self.free_space_floor = bytes;
         self
     }
 
-    /// Bytes that keys and their history may take while it leads: beyond them it raises an alarm.
+    /// Bytes that keys and their history may take while it leads: beyond them it raises an alarm. From 1, [`u64::MAX`] for no bound;
+    /// [`limits::KEYS_QUOTA`] without this.
     pub fn keys_quota(mut self, bytes: u64) -> Self {
         self.keys_quota = bytes;
         self
     }
 
-    /// How often it mixes a password before it is kept: what a guess costs.
+    /// How often it mixes a password before it is kept: what a guess costs. [`limits::PASSWORD_ROUNDS`] without this.
     pub fn password_rounds(mut self, rounds: NonZeroU32) -> Self {
         self.password_rounds = rounds;
         self
     }
 
-    /// How much of the keys' past it keeps while it leads.
+    /// How much of the keys' past it keeps while it leads: one revision, or some time, at least.
     pub fn history(mut self, history: History) -> Self {
         self.history = history;
         self
@@ -227,20 +232,13 @@ impl NodeBuilder {
     /// [`os::io`](crate::os::io) does. Who wants something else puts a [`Spawn`](crate::io::Spawn) of its own into the [`Io`].
     ///
     /// # Errors
-    /// The address is taken, the node has no identity and was not told how to get one, the cluster refused it, or its
+    /// A setting is out of its bounds, the address is taken, the node has no identity and was not told how to get one, the cluster refused it, or its
     /// data is corrupt. Nothing that existed has changed.
     pub async fn start(self) -> Result<Node, Fault> {
         if self.role == Role::Worker {
             return pure::start(self).await;
         }
-        let timeout = self.election_timeout;
-        if !(limits::ELECTION_TIMEOUT_MIN..=limits::ELECTION_TIMEOUT_MAX).contains(&timeout) {
-            return Err(Fault::new(format!(
-                "election timeout {timeout:?}: must be from {:?} to {:?}",
-                limits::ELECTION_TIMEOUT_MIN,
-                limits::ELECTION_TIMEOUT_MAX
-            )));
-        }
+        self.check()?;
         let (listener, address) = self.bind().await?;
         let bound = listener.address();
         let io = self.io;
@@ -276,7 +274,7 @@ impl NodeBuilder {
             io: io.clone(),
             identity,
             address: address.clone(),
-            election_ticks: (timeout.as_millis() / limits::TICK.as_millis()) as usize,
+            election_ticks: (self.election_timeout.as_millis() / limits::TICK.as_millis()) as usize,
             lease_reads: self.lease_reads,
             retention: self.retention,
             log,
@@ -320,6 +318,36 @@ impl NodeBuilder {
         tracing::info!(cluster = identity.cluster.hex(), member = %identity.id, %bound, "started");
         let life = Life::Member { shared, incarnation };
         Ok(Node { io, identity, health, address: bound, advertised: address, routes, life, worker, serving, tasks })
+    }
+
+    /// Whether all that it was told is within its bounds.
+    fn check(&self) -> Result<(), Fault> {
+        fn within<T: PartialOrd + std::fmt::Debug>(
+            what: &str,
+            value: &T,
+            bounds: RangeInclusive<T>,
+        ) -> Result<(), Fault> {
+            match bounds.contains(value) {
+                true => Ok(()),
+                false => Err(Fault::new(format!(
+                    "{what} {value:?}: must be from {:?} to {:?}",
+                    bounds.start(),
+                    bounds.end()
+                ))),
+            }
+        }
+        let timeouts = limits::ELECTION_TIMEOUT_MIN..=limits::ELECTION_TIMEOUT_MAX;
+        within("election timeout", &self.election_timeout, timeouts)?;
+        within("number of voters", &self.voters_max, 1..=limits::MEMBERS_MAX)?;
+        within("number of log entries kept", &self.retention.entries, 1..=u64::MAX)?;
+        within("bytes of a snapshot's chunk", &self.chunk_bytes, 1..=limits::MESSAGE_BYTES_MAX / 2)?;
+        within("number of changes read at once", &self.events_max, 1..=limits::EVENTS_MAX)?;
+        within("bytes that keys may take", &self.keys_quota, 1..=u64::MAX)?;
+        match self.history {
+            History::All => Ok(()),
+            History::Revisions(revisions) => within("number of revisions kept", &revisions, 1..=u64::MAX),
+            History::Age(age) => within("time that revisions are kept", &age, Duration::from_nanos(1)..=Duration::MAX),
+        }
     }
 
     /// Takes the address to listen on; gives the one that others are told.

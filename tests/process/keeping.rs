@@ -17,14 +17,18 @@ fn keys_take_what_they_may_until_room_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let node = Running::member(dir.path(), "n1", "127.0.0.1:0", &["--bootstrap", "--keys-quota", "256Ki"]);
     let at = &node.address;
-    assert_eq!(json(at, &["alarm", "list"]), serde_json::json!([]));
+    assert_eq!(json(at, &["alarm", "list"])["alarms"], serde_json::json!([]));
     let value = "x".repeat(50_000);
     let put = |key: &str| node.kv(&["put", key, &value]);
     let full = (0..20).map(|number| put(&format!("k{}", number % 2))).find(|output| !output.status.success());
     let full = full.expect("a quota of five of them is full after twenty");
     assert!(text(&full.stderr).contains("node alarm disarm"), "{}", text(&full.stderr));
     assert_eq!(full.status.code(), Some(1));
-    assert_eq!(json(at, &["alarm", "list"]), serde_json::json!([{ "member": 1, "alarm": "NOSPACE" }]));
+    let raised = json(at, &["alarm", "list"]);
+    assert_eq!(raised["alarms"], serde_json::json!([{ "member": 1, "alarm": "NOSPACE" }]));
+    assert_eq!(raised["keys_quota"], 256 << 10);
+    assert!(raised["keys_bytes"].as_u64() > Some(200_000), "{raised}");
+    assert_eq!(text(&run(&["alarm", "list", "-o", "simple", "--endpoints", at]).stdout), "1\tNOSPACE\n");
     // What takes no space goes on.
     assert!(node.kv(&["get", "k0"]).status.success());
     assert!(node.kv(&["delete", "k1"]).status.success());
@@ -35,7 +39,7 @@ fn keys_take_what_they_may_until_room_is_made() {
     assert!(!put("k0").status.success(), "the alarm is raised still");
     assert!(run(&["alarm", "disarm", "--endpoints", at]).status.success());
     assert!(put("k0").status.success());
-    assert_eq!(json(at, &["alarm", "list"]), serde_json::json!([]));
+    assert_eq!(json(at, &["alarm", "list"])["alarms"], serde_json::json!([]));
     fails(2, &["lots", "64Mi"], &["start", "--data-dir", "unused", "--keys-quota", "lots"]);
     fails(2, &["0 bytes", "none"], &["start", "--data-dir", "unused", "--keys-quota", "0"]);
     fails(2, &["give join"], &["start", "--data-dir", "unused", "--bootstrap", "--standby"]);

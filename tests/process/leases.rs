@@ -104,6 +104,14 @@ fn a_lock_has_one_holder_and_an_election_one_leader() {
     interrupt(&second);
     let said = second.wait_with_output().unwrap();
     assert!(text(&said.stdout).starts_with("second leads, token "), "{}", text(&said.stdout));
+    // Who cannot know any more that it leads says so, and no more than that.
+    let third = start(&["elect", "seat", "third", "--ttl", "2"]).spawn().unwrap();
+    until("the third leads", || leader() == "third");
+    member.kill();
+    let said = third.wait_with_output().unwrap();
+    assert!(matches!(said.status.code(), Some(3 | 4)), "{:?}", said.status);
+    let why = text(&said.stderr);
+    assert!(why.starts_with("error: third leads no more") && why.lines().count() == 1, "{why}");
 }
 
 #[test]

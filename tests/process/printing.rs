@@ -77,15 +77,24 @@ fn scripts_get_rows() {
     assert_eq!(simple(&["kv", "put", "a", "four", "--prev"]), (Some(0), "3\tone\\ttwo\\nthree\n".into()));
     assert_eq!(simple(&["lease", "grant", "600", "--id", "4a1c"]), (Some(0), "4a1c\n".into()));
     assert_eq!(simple(&["kv", "put", "b", "v", "--lease", "4a1c"]), (Some(0), "4\n".into()));
-    assert_eq!(simple(&["kv", "txn", "--if", "version(a) = 9", "--else", "get b"]).1, "false\nb\t4\tv\n");
+    assert_eq!(simple(&["kv", "txn", "--if", "version(a) = 9", "--else", "get b"]).1, "false\n1\tget\tb\t4\tv\n");
+    let all = ["--then", "get none", "--then", "put t -1", "--then", "del none"];
+    assert_eq!(simple(&[&["kv", "txn"], &all[..]].concat()).1, "true\n2\tput\t5\n3\tdel\t0\n");
+    assert_eq!(simple(&["kv", "del", "t"]), (Some(0), "1\n".into()));
     assert_eq!(simple(&["kv", "del", "b"]), (Some(0), "1\n".into()));
     assert_eq!(simple(&["kv", "list"]), (Some(0), "a\t3\tfour\n".into()));
+    assert_eq!(simple(&["alarm", "list"]), (Some(0), String::new()));
+    assert_eq!(simple(&["auth", "role", "list"]), (Some(0), String::new()));
+    let backup = dir.path().join("backup").to_str().unwrap().to_owned();
+    let saved = simple(&["snapshot", "save", &backup]).1;
+    assert!(saved.starts_with(&format!("{backup}\t")) && saved.split('\t').count() == 7, "{saved}");
+    assert_eq!(simple(&["snapshot", "status", &backup]).1, saved);
     let mut watch =
         kv(&node).args(["watch", "", "--prefix", "--revision", "2", "--prev", "-o", "simple"]).spawn().unwrap();
     let mut line = lines(watch.stdout.take().unwrap());
     assert_eq!(
         [line(), line(), line(), line()],
-        ["2\tput\ta\tone\\ttwo\\nthree", "3\tput\ta\tfour\tone\\ttwo\\nthree", "4\tput\tb\tv", "5\tdelete\tb\t\tv"]
+        ["2\tput\ta\tone\\ttwo\\nthree", "3\tput\ta\tfour\tone\\ttwo\\nthree", "4\tput\tb\tv", "5\tput\tt\t-1"]
     );
     watch.kill().unwrap();
     watch.wait().unwrap();
@@ -95,6 +104,26 @@ fn scripts_get_rows() {
     assert!(text(&some.stderr).contains("more keys than these 1"), "{}", text(&some.stderr));
     for form in ["table", "json", "simple"] {
         fails(1, &["\"nothing\" does not exist"], &["kv", "del", "nothing", "-o", form, "--endpoints", &node.address]);
+    }
+}
+
+#[test]
+fn numbers_have_bounds_that_are_said() {
+    for (words, args) in [
+        (["\"-1\"", "from 0 to 9223372036854775807"], &["kv", "get", "k", "--revision", "-1"][..]),
+        (["\"9223372036854775808\"", "from 0 to 9223372036854775807"], &["kv", "compact", "9223372036854775808"]),
+        (["\"x\"", "from 0 to 9223372036854775807"], &["kv", "put", "k", "v", "--if-revision", "x"]),
+        (["\"1.5\"", "from 0 to"], &["kv", "list", "--limit", "1.5"]),
+        (["\"0\"", "from 1 to"], &["cluster", "remove", "0"]),
+        (["\"one\"", "id of a member"], &["worker", "drain", "one"]),
+        (["\"0\"", "from 1 to 9000000000 seconds"], &["lease", "grant", "0"]),
+        (["\"1500ms\"", "whole ones"], &["lease", "grant", "1500ms"]),
+        (["\"1\"", "from 2 to"], &["lock", "a", "--ttl", "1", "--", "true"]),
+        (["\"1001\"", "from 0 to 1000"], &["run", "--retries", "1001", "--", "true"]),
+        (["\"0\"", "from 1 to 10000"], &["bench", "put", "--clients", "0"]),
+        (["\"9\"", "from 500 to 60000"], &["start", "--data-dir", "unused", "--election-timeout-ms", "9"]),
+    ] {
+        fails(2, &words, args);
     }
 }
 

@@ -151,12 +151,14 @@ fn bad_tasks_are_named() {
     says(1, &["name", "given by the cluster"], &["submit", "--name", "task-7", "--", "true"]);
     says(1, &["name", "digits"], &["submit", "--name", "7", "--", "true"]);
     says(2, &["--timeout", "above zero"], &["submit", "--timeout", "0s", "--", "true"]);
-    says(1, &["retries", "at most"], &["submit", "--retries", "5000", "--", "true"]);
+    says(2, &["\"5000\"", "from 0 to 1000"], &["submit", "--retries", "5000", "--", "true"]);
     says(1, &["features"], &["submit", "--feature", "a b", "--", "true"]);
     says(2, &["--memory", "64Mi"], &["submit", "--memory", "lots", "--", "true"]);
     says(1, &["there is no task nothing"], &["status", "nothing"]);
     says(1, &["no/such/file"], &["submit", "--file", "no/such/file"]);
     let file = dir.path().join("bad.toml");
+    fs::write(&file, "command = ['true']\nretries = 5000\n").unwrap();
+    says(1, &["retries", "at most"], &["submit", "--file", file.to_str().unwrap()]);
     fs::write(&file, "command = ['true']\nretires = 3\n").unwrap();
     says(1, &["retires", "bad.toml"], &["submit", "--file", file.to_str().unwrap()]);
     let huge = "x".repeat(70_000);

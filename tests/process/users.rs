@@ -59,6 +59,27 @@ fn users_do_what_they_may() {
         done(&["auth", "role", "get", "web"], &root, ""),
         "ACCESS     KEYS\nread       a up to c\nreadwrite  web/*\n"
     );
+    let permissions = done(&["auth", "role", "get", "web", "-o", "simple"], &root, "");
+    assert_eq!(permissions, "read\ta\tc\nreadwrite\tweb/\tweb0\n");
+    assert_eq!(done(&["auth", "status", "-o", "simple"], &root, "").split('\t').next(), Some("true"));
+    // What is wrong, and with whom.
+    for (why, args) in [
+        (r#"role "web": there is such a role already"#, &["role", "add", "web"][..]),
+        (r#"role "no": there is no such role"#, &["role", "get", "no"]),
+        (r#"user "no": there is no such user"#, &["user", "get", "no"]),
+        (r#"user "root", role "web": the user does not have that role"#, &["user", "revoke", "root", "web"]),
+        (r#"role "web": the role has no permission for just this range"#, &["role", "revoke", "web", "b"]),
+    ] {
+        refused(why, &[&["auth"], args].concat(), &root);
+    }
+    for (why, args) in [
+        ("<NAME>", &["user", "add", "", "--no-password"][..]),
+        (r#"no key lies from "b" to "a""#, &["role", "grant", "web", "read", "b", "--to", "a"]),
+        ("'' --prefix", &["role", "grant", "web", "read", ""]),
+    ] {
+        let args = with(&[&["auth"], args].concat(), &root);
+        fails(2, &[why], &args.iter().map(String::as_str).collect::<Vec<_>>());
+    }
     done(&["auth", "user", "add", "alice"], &root, "a");
     done(&["auth", "user", "grant", "alice", "web"], &root, "");
     assert_eq!(done(&["auth", "user", "list"], &root, ""), "alice\nroot\n");
