@@ -75,7 +75,27 @@ pub enum Role {
     Both,
 }
 
-/// Builds a node: the only way to make one, for the binary, for embedders and for the simulator.
+/// Builds a node: the only way to make one, for the binary, for embedders and for the simulator. What is not set is as `node start` has
+/// it.
+///
+/// ```
+/// # use cairn::node::{NodeBuilder, Origin};
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let dir = tempfile::tempdir()?;
+/// let builder = || -> Result<_, Box<dyn std::error::Error>> {
+///     Ok(NodeBuilder::new(cairn::os::io(dir.path(), None)?, "127.0.0.1:0".parse()?).origin(Origin::Bootstrap))
+/// };
+/// // What is out of its bounds is named, and nothing is made.
+/// let refused = builder()?.voters_max(0).start().await.err().expect("nobody would lead");
+/// assert_eq!(refused.to_string(), "number of voters 0: must be from 1 to 32");
+///
+/// let node = builder()?.voters_max(3).keys_quota(1 << 30).start().await?;
+/// node.wait_ready().await;
+/// node.stop().await;
+/// # Ok(())
+/// # }
+/// ```
 pub struct NodeBuilder {
     io: Io,
     listen: Address,
