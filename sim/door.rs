@@ -55,6 +55,8 @@ pub trait Witness: Send + Sync {
 
 /// How long a look at what was changed may take: it counts to the change, whose time others are ordered by.
 const WITNESS_PATIENCE: Duration = Duration::from_millis(200);
+/// Keys in a page of what is read of several.
+const PAGE_KEYS: i64 = 2;
 
 type Call<T> = BoxFuture<'static, Result<Response<T>, Status>>;
 
@@ -146,9 +148,17 @@ fn failed(error: ClientError) -> Seen {
 }
 
 impl Door {
-    /// Reads keys.
+    /// Reads keys, several of them in pages, as far as they can be.
     pub async fn range(&self, range: RangeRequest) -> Result<RangeResponse, Seen> {
         match self {
+            Self::Own(client) if !range.range_end.is_empty() => {
+                let newest = range.revision == 0;
+                client.range_in_pages(range, PAGE_KEYS).await.map_err(|error| match failed(error) {
+                    // The newest when it was begun: it may be compacted before the last page.
+                    Seen::Compacted if newest => Seen::NotDone,
+                    seen => seen,
+                })
+            }
             Self::Own(client) => client.range(range).await.map_err(failed),
             Self::Etcd(etcd) => etcd.call(|at| Box::pin(async move { KvClient::new(at).range(range).await })).await,
         }

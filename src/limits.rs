@@ -20,7 +20,7 @@ pub const JSON_BYTES_MAX: usize = 2 * COMMAND_BYTES_MAX;
 /// Requests as JSON that are read at once; more are refused.
 pub const JSON_READING_MAX: usize = 256;
 /// Keys that our own client asks for at once.
-pub const RANGE_PAGE_KEYS: usize = 1_000;
+pub const RANGE_PAGE_KEYS: i64 = 1_000;
 
 /// Largest batch of commands that becomes one log entry, in bytes; a single larger command goes alone.
 pub const BATCH_BYTES_MAX: usize = 1024 * 1024;

@@ -33,7 +33,8 @@ impl Alarm {
     pub(super) async fn run(&self, connection: &Connection) -> Result<(), Failure> {
         let client = connection.client()?;
         let mut alarms = client.alarms().await?;
-        if matches!(self, Self::Disarm) {
+        let disarms = matches!(self, Self::Disarm);
+        if disarms {
             let mut disarmed = Vec::new();
             for alarm in alarms {
                 // Another may have been faster.
@@ -44,14 +45,14 @@ impl Alarm {
             alarms = disarmed;
         }
         let status = client.status().await?;
-        if matches!(self, Self::Disarm) && status.keys_bytes > status.keys_quota {
+        if disarms && status.keys_bytes > status.keys_quota {
             eprintln!("keys take more than they may still: what adds to them will raise the alarm again");
         }
         match connection.output {
             Output::Json => output::json(&json!({
                 "keys_bytes": status.keys_bytes,
                 "keys_quota": output::quota_json(&status),
-                (if matches!(self, Self::Disarm) { "disarmed" } else { "alarms" }): alarms.iter().map(as_json).collect::<Vec<_>>(),
+                (if disarms { "disarmed" } else { "alarms" }): alarms.iter().map(as_json).collect::<Vec<_>>(),
             })),
             Output::Simple => {
                 let row = |alarm: &AlarmMember| [alarm.member_id.to_string(), alarm.alarm().as_str_name().to_owned()];
@@ -62,7 +63,7 @@ impl Alarm {
                 if alarms.is_empty() {
                     say!("no alarm is raised");
                 }
-                let before = if matches!(self, Self::Disarm) { "disarmed what " } else { "" };
+                let before = if disarms { "disarmed what " } else { "" };
                 alarms.iter().for_each(|alarm| say!("{before}member {} raised: {}", alarm.member_id, what(alarm)));
             }
         }

@@ -42,6 +42,24 @@ pub enum Auth {
     },
 }
 
+/// A user or a role.
+#[derive(Args)]
+pub struct Named {
+    /// Its name
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    name: String,
+}
+
+/// A user, and a role that it has or is to have.
+#[derive(Args)]
+pub struct Given {
+    #[command(flatten)]
+    user: Named,
+    /// The role
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
+    role: String,
+}
+
 /// What can be done with users.
 #[derive(Subcommand)]
 pub enum User {
@@ -49,9 +67,8 @@ pub enum User {
     #[command(after_help = "Examples:\n  node auth user add alice\n  node auth user add alice < password-file\n  \
         node auth user add web --no-password")]
     Add {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
+        #[command(flatten)]
+        user: Named,
         /// It has none: nobody can log in as it yet
         #[arg(long)]
         no_password: bool,
@@ -59,43 +76,17 @@ pub enum User {
     /// Print the names of all
     List,
     /// Print the roles of one
-    Get {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
-    },
+    Get(Named),
     /// Remove one
-    Delete {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
-    },
+    Delete(Named),
     /// Give one another password, which is asked for, or read from standard input; who logged in with the old one is logged out
     #[command(after_help = "Examples:\n  node auth user passwd alice\n  node auth user passwd alice < password-file")]
-    Passwd {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
-    },
+    Passwd(Named),
     /// Give one a role; who has the role root may do everything
     #[command(after_help = "Example:\n  node auth user grant alice web")]
-    Grant {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
-        /// The role
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        role: String,
-    },
+    Grant(Given),
     /// Take a role from one
-    Revoke {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
-        /// The role
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        role: String,
-    },
+    Revoke(Given),
 }
 
 /// What can be done with roles.
@@ -103,34 +94,21 @@ pub enum User {
 pub enum Role {
     /// Add one, which may do nothing yet
     #[command(after_help = "Example:\n  node auth role add web && node auth role grant web readwrite web/ --prefix")]
-    Add {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
-    },
+    Add(Named),
     /// Print the names of all
     List,
     /// Print what one may do
-    Get {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
-    },
+    Get(Named),
     /// Remove one, from all users that have it, too
-    Delete {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
-    },
+    Delete(Named),
     /// Say what one may do with keys, instead of what was said of just these before
     #[command(
         after_help = "Examples:\n  node auth role grant web readwrite web/ --prefix\n  node auth role grant web read config\n  \
         node auth role grant web read a --to m\n  node auth role grant all read '' --prefix"
     )]
     Grant {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
+        #[command(flatten)]
+        role: Named,
         /// What it may do
         #[arg(value_enum)]
         access: What,
@@ -140,9 +118,8 @@ pub enum Role {
     /// Say no more of keys of which just these were named
     #[command(after_help = "Example:\n  node auth role revoke web web/ --prefix")]
     Revoke {
-        /// Its name
-        #[arg(value_parser = NonEmptyStringValueParser::new())]
-        name: String,
+        #[command(flatten)]
+        role: Named,
         #[command(flatten)]
         keys: Keys,
     },
@@ -248,7 +225,7 @@ impl Auth {
             }
             Self::User { command: User::List } => return names(connection, "user", &client.users().await?),
             Self::Role { command: Role::List } => return names(connection, "role", &client.roles().await?),
-            Self::User { command: User::Get { name } } => {
+            Self::User { command: User::Get(Named { name }) } => {
                 let roles = client.roles_of(name).await.map_err(|error| self.about(error))?;
                 match connection.output {
                     Output::Json => output::json(&json!({ "user": name, "roles": roles })),
@@ -256,7 +233,7 @@ impl Auth {
                 }
                 return Ok(());
             }
-            Self::Role { command: Role::Get { name } } => {
+            Self::Role { command: Role::Get(Named { name }) } => {
                 let permissions = client.permissions_of(name).await.map_err(|error| self.about(error))?;
                 match connection.output {
                     Output::Json => {
@@ -291,25 +268,21 @@ impl Auth {
         }
         Ok(())
     }
-}
 
-impl Auth {
     /// The user and the role that it names.
     fn named(&self) -> (&str, &str) {
         match self {
-            Self::User { command: User::Grant { name, role } | User::Revoke { name, role } } => (name, role),
-            Self::User {
-                command: User::Add { name, .. } | User::Get { name } | User::Delete { name } | User::Passwd { name },
-            } => (name, ""),
-            Self::Role {
-                command:
-                    Role::Add { name }
-                    | Role::Get { name }
-                    | Role::Delete { name }
-                    | Role::Grant { name, .. }
-                    | Role::Revoke { name, .. },
-            } => ("", name),
-            _ => ("", ""),
+            Self::User { command } => match command {
+                User::Grant(Given { user, role }) | User::Revoke(Given { user, role }) => (&user.name, role),
+                User::Add { user, .. } | User::Get(user) | User::Delete(user) | User::Passwd(user) => (&user.name, ""),
+                User::List => ("", ""),
+            },
+            Self::Role { command } => match command {
+                Role::Add(role) | Role::Get(role) | Role::Delete(role) => ("", &role.name),
+                Role::Grant { role, .. } | Role::Revoke { role, .. } => ("", &role.name),
+                Role::List => ("", ""),
+            },
+            Self::Enable | Self::Disable | Self::Status => ("", ""),
         }
     }
 
@@ -325,7 +298,7 @@ impl Auth {
             AuthReject::RoleNotGranted => format!("user {user:?}, role {role:?}"),
             _ => return error.into(),
         };
-        Failure::NotFound(format!("{about}: {reject}"))
+        Failure::Refused(format!("{about}: {reject}"))
     }
 }
 
@@ -341,26 +314,26 @@ fn names(connection: &Connection, what: &str, names: &[String]) -> Result<(), Fa
 impl User {
     fn change(&self) -> Result<Change, Failure> {
         Ok(match self {
-            Self::Add { name, no_password } => {
+            Self::Add { user: Named { name }, no_password } => {
                 let password = if *no_password { String::new() } else { new_password(name)? };
                 let options = no_password.then_some(UserAddOptions { no_password: true });
                 let name = name.clone();
                 Change::AddUser(AuthUserAddRequest { name, password, options, ..AuthUserAddRequest::default() })
             }
-            Self::Passwd { name } => {
+            Self::Passwd(Named { name }) => {
                 let (name, password) = (name.clone(), new_password(name)?);
                 let change =
                     AuthUserChangePasswordRequest { name, password, ..AuthUserChangePasswordRequest::default() };
                 Change::ChangePassword(change)
             }
-            Self::Delete { name } => Change::DeleteUser(AuthUserDeleteRequest { name: name.clone() }),
-            Self::Grant { name, role } => {
+            Self::Delete(Named { name }) => Change::DeleteUser(AuthUserDeleteRequest { name: name.clone() }),
+            Self::Grant(Given { user: Named { name }, role }) => {
                 Change::GrantRole(AuthUserGrantRoleRequest { user: name.clone(), role: role.clone() })
             }
-            Self::Revoke { name, role } => {
+            Self::Revoke(Given { user: Named { name }, role }) => {
                 Change::RevokeRole(AuthUserRevokeRoleRequest { name: name.clone(), role: role.clone() })
             }
-            Self::List | Self::Get { .. } => unreachable!("answered before"),
+            Self::List | Self::Get(_) => unreachable!("answered before"),
         })
     }
 }
@@ -368,9 +341,9 @@ impl User {
 impl Role {
     fn change(&self) -> Result<Change, Failure> {
         Ok(match self {
-            Self::Add { name } => Change::AddRole(AuthRoleAddRequest { name: name.clone() }),
-            Self::Delete { name } => Change::DeleteRole(AuthRoleDeleteRequest { role: name.clone() }),
-            Self::Grant { name, access, keys } => {
+            Self::Add(Named { name }) => Change::AddRole(AuthRoleAddRequest { name: name.clone() }),
+            Self::Delete(Named { name }) => Change::DeleteRole(AuthRoleDeleteRequest { role: name.clone() }),
+            Self::Grant { role: Named { name }, access, keys } => {
                 let perm_type = match access {
                     What::Read => Type::Read,
                     What::Write => Type::Write,
@@ -380,11 +353,11 @@ impl Role {
                 let perm = Some(Permission { perm_type: perm_type.into(), key, range_end });
                 Change::GrantPermission(AuthRoleGrantPermissionRequest { name: name.clone(), perm })
             }
-            Self::Revoke { name, keys } => {
+            Self::Revoke { role: Named { name }, keys } => {
                 let (key, range_end) = keys.range()?;
                 Change::RevokePermission(AuthRoleRevokePermissionRequest { role: name.clone(), key, range_end })
             }
-            Self::List | Self::Get { .. } => unreachable!("answered before"),
+            Self::List | Self::Get(_) => unreachable!("answered before"),
         })
     }
 }

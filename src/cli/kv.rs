@@ -264,22 +264,22 @@ impl Kv {
                     range.set_sort_order(order);
                     range.set_sort_target((*sort).into());
                 }
-                let (rows, more) = if plain {
+                let reply = if plain {
                     range.limit = limit.unwrap_or(0);
-                    client.range_in_pages(range).await?
+                    client.range_in_pages(range, RANGE_PAGE_KEYS).await?
                 } else {
                     // They come in one answer.
-                    range.limit = limit.unwrap_or(RANGE_PAGE_KEYS.cast_signed() as i64);
-                    let reply = client.range(range).await?;
-                    (reply.kvs, reply.more)
+                    range.limit = limit.unwrap_or(RANGE_PAGE_KEYS);
+                    client.range(range).await?
                 };
-                if more {
+                let rows = &reply.kvs;
+                if reply.more {
                     eprintln!("there are more keys than these {}; see --limit", rows.len());
                 }
                 if as_json {
                     output::json(&rows.iter().map(key_json).collect());
                 } else {
-                    print(connection.output, &rows);
+                    print(connection.output, rows);
                 }
             }
             Self::Txn(txn) => txn.run(connection).await?,
@@ -299,11 +299,12 @@ impl Kv {
             }
             Self::Compact { revision, physical } => {
                 client.compact(CompactionRequest { revision: *revision, physical: *physical }).await?;
-                match connection.output {
-                    Output::Json => output::json(&json!({ "compacted": revision })),
-                    Output::Simple => say!("{revision}"),
-                    Output::Table => say!("compacted up to revision {revision}"),
-                }
+                output::told(
+                    connection.output,
+                    &json!({ "compacted": revision }),
+                    &[revision.to_string()],
+                    format_args!("compacted up to revision {revision}"),
+                );
             }
         }
         Ok(())
@@ -318,7 +319,7 @@ fn given() -> Result<Bytes, Failure> {
 }
 
 fn missing(key: &[u8]) -> Failure {
-    Failure::NotFound(format!("the key {:?} does not exist", printable(key)))
+    Failure::Refused(format!("the key {:?} does not exist", printable(key)))
 }
 
 fn deleted(key: &[u8], count: u64, before: Option<&[KeyValue]>, output: Output) -> Result<(), Failure> {

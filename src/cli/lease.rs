@@ -58,19 +58,15 @@ impl Lease {
         match self {
             Self::Grant { ttl, id } => {
                 let (id, ttl) = client.grant_lease(*id, *ttl).await?;
-                match connection.output {
-                    Output::Json => output::json(&json!({ "lease": id.to_string(), "ttl": ttl.as_secs() })),
-                    Output::Simple => say!("{id}"),
-                    Output::Table => say!("lease {id} lasts {} s", ttl.as_secs()),
-                }
+                let (name, seconds) = (id.to_string(), ttl.as_secs());
+                let document = json!({ "lease": name, "ttl": seconds });
+                output::told(connection.output, &document, &[name], format_args!("lease {id} lasts {seconds} s"));
             }
             Self::Revoke { id } => {
                 let revision = client.revoke_lease(*id).await?;
-                match connection.output {
-                    Output::Json => output::json(&json!({ "lease": id.to_string(), "revision": revision.0 })),
-                    Output::Simple => say!("{revision}"),
-                    Output::Table => say!("lease {id} is revoked"),
-                }
+                let document = json!({ "lease": id.to_string(), "revision": revision.0 });
+                let row = [revision.to_string()];
+                output::told(connection.output, &document, &row, format_args!("lease {id} is revoked"));
             }
             Self::KeepAlive { id, once } => loop {
                 let ttl = client.keep_lease_alive(*id).await?;
@@ -87,7 +83,7 @@ impl Lease {
             },
             Self::Ttl { id, keys } => {
                 let Some(lease) = client.lease(*id, *keys).await? else {
-                    return Err(Failure::NotFound(format!("lease {id} does not exist, or has ended")));
+                    return Err(Failure::Refused(format!("lease {id} does not exist, or has ended")));
                 };
                 let names = || lease.keys.iter().map(|key| printable(key));
                 let (left, ttl) = (lease.ttl, lease.granted_ttl);

@@ -33,6 +33,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
+use serde_json::json;
 
 use self::units::bytes_text;
 use crate::client::{Client, ClientError};
@@ -333,7 +334,8 @@ impl Connection {
 enum Failure {
     Fault(Fault),
     Client(ClientError),
-    NotFound(String),
+    /// Not found, or not done: what there is to say of that.
+    Refused(String),
     /// It makes no sense as it was typed, and nobody was asked.
     Usage(String),
 }
@@ -360,7 +362,7 @@ impl Failure {
     fn report(&self) -> i32 {
         match self {
             Self::Fault(fault) => eprintln!("error: {fault}"),
-            Self::NotFound(what) => eprintln!("error: {what}"),
+            Self::Refused(what) => eprintln!("error: {what}"),
             Self::Usage(why) => {
                 eprintln!("error: {why}");
                 return 2;
@@ -493,38 +495,29 @@ impl Cluster {
             }
             (Self::Add { address, standby }, output) => {
                 let id = client.expect_member(address, *standby).await?;
-                match output {
-                    Output::Json => output::json(&serde_json::json!({ "id": id.0, "address": address.as_str() })),
-                    Output::Simple => say!("{id}"),
-                    Output::Table => say!(
-                        "member {id} is expected at {address}: node start --data-dir DIR --listen {address} --join {}",
-                        connection.endpoints[0]
-                    ),
-                }
+                let document = json!({ "id": id.0, "address": address.as_str() });
+                let join = format!("node start --data-dir DIR --listen {address} --join {}", connection.endpoints[0]);
+                output::told(
+                    output,
+                    &document,
+                    &[id.to_string()],
+                    format_args!("member {id} is expected at {address}: {join}"),
+                );
             }
             (Self::Promote { id }, output) => {
                 client.promote_member(*id).await?;
-                match output {
-                    Output::Json => output::json(&serde_json::json!({ "promoted": id.0 })),
-                    Output::Simple => say!("{id}"),
-                    Output::Table => say!("member {id} votes"),
-                }
+                let document = json!({ "promoted": id.0 });
+                output::told(output, &document, &[id.to_string()], format_args!("member {id} votes"));
             }
             (Self::Remove { id }, output) => {
                 client.remove_member(*id).await?;
-                match output {
-                    Output::Json => output::json(&serde_json::json!({ "removed": id.0 })),
-                    Output::Simple => say!("{id}"),
-                    Output::Table => say!("member {id} is removed"),
-                }
+                let document = json!({ "removed": id.0 });
+                output::told(output, &document, &[id.to_string()], format_args!("member {id} is removed"));
             }
             (Self::TransferLeader { id }, output) => {
                 let leader = client.transfer_leader(*id).await?;
-                match output {
-                    Output::Json => output::json(&serde_json::json!({ "leader": leader.0 })),
-                    Output::Simple => say!("{leader}"),
-                    Output::Table => say!("member {leader} leads"),
-                }
+                let document = json!({ "leader": leader.0 });
+                output::told(output, &document, &[leader.to_string()], format_args!("member {leader} leads"));
             }
             (Self::Defragment { ids }, output) => defragment(&client, ids, output).await?,
         }
@@ -538,7 +531,7 @@ async fn defragment(client: &Client, ids: &[NodeId], output: Output) -> Result<(
     let rows = status.members.iter().filter_map(|row| row.member.as_ref());
     let mut members: Vec<&Member> = rows.filter(|member| is_server(member)).collect();
     if let Some(id) = ids.iter().find(|id| members.iter().all(|member| member.id != id.0)) {
-        return Err(Failure::NotFound(format!(
+        return Err(Failure::Refused(format!(
             "no member that keeps the state has the id {id}; see `node cluster status`"
         )));
     }
@@ -552,9 +545,7 @@ async fn defragment(client: &Client, ids: &[NodeId], output: Output) -> Result<(
         }
         let (before, after) = client.defragment(member).await?;
         match output {
-            Output::Json => {
-                done.push(serde_json::json!({ "member": id, "bytes_before": before, "bytes_after": after }))
-            }
+            Output::Json => done.push(json!({ "member": id, "bytes_before": before, "bytes_after": after })),
             Output::Simple => output::simple(&[id, before, after].map(|number| number.to_string())),
             Output::Table => say!("member {id}: {} before, {} now", bytes_text(before), bytes_text(after)),
         }

@@ -49,6 +49,15 @@ pub fn json(value: &Value) {
     say!("{value:#}");
 }
 
+/// Says what was done: as a document, as a row, or in words.
+pub fn told(output: Output, document: &Value, row: &[impl AsRef<[u8]>], words: std::fmt::Arguments<'_>) {
+    match output {
+        Output::Json => json(document),
+        Output::Simple => simple(row),
+        Output::Table => say!("{words}"),
+    }
+}
+
 /// Prints rows: below a heading in columns as wide as their widest cell, or simply, with a tab between one column and the next.
 pub fn table(output: Output, head: &[&str], rows: &[Vec<impl AsRef<[u8]>>]) {
     if output == Output::Simple {

@@ -89,21 +89,17 @@ fn check(file: &Path, from: impl Read) -> Result<Checked, Failure> {
 fn print(file: &Path, checked: &Checked, output: Output) {
     let Checked { cluster, revision, index, rows, bytes, version } = checked;
     let (file, cluster) = (file.display().to_string(), cluster.hex());
-    match output {
-        Output::Json => output::json(&json!({
-            "file": file, "cluster": cluster, "revision": revision, "index": index, "rows": rows, "bytes": bytes,
-            "version": version,
-        })),
-        Output::Simple => {
-            let numbers = [revision, index, rows, bytes].map(u64::to_string);
-            let cells = [file, cluster].into_iter().chain(numbers).chain([version.clone()]);
-            output::simple(&cells.collect::<Vec<_>>());
-        }
-        Output::Table => {
-            say!("{file}: whole, {bytes} bytes");
-            say!("cluster {cluster}, revision {revision}, entry {index}, {rows} rows, written by version {version}");
-        }
-    }
+    let document = json!({
+        "file": file, "cluster": cluster, "revision": revision, "index": index, "rows": rows, "bytes": bytes,
+        "version": version,
+    });
+    let numbers = [revision, index, rows, bytes].map(u64::to_string);
+    let row: Vec<_> = [file.clone(), cluster.clone()].into_iter().chain(numbers).chain([version.clone()]).collect();
+    let words = format_args!(
+        "{file}: whole, {bytes} bytes\n\
+         cluster {cluster}, revision {revision}, entry {index}, {rows} rows, written by version {version}"
+    );
+    output::told(output, &document, &row, words);
 }
 
 impl Snapshot {
@@ -139,14 +135,13 @@ impl Snapshot {
                 let (identity, head) = node::restore(&io, from, advertise)?;
                 let (cluster, id, revision) = (identity.cluster.hex(), identity.id, head.revision);
                 let dir = data_dir.display();
-                match connection.output {
-                    Output::Json => output::json(&json!({ "cluster": cluster, "id": id.0, "revision": revision })),
-                    Output::Simple => output::simple(&[cluster, id.to_string(), revision.to_string()]),
-                    Output::Table => {
-                        say!("{dir} holds member {id} of the new cluster {cluster}, at revision {revision}");
-                        say!("start it with: node start --data-dir {dir} --listen {advertise}");
-                    }
-                }
+                let document = json!({ "cluster": cluster, "id": id.0, "revision": revision });
+                let words = format_args!(
+                    "{dir} holds member {id} of the new cluster {cluster}, at revision {revision}\n\
+                     start it with: node start --data-dir {dir} --listen {advertise}"
+                );
+                let row = [cluster.clone(), id.to_string(), revision.to_string()];
+                output::told(connection.output, &document, &row, words);
             }
         }
         Ok(())

@@ -184,7 +184,7 @@ fn by(text: &str) -> By {
 
 async fn find(client: &Client, text: &str) -> Result<(Task, String), Failure> {
     let reply = client.get_task(by(text)).await?;
-    let missing = || Failure::NotFound(format!("there is no task {text}; see: node task list --all"));
+    let missing = || Failure::Refused(format!("there is no task {text}; see: node task list --all"));
     Ok((reply.found.ok_or_else(missing)?, reply.waiting_for))
 }
 
@@ -238,8 +238,8 @@ impl TaskCommand {
                     None => task.attempts.last(),
                 };
                 let none = || match waiting_for.is_empty() {
-                    true => Failure::NotFound("there is no such attempt; see: node task status".into()),
-                    false => Failure::NotFound(format!("it has not run yet; it waits: {waiting_for}")),
+                    true => Failure::Refused("there is no such attempt; see: node task status".into()),
+                    false => Failure::Refused(format!("it has not run yet; it waits: {waiting_for}")),
                 };
                 let token = attempt.ok_or_else(none)?.token;
                 let mut offset = 0;
@@ -317,7 +317,7 @@ async fn follow(client: &Client, id: TaskId, only_shows: bool) -> Result<Task, F
     let (mut offset, mut pause) = (0, LOOK_MIN);
     loop {
         let reply = client.get_task(By::Id(id.0)).await?;
-        let task = reply.found.ok_or_else(|| Failure::NotFound(format!("task {id} is not remembered any more")))?;
+        let task = reply.found.ok_or_else(|| Failure::Refused(format!("task {id} is not remembered any more")))?;
         // A short wait is nothing to speak of.
         waited = if reply.waiting_for.is_empty() { 0 } else { waited + 1 };
         if waited >= WAITS_TOLD && reply.waiting_for != told {

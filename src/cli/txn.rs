@@ -98,7 +98,7 @@ impl Txn {
         }
         match reply.succeeded || has_otherwise {
             true => Ok(()),
-            false => Err(Failure::NotFound("not done: what must hold does not".into())),
+            false => Err(Failure::Refused("not done: what must hold does not".into())),
         }
     }
 }

@@ -71,11 +71,9 @@ impl WorkerCommand {
             Self::Resume { id } => (*id, WorkerStatus::Online),
         };
         client.set_worker_status(set.0, set.1).await?;
-        match connection.output {
-            Output::Json => output::json(&json!({ "id": set.0.0, "status": status_name(set.1) })),
-            Output::Simple => output::simple(&[set.0.to_string().as_str(), status_name(set.1)]),
-            Output::Table => say!("worker {} is {}", set.0, status_name(set.1)),
-        }
+        let (id, status) = (set.0, status_name(set.1));
+        let document = json!({ "id": id.0, "status": status });
+        output::told(connection.output, &document, &[&id.to_string(), status], format_args!("worker {id} is {status}"));
         Ok(())
     }
 }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::{Client, ClientError, unexpected};
+use crate::error::{KvReject, Reject};
 use crate::ids::Revision;
 use crate::limits::RANGE_PAGE_KEYS;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -94,30 +95,46 @@ impl Client {
     /// See [`range_in_pages`](Self::range_in_pages).
     pub async fn list(&self, prefix: &[u8]) -> Result<Vec<KeyValue>, ClientError> {
         let (key, range_end) = with_prefix(prefix);
-        Ok(self.range_in_pages(RangeRequest { key, range_end, ..RangeRequest::default() }).await?.0)
+        let range = RangeRequest { key, range_end, ..RangeRequest::default() };
+        Ok(self.range_in_pages(range, RANGE_PAGE_KEYS).await?.kvs)
     }
 
-    /// Reads keys in their order in pages of [`RANGE_PAGE_KEYS`], all as of the revision of the first page; at most as many as the
-    /// range's limit, or all if that is 0. Says whether there are more. It is for what is not sorted otherwise: see `range`.
+    /// Reads keys in their order in pages of so many, one at least, all as of the revision of the first page: what they come to is the
+    /// answer that all in one would be, with what the range's limit lets through. For what is sorted otherwise see [`range`](Self::range).
+    ///
+    /// If no revision is asked for, and the one that was the newest is compacted before the last page is read, it begins anew for as
+    /// long as a call may take.
     ///
     /// # Errors
-    /// See [`ClientError`]; never unknown. Rejected if that revision is compacted before the last page is read.
-    pub async fn range_in_pages(&self, mut range: RangeRequest) -> Result<(Vec<KeyValue>, bool), ClientError> {
-        let limit = usize::try_from(range.limit).unwrap_or_default();
-        let mut rows: Vec<KeyValue> = Vec::new();
+    /// See [`ClientError`]; never unknown. Rejected if the revision is compacted.
+    pub async fn range_in_pages(&self, range: RangeRequest, page_keys: i64) -> Result<RangeResponse, ClientError> {
+        let clock = &self.io.clock;
+        let deadline = clock.now() + self.timeout;
         loop {
-            let left = if limit == 0 { RANGE_PAGE_KEYS } else { (limit - rows.len()).min(RANGE_PAGE_KEYS) };
-            range.limit = i64::try_from(left).unwrap_or(i64::MAX);
-            let page = self.range(range.clone()).await?;
-            if range.revision == 0 {
-                range.revision = revision(page.header.as_ref()).0.cast_signed();
+            match self.pages(range.clone(), page_keys).await {
+                Err(ClientError::Rejected(Reject::Kv(KvReject::Compacted { .. })))
+                    if range.revision == 0 && clock.now() < deadline => {}
+                answer => return answer,
             }
-            rows.extend(page.kvs);
-            let Some(last) = rows.last().filter(|_| page.more && (limit == 0 || rows.len() < limit)) else {
-                return Ok((rows, page.more));
-            };
+        }
+    }
+
+    async fn pages(&self, mut range: RangeRequest, page_keys: i64) -> Result<RangeResponse, ClientError> {
+        let limit = if range.limit > 0 { range.limit } else { i64::MAX };
+        range.limit = limit.min(page_keys);
+        let mut all = self.range(range.clone()).await?;
+        if range.revision == 0 {
+            range.revision = revision(all.header.as_ref()).0.cast_signed();
+        }
+        loop {
+            let left = limit - i64::try_from(all.kvs.len()).unwrap_or(i64::MAX);
+            let Some(last) = all.kvs.last().filter(|_| all.more && left > 0) else { return Ok(all) };
             // The next key there can be.
             range.key = [&last.key[..], &[0]].concat().into();
+            range.limit = left.min(page_keys);
+            let page = self.range(range.clone()).await?;
+            all.kvs.extend(page.kvs);
+            all.more = page.more;
         }
     }
 

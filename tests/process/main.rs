@@ -218,9 +218,11 @@ fn bad_input_is_named() {
     assert!(!dir.path().join("x").exists(), "a refused start left something behind");
     let everywhere = ["start", "--data-dir", &path("w"), "--listen", "0.0.0.0:0", "--bootstrap", "--insecure"];
     fails(1, &["0.0.0.0:0", "--advertise"], &everywhere);
-    fs::write(path("cairn.toml"), "election_timeout_ms = 10\n").unwrap();
-    let hasty = ["--data-dir", &path("y"), "--listen", "127.0.0.1:0", "--bootstrap", "--config", &path("cairn.toml")];
-    fails(1, &["election timeout", "10ms", "500ms"], &[&["start"], &hasty[..]].concat());
+    fails(
+        1,
+        &["election timeout", "10ms", "500ms"],
+        &["start", "--data-dir", &path("y"), "--listen", "127.0.0.1:0", "--bootstrap", "--election-timeout-ms", "10"],
+    );
     fs::write(path("cairn.toml"), "data_dirr = \"x\"\n").unwrap();
     fails(2, &["cairn.toml", "data_dirr"], &["start", "--config", &path("cairn.toml")]);
     fails(2, &["no-such.toml"], &["start", "--config", &path("no-such.toml")]);
