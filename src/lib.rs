@@ -1,7 +1,7 @@
 //! Cairn: a deterministic simulation-first consensus node.
 //!
 //! The same code runs in production and in the simulator; every way out of the process is a trait of [`io`].
-//! `ARCHITECTURE.md` draws the floors; a module imports from floors below its own only.
+//! `ARCHITECTURE.md` draws the floors; a module imports from its own floor and those below.
 //!
 //! | floor | modules |
 //! |---|---|

@@ -42,8 +42,8 @@ pub enum Snapshot {
     },
     /// Begin a new cluster with what a file holds
     #[command(
-        after_help = "Example:\n  node snapshot restore monday.backup --data-dir n1 --advertise 10.0.0.1:7400\n  \
-        node start --data-dir n1 --listen 10.0.0.1:7400"
+        after_help = "Example:\n  node snapshot restore monday.backup --data-dir n1 --advertise 127.0.0.1:7500\n  \
+        node start --data-dir n1 --listen 127.0.0.1:7500"
     )]
     Restore {
         /// The file
@@ -136,9 +136,13 @@ impl Snapshot {
                 let (cluster, id, revision) = (identity.cluster.hex(), identity.id, head.revision);
                 let dir = data_dir.display();
                 let document = json!({ "cluster": cluster, "id": id.0, "revision": revision });
+                let more = match advertise.is_loopback() {
+                    true => "",
+                    false => " (and with what lets it be reached from other machines; see node credentials)",
+                };
                 let words = format_args!(
                     "{dir} holds member {id} of the new cluster {cluster}, at revision {revision}\n\
-                     start it with: node start --data-dir {dir} --listen {advertise}"
+                     start it with: node start --data-dir {dir} --listen {advertise}{more}"
                 );
                 let row = [cluster.clone(), id.to_string(), revision.to_string()];
                 output::told(connection.output, &document, &row, words);

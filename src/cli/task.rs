@@ -195,11 +195,10 @@ impl TaskCommand {
         match self {
             Self::Submit(spec) => {
                 let SubmitTaskReply { id, name, created } = client.submit_task(spec.build()?).await?;
-                match (as_json, created) {
-                    (true, _) => output::json(&json!({ "id": id, "name": name, "created": created })),
-                    (false, true) => say!("task {name} ({id}) is submitted"),
-                    (false, false) => say!("task {name} ({id}) was submitted before, with the same specification"),
-                }
+                let document = json!({ "id": id, "name": name, "created": created });
+                let row = [id.to_string(), name.clone(), created.to_string()];
+                let done = if created { "is submitted" } else { "was submitted before, with the same specification" };
+                output::told(connection.output, &document, &row, format_args!("task {name} ({id}) {done}"));
             }
             Self::List { all } => {
                 let mut tasks = list(&client).await?;
@@ -249,11 +248,13 @@ impl TaskCommand {
             Self::Stop { task } => {
                 let (task, _) = find(&client, task).await?;
                 let phase = client.stop_task(TaskId(task.id)).await?;
-                match (as_json, is_ended(&Task { phase: phase.into(), ..Task::default() })) {
-                    (true, _) => output::json(&json!({ "id": task.id, "phase": phase_name(phase) })),
-                    (false, true) => say!("task {} has ended: {}", name(&task), phase_name(phase)),
-                    (false, false) => say!("task {} is stopping", name(&task)),
-                }
+                let document = json!({ "id": task.id, "phase": phase_name(phase) });
+                let row = [task.id.to_string(), phase_name(phase).to_string()];
+                let done = match is_ended(&Task { phase: phase.into(), ..Task::default() }) {
+                    true => format!("has ended: {}", phase_name(phase)),
+                    false => "is stopping".into(),
+                };
+                output::told(connection.output, &document, &row, format_args!("task {} {done}", name(&task)));
             }
         }
         Ok(())
@@ -450,7 +451,30 @@ fn task_row(task: &Task) -> Vec<String> {
     vec![task.id.to_string(), name(task).into(), phase_text(task), worker, failures, command]
 }
 
+/// A task and its attempts; simply, the attempts alone.
 fn print_task(output: Output, task: &Task, waiting_for: &str) {
+    if output == Output::Table {
+        describe(task, waiting_for);
+    }
+    let row = |attempt: &Attempt| {
+        let span =
+            |from: u64, to: u64| if from == 0 || to == 0 { "-".into() } else { format!("{} ms", to - from.min(to)) };
+        let end = attempt.exit.as_ref().map_or("under way".into(), exit_text);
+        vec![
+            attempt.token.to_string(),
+            attempt.worker.to_string(),
+            span(attempt.assigned_ms, attempt.started_ms),
+            span(attempt.started_ms, attempt.ended_ms),
+            end,
+        ]
+    };
+    let rows: Vec<_> = task.attempts.iter().map(row).collect();
+    if !rows.is_empty() {
+        output::table(output, &["ATTEMPT", "WORKER", "STARTED AFTER", "RAN", "END"], &rows);
+    }
+}
+
+fn describe(task: &Task, waiting_for: &str) {
     let spec = task.spec.clone().unwrap_or_default();
     say!("task {} ({})  {}", spec.name, task.id, phase_text(task));
     if !waiting_for.is_empty() {
@@ -466,24 +490,9 @@ fn print_task(output: Output, task: &Task, waiting_for: &str) {
         spec.retries + 1,
         task.losses
     );
-    if task.attempts.is_empty() {
-        return;
+    if !task.attempts.is_empty() {
+        say!("");
     }
-    say!("");
-    let row = |attempt: &Attempt| {
-        let span =
-            |from: u64, to: u64| if from == 0 || to == 0 { "-".into() } else { format!("{} ms", to - from.min(to)) };
-        let end = attempt.exit.as_ref().map_or("under way".into(), exit_text);
-        vec![
-            attempt.token.to_string(),
-            attempt.worker.to_string(),
-            span(attempt.assigned_ms, attempt.started_ms),
-            span(attempt.started_ms, attempt.ended_ms),
-            end,
-        ]
-    };
-    let rows: Vec<_> = task.attempts.iter().map(row).collect();
-    output::table(output, &["ATTEMPT", "WORKER", "STARTED AFTER", "RAN", "END"], &rows);
 }
 
 fn task_json(task: &Task) -> Value {

@@ -134,9 +134,15 @@ fn names_are_unique_among_live_tasks_and_what_is_stopped_ends() {
         "name = 'filed'\ncommand = ['sh', '-c', 'echo $WHAT']\ncpu = '50m'\n[env]\nWHAT = 'from a file'\n",
     )
     .unwrap();
-    node.submit(&["--file", file.to_str().unwrap()]);
+    let rows = |args: &[&str]| text(&node.task(&[args, &["-o", "simple"]].concat()).stdout);
+    let submitted = rows(&["submit", "--file", file.to_str().unwrap()]);
+    assert!(submitted.ends_with("\tfiled\ttrue\n"), "{submitted}");
     node.until_phase("filed", "succeeded");
     assert_eq!(text(&node.task(&["logs", "-f", "filed"]).stdout), "from a file\n");
+    let attempts = rows(&["status", "filed"]);
+    assert!(attempts.lines().count() == 1 && attempts.split('\t').count() == 5, "{attempts}");
+    let id = submitted.split('\t').next().unwrap();
+    assert_eq!(rows(&["stop", "filed"]), format!("{id}\tsucceeded\n"));
 }
 
 #[test]
