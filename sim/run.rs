@@ -768,14 +768,15 @@ impl Run {
             (self.cluster.watch.clone(), self.cluster.world.ledger.clone(), self.submissions.clone());
         let undisturbed = self.cluster.plan.is_undisturbed();
         let gone: Vec<NodeId> = self.cluster.condemned().into_iter().map(|member| member.id).collect();
+        let patience = TASKS_MAX + outcomes::work(&submissions);
         let checks = node.spawn(async move {
-            let tasks = outcomes::all_ended(&client, TASKS_MAX).await?;
+            let tasks = outcomes::all_ended(&client, patience).await?;
             outcomes::check(&submissions, &tasks, undisturbed, &ledger, &watch.violations);
             outcomes::check_output(&client, &tasks, &gone, &watch.violations).await;
             Ok::<(), String>(())
         });
         let ended = checks.await.unwrap_or_else(|_| Err("the client has died".into()));
-        ended.map_err(|live| Verdict::Liveness(format!("a task did not end within {TASKS_MAX:?}: {live}")))
+        ended.map_err(|live| Verdict::Liveness(format!("a task did not end within {patience:?}: {live}")))
     }
 
     /// In some runs, what is backed up can be restored.

@@ -13,8 +13,14 @@ use crate::client::{Client, ClientError};
 use crate::ids::{NodeId, TaskId};
 use crate::limits::{TASK_LOSSES_MAX, WORKER_LEASE};
 use crate::proto::v1::{Attempt, OutputRequest, Task, TaskPhase, exit::Reason};
-use crate::sim::tasks::{Heard, MARK, Submission, Submissions};
+use crate::sim::tasks::{self, Heard, MARK, Submission, Submissions};
 use crate::state::task;
+
+/// How long all programs of the submissions run one after another, as on a worker with room for one, and with every retry.
+pub fn work(submissions: &Submissions) -> Duration {
+    let submissions = submissions.all();
+    submissions.values().map(|Submission { spec, .. }| tasks::runs(spec) * (spec.retries + 1)).sum()
+}
 
 /// Every task there is, once none is live any more; what is live still if that takes too long.
 pub async fn all_ended(client: &Client, patience: Duration) -> Result<Vec<Task>, String> {

@@ -8,7 +8,7 @@ use crate::sim::fault::Place;
 
 /// How long a healed cluster, or a new one, may take for anything it must do.
 pub const RECOVERY_MAX: Duration = Duration::from_secs(60);
-/// How long all tasks together may take to end once nothing hinders them.
+/// How long all tasks together may take to end once nothing hinders them, beyond what their programs run.
 pub const TASKS_MAX: Duration = Duration::from_secs(600);
 
 /// As few of the voters as make a majority of `count`; `None` if there are not so many.

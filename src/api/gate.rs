@@ -12,15 +12,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::header::{HeaderValue, WWW_AUTHENTICATE};
+use axum::http::header::HeaderValue;
 use axum::http::request::Parts;
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use tonic::{Code, Status};
 
 use super::etcd::{no_leader, rejected};
 use crate::error::AuthReject;
-use crate::io::{HEALTH, LOG_IN, Shown, TOKEN_NEEDED, USER_TOKEN, VERSION, is_grpc};
+use crate::io::{HEALTH, LOG_IN, Shown, TOKEN_NEEDED, USER_TOKEN, VERSION, refused};
 use crate::limits::USER_TOKEN_TTL;
 use crate::proto::v1::UserToken;
 use crate::shared::{Caller, FORWARDED, REQUIRES_LEADER, SharedNodeState};
@@ -87,7 +87,7 @@ pub async fn admit(State(shared): State<Arc<SharedNodeState>>, request: Request,
             let response = next.run(Request::from_parts(parts, body)).await;
             if is_etcds { too_long(response) } else { response }
         }
-        Err(status) => refusal(&parts, status),
+        Err(status) => refused(&parts.headers, body, status).await,
     }
 }
 
@@ -113,14 +113,7 @@ pub async fn admit_members(request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     match need(parts.uri.path()) == Need::Nothing || is_member(&parts) {
         true => next.run(Request::from_parts(parts, body)).await,
-        false => refusal(&parts, Status::unauthenticated(TOKEN_NEEDED)),
-    }
-}
-
-fn refusal(parts: &Parts, status: Status) -> Response {
-    match is_grpc(&parts.headers) {
-        true => status.into_http(),
-        false => (axum::http::StatusCode::UNAUTHORIZED, [(WWW_AUTHENTICATE, "Bearer")]).into_response(),
+        false => refused(&parts.headers, body, Status::unauthenticated(TOKEN_NEEDED)).await,
     }
 }
 

@@ -238,7 +238,12 @@ impl Maintenance for MaintenanceService {
         let shared = self.shared.clone();
         let is_view = |view: &str| request.metadata().get(VIEW).is_some_and(|value| value == view);
         if !is_view(OWN) {
-            match shared.read_barrier(shared.deadline(&request)).await {
+            let mut deadline = shared.deadline(&request);
+            if !is_view(CONFIRMED) {
+                // Who takes what there is should get it before it gives up.
+                deadline = deadline - deadline.since(shared.io.clock.now()) / 2;
+            }
+            match shared.read_barrier(deadline).await {
                 Ok(_) => {}
                 Err(status) if is_view(CONFIRMED) => return Err(unread(status)),
                 Err(status) => {

@@ -6,7 +6,6 @@
 //! the business of the transport below. It is a bearer token, as RFC 6750 has it, so that other programs can send it, too.
 
 use std::fmt;
-use std::future::{Ready, ready};
 use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -15,6 +14,8 @@ use std::task::{Context, Poll};
 use async_trait::async_trait;
 use futures_util::future::{BoxFuture, Either};
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, WWW_AUTHENTICATE};
+use http_body::Body;
+use http_body_util::BodyExt as _;
 use subtle::ConstantTimeEq;
 use tonic::Status;
 use tonic::service::Routes;
@@ -26,6 +27,8 @@ use crate::limits::{TOKEN_CHARS_MAX, TOKEN_CHARS_MIN};
 
 /// What stands before the token in the header `authorization`.
 pub const BEARER: &str = "Bearer ";
+/// Longest request that is heard out though whoever makes it may not.
+const HEARD_OUT_BYTES_MAX: u64 = 64 * 1024;
 /// Probers know no tokens, and learn nothing but whether the node serves.
 const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
 
@@ -180,11 +183,12 @@ struct Guard<S> {
 impl<S, B, R> Service<http::Request<B>> for Guard<S>
 where
     S: Service<http::Request<B>, Response = http::Response<R>>,
+    B: Body<Data: Send> + Send + 'static,
     R: Default,
 {
     type Response = S::Response;
     type Error = S::Error;
-    type Future = Either<S::Future, Ready<Result<S::Response, S::Error>>>;
+    type Future = Either<S::Future, BoxFuture<'static, Result<S::Response, S::Error>>>;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
@@ -208,16 +212,25 @@ where
             request.extensions_mut().insert(shown);
             return Either::Left(self.inner.call(request));
         };
-        let response = if is_grpc(request.headers()) {
-            Status::unauthenticated(refusal).into_http()
-        } else {
-            let mut plain = http::Response::new(R::default());
-            *plain.status_mut() = http::StatusCode::UNAUTHORIZED;
-            plain.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
-            plain
-        };
-        Either::Right(ready(Ok(response)))
+        let (parts, body) = request.into_parts();
+        let refused = async move { Ok(refused(&parts.headers, body, Status::unauthenticated(refusal)).await) };
+        Either::Right(Box::pin(refused))
     }
+}
+
+/// How a call with these headers and this body is refused.
+pub async fn refused<B: Body, R: Default>(headers: &http::HeaderMap, body: B, status: Status) -> http::Response<R> {
+    if is_grpc(headers) {
+        return status.into_http();
+    }
+    // Clients of HTTP/2 may lose an answer that comes while they still send (curl 7.88 does), though they must not: RFC 9113, 8.1.
+    if body.size_hint().upper().is_some_and(|bytes| bytes <= HEARD_OUT_BYTES_MAX) {
+        let _ = body.collect().await;
+    }
+    let mut plain = http::Response::new(R::default());
+    *plain.status_mut() = http::StatusCode::UNAUTHORIZED;
+    plain.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    plain
 }
 
 /// Whether a request is a call of gRPC.

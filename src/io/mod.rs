@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use access::{
     BEARER, HEALTH, LOG_IN, LOG_IN_JSON, Shown, TOKEN_NEEDED, TokenError, Tokens, USER_TOKEN, USER_TOKEN_JSON, VERSION,
-    is_grpc,
+    is_grpc, refused,
 };
 pub use clock::{Clock, Elapsed};
 pub use disk::{Backend, Disk, open_for_database};

@@ -11,6 +11,7 @@ mod launcher;
 mod network;
 pub mod shim;
 mod spawn;
+mod tls;
 
 use std::io::IsTerminal as _;
 use std::path::Path;
@@ -22,8 +23,9 @@ use crate::io::{Io, Rng};
 pub use clock::SystemClock;
 pub use disk::DataDir;
 pub use launcher::Shims;
-pub use network::{Sockets, Tls};
+pub use network::Sockets;
 pub use spawn::Tasks;
+pub use tls::Tls;
 
 /// The real world for one node whose data lies under `dir`, made if it does not exist. Call it within a tokio runtime.
 ///

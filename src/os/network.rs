@@ -6,12 +6,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tonic::service::Routes;
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, Server, ServerTlsConfig};
+use tonic::transport::server::Connected;
+use tonic::transport::{Endpoint, Server};
 use tower::{ServiceExt, service_fn};
 
-use crate::error::{Context, Fault};
+use super::tls::{Shown, Tls};
 use crate::ids::Address;
 use crate::io::{BoxError, Channel, ChannelError, Listener, Network};
 
@@ -23,44 +25,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 const KEEPALIVE: Duration = Duration::from_secs(5);
 /// Flow-control window of a connection; each stream's is a quarter of it. The default, 64 KiB, stalls batches.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-
-/// How connections are encrypted.
-#[derive(Clone)]
-pub struct Tls {
-    trusted: ClientTlsConfig,
-    /// What a server shows; a client that never listens has none.
-    shown: Option<ServerTlsConfig>,
-}
-
-impl Tls {
-    /// Trusts whoever shows a certificate that one of these authorities has signed for the name it was called by.
-    ///
-    /// # Errors
-    /// The text holds no certificates in PEM.
-    pub fn trusting(authorities: &str) -> Result<Self, Fault> {
-        if !authorities.contains("-----BEGIN CERTIFICATE-----") {
-            return Err(Fault::new("there is no certificate in PEM"));
-        }
-        let trusted = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities));
-        let what = || "read the certificates".into();
-        Endpoint::from_static("https://localhost")
-            .tls_config(trusted.clone())
-            .map_err(|error| root(&error).to_string())
-            .context(what)?;
-        Ok(Self { trusted, shown: None })
-    }
-
-    /// The same, and shows a certificate to those who connect.
-    ///
-    /// # Errors
-    /// The texts hold no certificate and its key in PEM.
-    pub fn showing(self, certificate: &str, key: &str) -> Result<Self, Fault> {
-        let shown = ServerTlsConfig::new().identity(Identity::from_pem(certificate, key)).timeout(CONNECT_TIMEOUT);
-        let checked = Server::builder().tls_config(shown.clone()).map_err(|error| root(&error).to_string());
-        checked.context(|| "read the certificate and its key".into())?;
-        Ok(Self { shown: Some(shown), ..self })
-    }
-}
 
 /// TCP, encrypted or not.
 pub struct Sockets {
@@ -121,7 +85,7 @@ impl Network for Sockets {
 }
 
 /// What lies at the bottom of an error of the transport, which itself says little.
-fn root(error: &tonic::transport::Error) -> &(dyn std::error::Error + 'static) {
+pub(super) fn root(error: &tonic::transport::Error) -> &(dyn std::error::Error + 'static) {
     let mut cause: &(dyn std::error::Error + 'static) = error;
     while let Some(source) = cause.source() {
         cause = source;
@@ -149,7 +113,7 @@ fn classify(error: tonic::transport::Error) -> ChannelError {
 struct Socket {
     address: Address,
     socket: TcpListener,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<Shown>,
 }
 
 #[async_trait]
@@ -159,21 +123,32 @@ impl Listener for Socket {
     }
 
     async fn serve(self: Box<Self>, routes: Routes, stop: BoxFuture<'static, ()>) -> Result<(), BoxError> {
-        let server = match self.tls {
-            Some(tls) => Server::builder().tls_config(tls)?,
-            None => Server::builder(),
-        };
-        server
-            .accept_http1(true) // for `curl` and Prometheus
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE))
-            .initial_connection_window_size(WINDOW_BYTES)
-            .initial_stream_window_size(WINDOW_BYTES / 4)
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(incoming(self.socket), stop)
-            .await?;
-        Ok(())
+        let incoming = incoming(self.socket);
+        match self.tls {
+            Some(tls) => serve(routes, tls.encrypted(incoming), stop).await,
+            None => serve(routes, incoming, stop).await,
+        }
     }
+}
+
+async fn serve<S>(
+    routes: Routes,
+    incoming: impl Stream<Item = io::Result<S>>,
+    stop: BoxFuture<'static, ()>,
+) -> Result<(), BoxError>
+where
+    S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+{
+    Server::builder()
+        .accept_http1(true) // for `curl` and Prometheus
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .initial_connection_window_size(WINDOW_BYTES)
+        .initial_stream_window_size(WINDOW_BYTES / 4)
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(incoming, stop)
+        .await?;
+    Ok(())
 }
 
 /// Connections as they come. What cannot be taken, most often because too many are open, is tried again after a pause.

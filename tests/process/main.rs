@@ -17,6 +17,8 @@ use std::process::{Child, Command, Output, Stdio};
 
 use running::{Running, node, run, text, three, until, voters};
 use serde_json::Value;
+use tokio_rustls::rustls;
+use tokio_rustls::rustls::pki_types::{CertificateDer, pem::PemObject as _};
 
 /// Runs a command that must fail with this status and say these words.
 fn fails(code: i32, words: &[&str], args: &[&str]) {
@@ -454,6 +456,12 @@ fn a_cluster_with_certificates_and_a_token_answers_nobody_else() {
     assert!(put.status.success(), "{}", text(&put.stderr));
     let there = ["--endpoints", second.address.as_str()];
     assert_eq!(text(&kv(&[&there[..], &tls, &admitted].concat(), &["get", "a"]).stdout), "b\n");
+    // Who speaks JSON need not speak HTTP/2.
+    for protocols in [&["http/1.1"][..], &[]] {
+        let (agreed, answer) = health_by_tls(&ca, &at, protocols);
+        assert_eq!((agreed.as_deref(), answer.as_str()), (protocols.first().copied(), "HTTP/1.1 200"));
+    }
+    assert_eq!(health_by_tls(&ca, &at, &["http/1.1", "h2"]).0.as_deref(), Some("h2"));
     let refused = |code: i32, words: &[&str], more: &[&str]| {
         fails(code, words, &[&["kv", "--command-timeout", "2", "get", "a"], more].concat());
     };
@@ -500,6 +508,27 @@ fn http(address: &str, what: &str, headers: &str, body: &str) -> String {
     let mut answer = String::new();
     socket.read_to_string(&mut answer).unwrap();
     answer
+}
+
+/// What a server that shows a certificate of this authority speaks with a client that speaks these protocols, and, if that is
+/// HTTP/1.1, whether it is healthy.
+fn health_by_tls(ca: &str, address: &str, protocols: &[&str]) -> (Option<String>, String) {
+    let mut trusted = rustls::RootCertStore::empty();
+    trusted.add(CertificateDer::from_pem_file(ca).unwrap()).unwrap();
+    let mut config = rustls::ClientConfig::builder().with_root_certificates(trusted).with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let tls = rustls::ClientConnection::new(std::sync::Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+    let mut stream = rustls::StreamOwned::new(tls, TcpStream::connect(address).unwrap());
+    while stream.conn.is_handshaking() {
+        stream.conn.complete_io(&mut stream.sock).unwrap();
+    }
+    let agreed = stream.conn.alpn_protocol().map(|name| String::from_utf8(name.to_vec()).unwrap());
+    let mut answer = [0; 12];
+    if agreed.as_deref() != Some("h2") {
+        write!(stream, "GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+        stream.read_exact(&mut answer).unwrap();
+    }
+    (agreed, text(&answer))
 }
 
 #[test]
