@@ -713,6 +713,10 @@ impl Cluster {
             }
             Fault::Stop { node, down } => {
                 self.stop(node).await;
+                if self.world.rng.stream(&format!("stop {node} for {down:?}")).chance(500) {
+                    machine(node).down(Down::Exit);
+                    sleep(CLOSED).await;
+                }
                 off(node, Down::Kill, down).await;
             }
             Fault::Pause { node, span } => {

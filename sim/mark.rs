@@ -69,6 +69,8 @@ pub const MARKS: &[&str] = &[
     "a snapshot was of no use when it was here",
     "a sole voter campaigned at once",
     "a state could not be written anew",
+    "a state was opened that had been closed",
+    "a state was opened that had not been closed",
     "a state that was written anew has taken the old one's place",
     "a state that was written anew is to take the old one's place",
     "a state was written anew",

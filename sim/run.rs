@@ -586,8 +586,8 @@ impl Run {
         let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
         let rng = self.cluster.world.rng.stream(&format!("submitter {id}"));
         let what = (self.cluster.plan.tasks, self.cluster.plan.stubborn_permille);
-        let (submissions, trace) = (self.submissions.clone(), self.cluster.world.trace.clone());
-        node.spawn(async move { tasks::submit(client, id, what, rng, &submissions, &trace).await })
+        let (submissions, world) = (self.submissions.clone(), self.cluster.world.clone());
+        node.spawn(async move { tasks::submit(client, id, what, rng, &submissions, &world).await })
     }
 
     /// Who has no token, or a wrong one, tries everything that changes or tells something; all of it must be refused.

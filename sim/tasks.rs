@@ -13,7 +13,7 @@ use crate::ids::{NodeId, TaskId};
 use crate::io::RngStream;
 use crate::proto::v1::{EnvVar, GetTaskReply, OutputRequest, Resources, Task, TaskSpec, get_task::By};
 use crate::sim::oracle::Violations;
-use crate::sim::trace::Trace;
+use crate::sim::world::World;
 use crate::state::task;
 
 /// The variable that marks a task as one submission's.
@@ -92,13 +92,14 @@ pub async fn submit(
     (count, stubborn_permille): (u64, u64),
     rng: RngStream,
     submissions: &Submissions,
-    trace: &Trace,
+    world: &World,
 ) {
     let submitter = Submitter {
         id,
         goes_on: &|number| number < count,
         draw: &|rng, mark| draw_spec(rng, mark, stubborn_permille),
-        tell: &|what| trace.event(what),
+        tell: &|what| world.trace.event(what),
+        stopped: &|task| world.ledger.stop(task),
     };
     submit_each(&client, submitter, rng, submissions).await;
 }
@@ -113,11 +114,13 @@ pub struct Submitter<'a> {
     pub draw: &'a (dyn Fn(&mut RngStream, u64) -> TaskSpec + Sync),
     /// Told of everything that is done.
     pub tell: &'a (dyn Fn(fmt::Arguments<'_>) + Sync),
+    /// Told of every task of which it was heard that it will be stopped.
+    pub stopped: &'a (dyn Fn(TaskId) + Sync),
 }
 
 /// Submits tasks, and wants some of them stopped.
 pub async fn submit_each(client: &Client, submitter: Submitter<'_>, mut rng: RngStream, submissions: &Submissions) {
-    let Submitter { id, goes_on, draw, tell } = submitter;
+    let Submitter { id, goes_on, draw, tell, stopped: is_stopped } = submitter;
     for number in (0..).take_while(|number| goes_on(*number)) {
         client.pause(Duration::from_millis(rng.range(1, 4_000))).await;
         let mark = id << 32 | number;
@@ -133,6 +136,9 @@ pub async fn submit_each(client: &Client, submitter: Submitter<'_>, mut rng: Rng
         if let (Heard::Taken(task), true) = (heard, stopped) {
             client.pause(Duration::from_millis(rng.range(1, 5_000))).await;
             let phase = client.stop_task(task).await;
+            if phase.is_ok() {
+                is_stopped(task);
+            }
             tell(format_args!("client {id} stops task {task}: {phase:?}"));
         }
     }

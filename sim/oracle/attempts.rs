@@ -4,6 +4,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::time::Duration;
+
+use madsim::time::TimeHandle;
 
 use super::Violations;
 use crate::ids::{TaskId, Token};
@@ -31,6 +34,10 @@ struct Inner {
     live: BTreeMap<TaskId, (Token, MachineId, Resources)>,
     newest: BTreeMap<TaskId, Token>,
     ended: BTreeMap<TaskId, Vec<(Token, Option<i32>)>>,
+    /// Since when it is known that it is to end.
+    stops: BTreeMap<TaskId, Duration>,
+    /// How long something of it ran then.
+    ran_on: BTreeMap<TaskId, Duration>,
     began: u64,
     cut_short: u64,
 }
@@ -77,7 +84,20 @@ impl Ledger {
             inner.live.remove(&task);
         }
         inner.cut_short += u64::from(code.is_none());
+        if let Some(stop) = inner.stops.get(&task) {
+            inner.ran_on.insert(task, TimeHandle::current().elapsed() - *stop);
+        }
         inner.ended.entry(task).or_default().push((token, code));
+    }
+
+    /// Its client was told that what runs of it will be ended, and nothing more of it begins.
+    pub fn stop(&self, task: TaskId) {
+        self.inner.lock().unwrap().stops.insert(task, TimeHandle::current().elapsed());
+    }
+
+    /// How long the last attempt at the task ran after that.
+    pub fn ran_on(&self, task: TaskId) -> Duration {
+        self.inner.lock().unwrap().ran_on.get(&task).copied().unwrap_or_default()
     }
 
     /// Whether an attempt at the task ended by itself with this status.

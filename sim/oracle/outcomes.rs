@@ -16,6 +16,9 @@ use crate::proto::v1::{Attempt, OutputRequest, Task, TaskPhase, exit::Reason};
 use crate::sim::tasks::{self, Heard, MARK, Submission, Submissions};
 use crate::state::task;
 
+/// How long it may take until a worker that nothing hinders knows that a task is to be stopped.
+const STOP_MAX: Duration = Duration::from_secs(2);
+
 /// How long all programs of the submissions run one after another, as on a worker with room for one, and with every retry.
 pub fn work(submissions: &Submissions) -> Duration {
     let submissions = submissions.all();
@@ -60,7 +63,7 @@ fn mark(task: &Task) -> Option<u64> {
 }
 
 /// What was taken exists once and ended as its program ends; what was not taken does not exist; what is unknown
-/// exists at most once. Where nothing disturbed the run, no attempt was lost.
+/// exists at most once. Where nothing disturbed the run, no attempt was lost, and what was stopped ended.
 pub fn check(submissions: &Submissions, tasks: &[Task], undisturbed: bool, ledger: &Ledger, violations: &Violations) {
     let submissions = submissions.all();
     let mut by_mark: BTreeMap<u64, Vec<&Task>> = BTreeMap::new();
@@ -82,6 +85,10 @@ pub fn check(submissions: &Submissions, tasks: &[Task], undisturbed: bool, ledge
         for task in found {
             if undisturbed && task.losses > 0 {
                 violations.add("nothing is lost without a fault", format!("{task:?}"));
+            }
+            let ran_on = ledger.ran_on(TaskId(task.id));
+            if undisturbed && ran_on > Duration::from_millis(submission.spec.kill_grace_ms) + STOP_MAX {
+                violations.add("what is stopped ends", format!("it ran on for {ran_on:?}: {task:?}"));
             }
             if let Some(attempt) = task.attempts.iter().find(|attempt| was_stopped_as_lost(attempt)) {
                 let what =

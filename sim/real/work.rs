@@ -102,6 +102,7 @@ impl Work {
                     goes_on: &|_| began.elapsed() < until,
                     draw: &|rng, mark| draw_spec(rng, mark, &script),
                     tell: &|_| {},
+                    stopped: &|_| {},
                 };
                 tasks::submit_each(&client, submitter, rng, &submissions).await;
             })

@@ -5,11 +5,12 @@
 //! as of the last one and the log is replayed from there. Applied index and term, sessions, membership and every
 //! other row change in the same transaction, so what is replayed is exactly what is missing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::Bytes;
 use prost::Message;
-use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, StorageBackend as _, TableDefinition};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::auth::Auth;
@@ -66,9 +67,17 @@ pub(super) fn open_database(disk: &dyn Disk, name: &str) -> Result<Database, Fau
     let what = || format!("open {name} in {}", disk.describe());
     // What is built by applying from the first entry on can be built again.
     let backend = open_for_database(disk, name, name == file_name(Index(0))).context(what)?;
+    let is_new = backend.len().context(what)? == 0;
+    let repaired = Arc::new(AtomicBool::new(false));
     let mut builder = Builder::new();
     builder.set_cache_size(STATE_CACHE_BYTES);
-    builder.create_with_backend(backend).context(what)
+    let note = repaired.clone();
+    builder.set_repair_callback(move |_| note.store(true, Ordering::Relaxed));
+    let db = builder.create_with_backend(backend).context(what)?;
+    let repaired = repaired.load(Ordering::Relaxed);
+    sometimes!(repaired, "a state was opened that had not been closed");
+    sometimes!(!repaired && !is_new, "a state was opened that had been closed");
+    Ok(db)
 }
 
 /// What one batch of entries is applied with.
