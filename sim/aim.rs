@@ -8,6 +8,7 @@ use crate::limits::{CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT_MIN};
 use crate::raft::tail::Retention;
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::fault::{Fault, Links, Place};
+use crate::sim::mark::Marks;
 use crate::sim::network::Weather;
 use crate::sim::plan::Plan;
 
@@ -89,11 +90,7 @@ const AIMS: &[(&str, Aim)] = &[
         add(rng, plan, 3_000, Fault::Unanswered { direct, foreign, after, down });
     }),
     ("many commands at once", |rng, plan| {
-        // Of one client, or of many through one member.
-        (plan.one_session, plan.one_door) = if rng.chance(500) { (true, false) } else { (false, true) };
-        (plan.clients, plan.pause) = (16, Duration::from_millis(30));
-        (plan.operations, plan.keys, plan.foreign, plan.inside) = (plan.operations.max(80), 5, 0, 0);
-        (plan.readers, plan.idle_permille) = (0, 0);
+        many_at_once(rng, plan);
         let delay = millis(rng, 2, 40);
         plan.faults.push((Duration::ZERO, Fault::Far { delay, span: Duration::from_secs(20) }));
         if rng.chance(500) {
@@ -162,6 +159,16 @@ const AIMS: &[(&str, Aim)] = &[
             let (files, permille, stopped) = (Files::Log, *rng.pick(&[20, 60, 200]), rng.chance(500));
             let at = Duration::from_secs(4 + 12 * round) + millis(rng, 0, 4_000);
             plan.faults.push((at, Fault::Rot { node, damage, files, permille, stopped, down }));
+        }
+    }),
+    ("a log that is cut off where it goes over to another block", |rng, plan| {
+        many_at_once(rng, plan);
+        (plan.retention.entries, plan.retention.bytes) = (40, 2_000);
+        for at in [1_500, 6_000, 10_500] {
+            let marks = Marks::named("a block of the log took the place of one that was no longer in use");
+            let (node, cut, down) =
+                (member(rng, plan), PowerCut { drop_permille: 500, tear_permille: 0 }, millis(rng, 100, 2_000));
+            plan.faults.push((Duration::from_millis(at), Fault::Crash { node, marks, cut, down }));
         }
     }),
     ("states that are written anew while they change", |rng, plan| {
@@ -282,6 +289,14 @@ pub fn one_of_each(rng: &Rng, plan: &Plan) -> Vec<(&'static str, Plan)> {
         (*name, plan)
     };
     AIMS.iter().map(aimed).collect()
+}
+
+/// Commands of one client, or of many through one member.
+fn many_at_once(rng: &mut RngStream, plan: &mut Plan) {
+    (plan.one_session, plan.one_door) = if rng.chance(500) { (true, false) } else { (false, true) };
+    (plan.clients, plan.pause) = (16, Duration::from_millis(30));
+    (plan.operations, plan.keys, plan.foreign, plan.inside) = (plan.operations.max(80), 5, 0, 0);
+    (plan.readers, plan.idle_permille) = (0, 0);
 }
 
 fn millis(rng: &mut RngStream, from: u64, to: u64) -> Duration {

@@ -789,8 +789,8 @@ impl Cluster {
                     self.replace(node, down).await;
                 }
             }
-            Fault::Crash { node, places, cut, down } => {
-                let hit = machine(node).crash_at(places);
+            Fault::Crash { node, marks, cut, down } => {
+                let hit = machine(node).crash_at(marks);
                 if let Ok(Ok(place)) = timeout(CRASH_PATIENCE, hit).await {
                     self.world.trace.event(format_args!("crash {} where {place}", self.id(node)));
                     sometimes!("a machine crashed at a marked place");

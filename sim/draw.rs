@@ -8,6 +8,7 @@ use crate::limits::{CLOCK_DRIFT_PPM_MAX, FREE_SPACE_FLOOR};
 use crate::sim::clock::FROZEN_PPM;
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::fault::{Fault, Links, Place, Places};
+use crate::sim::mark::Marks;
 use crate::sim::network::Weather;
 use crate::sim::plan::Plan;
 
@@ -105,8 +106,8 @@ const KINDS: &[Kind] = &[
         Fault::Speed { node: d.place(), ppm, span: d.span() }
     },
     |d| {
-        let (node, places) = (d.place(), d.rng.range(0, u64::MAX));
-        Fault::Crash { node, places, cut: d.cut(), down: d.span() }
+        let (node, marks) = (d.place(), Marks::Drawn(d.rng.range(0, u64::MAX)));
+        Fault::Crash { node, marks, cut: d.cut(), down: d.span() }
     },
     |d| {
         let (node, further) = (d.place(), d.rng.range(1, d.nodes.max(2)));
@@ -160,8 +161,8 @@ const WORKER_KINDS: &[Kind] = &[
     },
     |d| Fault::WallStep { node: d.place(), millis: *d.rng.pick(&[-3_600_000, 3_600_000]) },
     |d| {
-        let (node, places) = (d.place(), d.rng.range(0, u64::MAX));
-        Fault::Crash { node, places, cut: d.cut(), down: d.span() }
+        let (node, marks) = (d.place(), Marks::Drawn(d.rng.range(0, u64::MAX)));
+        Fault::Crash { node, marks, cut: d.cut(), down: d.span() }
     },
     |d| Fault::Move { node: d.place(), down: d.span() },
     |d| Fault::Remove { node: d.place(), returns: d.rng.chance(500), cut: None },

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 #[cfg(doc)]
 use crate::sim::draw::CRASH_PATIENCE;
+use crate::sim::mark::Marks;
 
 /// A machine of the cluster, by its place in it: 0 is the founder's, and after those that keep the state come the workers
 /// that keep none.
@@ -172,8 +173,8 @@ pub enum Fault {
     Crash {
         /// Which.
         node: Place,
-        /// What draws the places.
-        places: u64,
+        /// Where.
+        marks: Marks,
         /// What becomes of unsynced writes.
         cut: PowerCut,
         /// How long it stays off.

@@ -3,7 +3,8 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// All of them. A test compares this list with the sources.
 pub const MARKS: &[&str] = &[
@@ -141,7 +142,7 @@ thread_local! {
 pub fn note(name: &'static str) {
     HITS.with_borrow_mut(|hits| *hits.entry(name).or_default() += 1);
     let hit = TRAPS.with_borrow_mut(|traps| {
-        let at = traps.iter().position(|trap| trap.node == madsim::plugin::node() && trap.is_at(name))?;
+        let at = traps.iter().position(|trap| trap.node == madsim::plugin::node() && trap.marks.has(name))?;
         Some(traps.remove(at).hit)
     });
     if let Some(hit) = hit {
@@ -149,20 +150,41 @@ pub fn note(name: &'static str) {
     }
 }
 
-/// Something that is to happen when a machine comes by one of some marks: about a quarter of all.
+/// Some of the marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Marks {
+    /// About a quarter of all, drawn with this.
+    Drawn(u64),
+    /// The one whose name has this hash.
+    Named(u64),
+}
+
+impl Marks {
+    /// The mark of this name.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn named(name: &str) -> Self {
+        assert!(MARKS.contains(&name), "there is no mark {name:?}");
+        Self::Named(xxh3_64(name.as_bytes()))
+    }
+
+    fn has(self, name: &str) -> bool {
+        match self {
+            Self::Drawn(seed) => xxh3_64_with_seed(name.as_bytes(), seed).is_multiple_of(4),
+            Self::Named(hash) => xxh3_64(name.as_bytes()) == hash,
+        }
+    }
+}
+
+/// Something that is to happen when a machine comes by one of some marks.
 pub struct Trap {
     /// The machine.
     pub node: madsim::task::NodeId,
-    /// What draws the marks.
-    pub places: u64,
+    /// The marks.
+    pub marks: Marks,
     /// What happens. It is called in the middle of things, and may only do what never waits.
     pub hit: Box<dyn FnOnce(&'static str)>,
-}
-
-impl Trap {
-    fn is_at(&self, name: &str) -> bool {
-        xxh3_64_with_seed(name.as_bytes(), self.places).is_multiple_of(4)
-    }
 }
 
 /// Sets a trap; it is gone once it was hit.

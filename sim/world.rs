@@ -14,7 +14,7 @@ use crate::io::{Io, Rng};
 use crate::sim::clock::SimClock;
 use crate::sim::disk::{Contents, Damage, Files, PowerCut, SimDisk};
 use crate::sim::launcher::SimLauncher;
-use crate::sim::mark::{self, Trap};
+use crate::sim::mark::{self, Marks, Trap};
 use crate::sim::network::{MachineId, SimNetwork};
 use crate::sim::oracle::attempts::Ledger;
 use crate::sim::spawn::{Crowd, SimSpawn, Stall};
@@ -273,14 +273,14 @@ impl Machine {
     }
 
     /// Cuts its disk at the next of some marked places that it comes by, and says which: its power is to go then.
-    pub fn crash_at(&self, places: u64) -> oneshot::Receiver<&'static str> {
+    pub fn crash_at(&self, marks: Marks) -> oneshot::Receiver<&'static str> {
         let (sender, receiver) = oneshot::channel();
-        let (disk, mut rng) = (self.disk.clone(), self.rng.stream(&format!("crash {places}")));
+        let (disk, mut rng) = (self.disk.clone(), self.rng.stream(&format!("crash {marks:?}")));
         let hit = Box::new(move |place| {
             disk.try_cut_after(rng.range(0, 3));
             let _ = sender.send(place);
         });
-        mark::set(Trap { node: self.node, places, hit });
+        mark::set(Trap { node: self.node, marks, hit });
         receiver
     }
 

@@ -20,7 +20,7 @@ use cairn::sim::clock::FROZEN_PPM;
 use cairn::sim::disk::PowerCut;
 use cairn::sim::draw;
 use cairn::sim::fault::Fault;
-use cairn::sim::mark;
+use cairn::sim::mark::{self, MARKS, Marks};
 use cairn::sim::network::{QUEUED_MAX, REPLAY_MAX, STALL_MAX, Weather};
 use cairn::sim::plan::Plan;
 use cairn::sim::run::{Mode, Verdict, run_plan};
@@ -598,7 +598,7 @@ fn a_machine_crashes_where_it_is_told_to() {
         let (machine, other) = (world.machine(), world.machine());
         let ((io, node), (_, elsewhere)) = (machine.boot(), other.boot());
         let names = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"];
-        let mut hit = machine.crash_at(7);
+        let mut hit = machine.crash_at(Marks::Drawn(7));
         let pass = move |node: &madsim::runtime::NodeHandle| {
             node.spawn(async move { names.iter().for_each(|name| mark::note(name)) })
         };
@@ -609,10 +609,14 @@ fn a_machine_crashes_where_it_is_told_to() {
         // Its disk lets through two operations more at most.
         assert!((0..3).any(|_| io.disk.list().is_err()), "its disk works on");
 
-        let mut again = machine.crash_at(7);
+        let mut again = machine.crash_at(Marks::Drawn(7));
         machine.crash_nowhere();
         pass(&node).await.unwrap();
         assert!(again.try_recv().is_err(), "it was told not to");
+
+        let hit = machine.crash_at(Marks::named(MARKS[1]));
+        node.spawn(async { MARKS.iter().for_each(|name| mark::note(name)) }).await.unwrap();
+        assert_eq!(hit.await.unwrap(), MARKS[1]);
     });
 }
 

@@ -6,6 +6,9 @@ use crate::sim::network::MachineId;
 use crate::sim::plan::Plan;
 use crate::sim::world::FailStop;
 
+/// What nothing excuses: Raft sees nothing that makes no sense to it, whatever a disk has lost.
+const RAFT_PANICKED: &str = "the task raft manager panicked";
+
 /// Whether the plan gives a reason why this boot ended itself; `machine` tells which machine is at a place.
 pub fn is_excused(plan: &Plan, stop: &FailStop, machine: impl Fn(Place) -> MachineId) -> bool {
     let has = |wanted: &dyn Fn(&Fault) -> bool| plan.faults.iter().any(|(_, fault)| wanted(fault));
@@ -21,5 +24,5 @@ pub fn is_excused(plan: &Plan, stop: &FailStop, machine: impl Fn(Place) -> Machi
         || (second_cut || crash) && stop.why.contains("the disk is off")
         // Its operator tries again.
         || stop.why.contains("no member took this node in")
-        || rotten
+        || rotten && !stop.why.contains(RAFT_PANICKED)
 }

@@ -24,6 +24,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use futures_util::future::{Either, select};
 use futures_util::stream::{self, BoxStream};
 use prost::Message;
@@ -680,8 +681,9 @@ impl Node {
     /// way answered.
     pub async fn stop(self) {
         self.health.end();
+        let removed = self.removed().now_or_never().is_some();
         if let Some(worker) = self.worker {
-            worker.drain(limits::DRAIN_TIMEOUT).await;
+            worker.drain(limits::DRAIN_TIMEOUT, removed).await;
         }
         if let Life::Member { shared, .. } = &self.life {
             shared.raft.stop().await;

@@ -164,20 +164,24 @@ impl Worker {
     }
 
     /// Takes nothing new, ends what runs, and leaves; all of it within `patience`. What has not ended by then ends with
-    /// the lease.
-    pub async fn drain(self, patience: Duration) {
+    /// the lease. Of one whose node was `removed` nobody hears any more: it tells nobody.
+    pub async fn drain(self, patience: Duration, removed: bool) {
         let Self { shared, lease, _rounds } = self;
         let clock = &shared.io.clock;
         // First, for it needs nobody else: what runs is asked to end.
         shared.draining.store(true, Ordering::Relaxed);
         let empty = async {
-            shared.set_status(WorkerStatus::Draining).await;
+            if !removed {
+                shared.set_status(WorkerStatus::Draining).await;
+            }
             while shared.desired.look()?.is_some_and(|look| !look.tasks.is_empty()) {
                 clock.sleep(WORKER_PAUSE).await;
             }
             // A renewal that crossed it would bring the worker back.
             drop(lease);
-            shared.set_status(WorkerStatus::Offline).await;
+            if !removed {
+                shared.set_status(WorkerStatus::Offline).await;
+            }
             Ok::<(), Fault>(())
         };
         match clock.timeout(patience, empty).await {
