@@ -125,6 +125,7 @@ pub const MARKS: &[&str] = &[
     "the power went for all at once",
     "the power went for all just after a removal",
     "the power went for the last voter just after the last but one was removed",
+    "the rows of a state were not those that its digest counts",
     "the stream of a snapshot broke and went on where it was",
     "two operators removed one member",
     "what was compacted had been swept away before",

@@ -160,6 +160,7 @@ impl State {
         disk.sync_dir().context(what)?;
         // The database checks its pages only where a file was not closed in order.
         if full_digest(&View::new(db.begin_read().context(what)?, Arc::default()))? != head.rows_digest {
+            sometimes!("the rows of a state were not those that its digest counts");
             // Closing it would write to it: it is evidence now.
             std::mem::forget(db);
             let disk = disk.describe();
