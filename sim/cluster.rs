@@ -315,6 +315,8 @@ impl Cluster {
                     };
                     let removed =
                         matches!(select(std::pin::pin!(told), std::pin::pin!(node.removed())).await, Either::Right(_));
+                    // What is held of a node keeps its files open.
+                    drop(member.inside.lock().unwrap().take());
                     node.stop().await;
                     member.removed.fetch_or(removed, Ordering::Relaxed);
                     let _ = ended.send(());

@@ -540,6 +540,7 @@ async fn call(
         return Err(ChannelError::Connect(format!("connect to {address}: connection refused").into()));
     };
     if network.is_cut(from, to) || network.is_cut(to, from) {
+        drop(routes);
         network.time.sleep(CONNECT_TIMEOUT).await;
         return Err(ChannelError::Connect(
             format!("connect to {address}: no answer within {CONNECT_TIMEOUT:?}").into(),
