@@ -271,7 +271,7 @@ fn mutants(names: &[String], effort: Effort, out: Option<PathBuf>, mode: Mode) -
         code = if as_wanted { code } else { 1 };
         rows.insert(mutant.name.clone(), mutant::row(mutant, &fate));
         if let Some(out) = &out
-            && let Err(error) = std::fs::write(out, mutant::table(&all, &rows, effort))
+            && let Err(error) = std::fs::write(out, mutant::table(&all, &rows))
         {
             return usage(&format!("write {}: {error}", out.display()));
         }

@@ -258,13 +258,12 @@ fn seeds_of(row: &str) -> Option<u64> {
 }
 
 /// The table of all bugs that there are rows of, as it stands in `sim/MUTANTS.md`.
-pub fn table(mutants: &[Mutant], rows: &BTreeMap<String, String>, effort: Effort) -> String {
-    let mut out = format!(
-        "# Planted bugs\n\nWritten by `sim mutants`: seeds until {} have noticed the bug, or {} were run. *Seeds* is the median number of \
-         seeds until one\nnotices. The columns to the right say how many it took without a class of faults (– : none of ten times the \
+pub fn table(mutants: &[Mutant], rows: &BTreeMap<String, String>) -> String {
+    let mut out = String::from(
+        "# Planted bugs\n\nWritten by `sim mutants`, some at a time. *Seeds* is the median number of seeds until one notices the bug (> n: \
+         none of n\ndid). The columns to the right say how many it took without a class of faults (– : none of ten times the \
          median; empty: not\ntried); what is not much greater does not need that class. The last, whose names begin with `control`, are no \
          bugs, and must survive.\n\n",
-        effort.kills, effort.seeds
     );
     let found: Vec<(&Mutant, &String)> =
         mutants.iter().filter_map(|mutant| Some((mutant, rows.get(&mutant.name)?))).collect();
@@ -296,7 +295,6 @@ mod tests {
         let bug =
             |name: &str, control| Mutant { name: name.into(), what: "all of it".into(), control, edits: Vec::new() };
         let mutants = [bug("one", false), bug("two", false), bug("control-one", true)];
-        let effort = Effort { from: 0, seeds: 9, kills: 1, ablation: 5, jobs: 1 };
         let fate = |kills| Fate { seeds: 9, kills, without: vec![(Class::ALL[0], None)] };
         let noticed = row(&mutants[0], &fate(vec![(3, "an oracle".into())]));
         let rows_now: BTreeMap<String, String> = [
@@ -306,13 +304,13 @@ mod tests {
             ("is no more".to_owned(), "| is no more | | | |".to_owned()),
         ]
         .into();
-        let text = table(&mutants, &rows_now, effort);
+        let text = table(&mutants, &rows_now);
         assert!(
             text.contains("1 of 2 bugs are noticed, at the median after 3 seeds; 1 of 1 controls survive."),
             "{text}"
         );
         let kept = rows(&text);
         assert_eq!(kept.keys().collect::<Vec<_>>(), ["control-one", "one", "two"]);
-        assert_eq!(table(&mutants, &kept, effort), text, "written again it is the same");
+        assert_eq!(table(&mutants, &kept), text, "written again it is the same");
     }
 }
