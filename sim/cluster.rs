@@ -315,9 +315,9 @@ impl Cluster {
                     };
                     let removed =
                         matches!(select(std::pin::pin!(told), std::pin::pin!(node.removed())).await, Either::Right(_));
+                    node.stop().await;
                     // What is held of a node keeps its files open.
                     drop(member.inside.lock().unwrap().take());
-                    node.stop().await;
                     member.removed.fetch_or(removed, Ordering::Relaxed);
                     let _ = ended.send(());
                 }
@@ -499,14 +499,11 @@ impl Cluster {
         })
     }
 
-    /// Stops a node in order; its machine stays on.
-    async fn stop(&self, place: Place) {
+    /// Stops a node in order; its machine stays on. Says whether it has ended.
+    async fn stop(&self, place: Place) -> bool {
         let stop = self.members[place].stop.lock().unwrap().take();
-        if let Some((stop, stopped)) = stop
-            && stop.send(()).is_ok()
-        {
-            let _ = timeout(STOP_MAX, stopped).await;
-        }
+        let Some((stop, stopped)) = stop else { return false };
+        stop.send(()).is_ok() && matches!(timeout(STOP_MAX, stopped).await, Ok(Ok(())))
     }
 
     async fn transfer(&self, to: Place) {
@@ -714,8 +711,7 @@ impl Cluster {
                 self.black_out(cut, gone, down).await;
             }
             Fault::Stop { node, down } => {
-                self.stop(node).await;
-                if self.world.rng.stream(&format!("stop {node} for {down:?}")).chance(500) {
+                if self.stop(node).await && self.world.rng.stream(&format!("stop {node} for {down:?}")).chance(500) {
                     machine(node).down(Down::Exit);
                     sleep(CLOSED).await;
                 }
@@ -773,8 +769,7 @@ impl Cluster {
                 // From here on, for nothing else may be lost meanwhile.
                 self.members[node].rotten.store(true, Ordering::Relaxed);
                 self.members[node].doubtful.store(true, Ordering::Relaxed);
-                if stopped {
-                    self.stop(node).await;
+                if stopped && self.stop(node).await {
                     machine(node).down(Down::Exit);
                     sleep(CLOSED).await;
                 }

@@ -1,13 +1,11 @@
 //! Oracle 14: no node ends itself, or panics, but for what the plan did to it (Schneider, "Fail-stop processors", 1983).
 
+use crate::raft::manager;
 use crate::sim::disk::DISK_ERROR;
 use crate::sim::fault::{Fault, Place};
 use crate::sim::network::MachineId;
 use crate::sim::plan::Plan;
 use crate::sim::world::FailStop;
-
-/// What nothing excuses: Raft sees nothing that makes no sense to it, whatever a disk has lost.
-const RAFT_PANICKED: &str = "the task raft manager panicked";
 
 /// Whether the plan gives a reason why this boot ended itself; `machine` tells which machine is at a place.
 pub fn is_excused(plan: &Plan, stop: &FailStop, machine: impl Fn(Place) -> MachineId) -> bool {
@@ -24,5 +22,6 @@ pub fn is_excused(plan: &Plan, stop: &FailStop, machine: impl Fn(Place) -> Machi
         || (second_cut || crash) && stop.why.contains("the disk is off")
         // Its operator tries again.
         || stop.why.contains("no member took this node in")
-        || rotten && !stop.why.contains(RAFT_PANICKED)
+        // Whatever a disk has lost, Raft sees nothing that makes no sense to it.
+        || rotten && !stop.why.contains(&format!("the task {} panicked", manager::TASK))
 }

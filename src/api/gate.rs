@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 
 use super::etcd::{no_leader, rejected};
 use crate::error::AuthReject;
-use crate::io::{HEALTH, LOG_IN, Shown, TOKEN_NEEDED, USER_TOKEN, VERSION, refused};
+use crate::io::{Clock, HEALTH, LOG_IN, Shown, TOKEN_NEEDED, USER_TOKEN, VERSION, refused};
 use crate::limits::USER_TOKEN_TTL;
 use crate::proto::v1::UserToken;
 use crate::shared::{Caller, FORWARDED, REQUIRES_LEADER, SharedNodeState};
@@ -87,7 +87,7 @@ pub async fn admit(State(shared): State<Arc<SharedNodeState>>, request: Request,
             let response = next.run(Request::from_parts(parts, body)).await;
             if is_etcds { too_long(response) } else { response }
         }
-        Err(status) => refused(&parts.headers, body, status).await,
+        Err(status) => refused(&*shared.io.clock, &parts.headers, body, status).await,
     }
 }
 
@@ -109,11 +109,11 @@ fn too_long(response: Response) -> Response {
 }
 
 /// Lets a call to a node that keeps no state, and so knows no users, through if a member makes it.
-pub async fn admit_members(request: Request, next: Next) -> Response {
+pub async fn admit_members(State(clock): State<Arc<dyn Clock>>, request: Request, next: Next) -> Response {
     let (parts, body) = request.into_parts();
     match need(parts.uri.path()) == Need::Nothing || is_member(&parts) {
         true => next.run(Request::from_parts(parts, body)).await,
-        false => refused(&parts.headers, body, Status::unauthenticated(TOKEN_NEEDED)).await,
+        false => refused(&*clock, &parts.headers, body, Status::unauthenticated(TOKEN_NEEDED)).await,
     }
 }
 

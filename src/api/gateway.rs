@@ -35,7 +35,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Status, Streaming};
 
 use super::{etcd, gate};
-use crate::io::{BEARER, LOG_IN, LOG_IN_JSON, Shown, USER_TOKEN, USER_TOKEN_JSON};
+use crate::io::{BEARER, LOG_IN, LOG_IN_JSON, Shown, USER_TOKEN, USER_TOKEN_JSON, hear_out};
 use crate::limits::{JSON_BYTES_MAX, JSON_READING_MAX, REQUEST_TIMEOUT};
 use crate::proto::descriptors;
 use crate::shared::{REQUIRES_LEADER, SharedNodeState, asked_timeout};
@@ -311,9 +311,11 @@ impl Gateway {
         if let Some(shown) = parts.extensions.get::<Shown>() {
             call.extensions_mut().insert(*shown);
         }
-        // Who may not ask is not listened to.
-        gate::check(&self.shared, method.call, &call).await?;
         let clock = &self.shared.io.clock;
+        if let Err(status) = gate::check(&self.shared, method.call, &call).await {
+            hear_out(&**clock, body).await;
+            return Err(status);
+        }
         let mut objects = Objects::of(tonic::body::Body::new(body));
         let first = {
             let _entered = etcd::enter(&self.reading, JSON_READING_MAX)?;

@@ -23,7 +23,7 @@ mod worker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use tonic::service::Routes;
 
 use crate::limits::{COMMAND_BYTES_MAX, MESSAGE_BYTES_MAX};
@@ -101,5 +101,5 @@ pub fn worker_routes(worker: &WorkerService, health: &Health, metrics: &Arc<Metr
         .add_service(TasksServer::new(worker.clone()))
         .prepare();
     let routes = services.into_axum_router().fallback(probe::nowhere).merge(metrics::plain_route(metrics.clone()));
-    Routes::from(routes.layer(from_fn(gate::admit_members)))
+    Routes::from(routes.layer(from_fn_with_state(worker.clock.clone(), gate::admit_members)))
 }

@@ -10,6 +10,7 @@ use std::io;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::{BoxFuture, Either};
@@ -21,6 +22,7 @@ use tonic::Status;
 use tonic::service::Routes;
 use tower::{Layer, Service, ServiceExt};
 
+use super::clock::Clock;
 use super::network::{BoxError, Channel, Listener, Network};
 use crate::ids::Address;
 use crate::limits::{TOKEN_CHARS_MAX, TOKEN_CHARS_MIN};
@@ -29,6 +31,8 @@ use crate::limits::{TOKEN_CHARS_MAX, TOKEN_CHARS_MIN};
 pub const BEARER: &str = "Bearer ";
 /// Longest request that is heard out though whoever makes it may not.
 const HEARD_OUT_BYTES_MAX: u64 = 64 * 1024;
+/// And for how long.
+const HEARD_OUT_TIME_MAX: Duration = Duration::from_secs(1);
 /// Probers know no tokens, and learn nothing but whether the node serves.
 const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
 
@@ -117,12 +121,13 @@ impl Tokens {
 }
 
 /// A network on which calls carry the first of these tokens, and are answered only if they carry any of them.
-pub(super) fn guarded(network: Arc<dyn Network>, tokens: Tokens) -> Arc<dyn Network> {
-    Arc::new(Guarded { network, tokens })
+pub(super) fn guarded(network: Arc<dyn Network>, clock: Arc<dyn Clock>, tokens: Tokens) -> Arc<dyn Network> {
+    Arc::new(Guarded { network, clock, tokens })
 }
 
 struct Guarded {
     network: Arc<dyn Network>,
+    clock: Arc<dyn Clock>,
     tokens: Tokens,
 }
 
@@ -130,7 +135,10 @@ struct Guarded {
 impl Network for Guarded {
     async fn bind(&self, address: &Address) -> io::Result<Box<dyn Listener>> {
         let inner = self.network.bind(address).await?;
-        Ok(Box::new(GuardedListener { inner, tokens: self.tokens.clone() }))
+        Ok(Box::new(GuardedListener {
+            inner,
+            layer: GuardLayer { clock: self.clock.clone(), tokens: self.tokens.clone() },
+        }))
     }
 
     fn connect(&self, address: &Address) -> Channel {
@@ -148,7 +156,7 @@ impl Network for Guarded {
 
 struct GuardedListener {
     inner: Box<dyn Listener>,
-    tokens: Tokens,
+    layer: GuardLayer,
 }
 
 #[async_trait]
@@ -158,25 +166,29 @@ impl Listener for GuardedListener {
     }
 
     async fn serve(self: Box<Self>, routes: Routes, stop: BoxFuture<'static, ()>) -> Result<(), BoxError> {
-        let guarded = routes.into_axum_router().layer(GuardLayer(self.tokens));
+        let guarded = routes.into_axum_router().layer(self.layer);
         self.inner.serve(Routes::from(guarded), stop).await
     }
 }
 
 #[derive(Clone)]
-struct GuardLayer(Tokens);
+struct GuardLayer {
+    clock: Arc<dyn Clock>,
+    tokens: Tokens,
+}
 
 impl<S> Layer<S> for GuardLayer {
     type Service = Guard<S>;
 
     fn layer(&self, inner: S) -> Guard<S> {
-        Guard { inner, tokens: self.0.clone() }
+        Guard { inner, clock: self.clock.clone(), tokens: self.tokens.clone() }
     }
 }
 
 #[derive(Clone)]
 struct Guard<S> {
     inner: S,
+    clock: Arc<dyn Clock>,
     tokens: Tokens,
 }
 
@@ -213,20 +225,34 @@ where
             return Either::Left(self.inner.call(request));
         };
         let (parts, body) = request.into_parts();
-        let refused = async move { Ok(refused(&parts.headers, body, Status::unauthenticated(refusal)).await) };
+        let clock = self.clock.clone();
+        let status = Status::unauthenticated(refusal);
+        let refused = async move { Ok(refused(&*clock, &parts.headers, body, status).await) };
         Either::Right(Box::pin(refused))
     }
 }
 
+/// Reads the rest of a short request that is refused, for a moment: clients of HTTP/2 may lose an answer that comes while they still send
+/// (curl 7.88 does), though they must not (RFC 9113, section 8.1).
+pub async fn hear_out(clock: &dyn Clock, body: impl Body) {
+    if body.size_hint().upper().is_some_and(|bytes| bytes <= HEARD_OUT_BYTES_MAX) {
+        let mut body = std::pin::pin!(body);
+        let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+        let _ = clock.timeout(HEARD_OUT_TIME_MAX, rest).await;
+    }
+}
+
 /// How a call with these headers and this body is refused.
-pub async fn refused<B: Body, R: Default>(headers: &http::HeaderMap, body: B, status: Status) -> http::Response<R> {
+pub async fn refused<B: Body, R: Default>(
+    clock: &dyn Clock,
+    headers: &http::HeaderMap,
+    body: B,
+    status: Status,
+) -> http::Response<R> {
     if is_grpc(headers) {
         return status.into_http();
     }
-    // Clients of HTTP/2 may lose an answer that comes while they still send (curl 7.88 does), though they must not: RFC 9113, 8.1.
-    if body.size_hint().upper().is_some_and(|bytes| bytes <= HEARD_OUT_BYTES_MAX) {
-        let _ = body.collect().await;
-    }
+    hear_out(clock, body).await;
     let mut plain = http::Response::new(R::default());
     *plain.status_mut() = http::StatusCode::UNAUTHORIZED;
     plain.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

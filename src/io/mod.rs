@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 pub use access::{
     BEARER, HEALTH, LOG_IN, LOG_IN_JSON, Shown, TOKEN_NEEDED, TokenError, Tokens, USER_TOKEN, USER_TOKEN_JSON, VERSION,
-    is_grpc, refused,
+    hear_out, is_grpc, refused,
 };
 pub use clock::{Clock, Elapsed};
 pub use disk::{Backend, Disk, open_for_database};
@@ -45,6 +45,6 @@ pub struct Io {
 impl Io {
     /// The same, with a network on which calls carry these tokens and are answered only if they do.
     pub fn with_tokens(self, tokens: Tokens) -> Self {
-        Self { network: access::guarded(self.network, tokens), ..self }
+        Self { network: access::guarded(self.network, self.clock.clone(), tokens), ..self }
     }
 }

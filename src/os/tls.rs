@@ -17,11 +17,12 @@ use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
 use super::network::root;
 use crate::error::{Context, Fault};
+use crate::io::TaskHandle;
 
 /// How long a client may take to agree on how to encrypt.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most connections that agree on it at once; others wait to be taken.
-const HANDSHAKES_MAX: usize = 1024;
+const HANDSHAKES_MAX: usize = 8192;
 /// What is spoken here, the dearest first (RFC 7301): gRPC needs HTTP/2, JSON and metrics do not.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
@@ -69,6 +70,9 @@ impl Shown {
     fn new(certificate: &str, key: &str) -> Result<Self, String> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate.as_bytes()).collect();
         let chain = chain.map_err(|error| format!("the certificate is not PEM: {error}"))?;
+        if chain.is_empty() {
+            return Err("there is no certificate in PEM".into());
+        }
         let key = PrivateKeyDer::from_pem_slice(key.as_bytes())
             .map_err(|error| format!("the key is not a private key in PEM: {error}"))?;
         let mut config = ServerConfig::builder()
@@ -88,7 +92,15 @@ impl Shown {
         // Each in a task of its own: what costs here is arithmetic.
         let agree = move |stream: io::Result<TcpStream>| {
             let acceptor = acceptor.clone();
-            tokio::spawn(async move { tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream?)).await? })
+            let task =
+                tokio::spawn(async move { tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream?)).await? });
+            let abort = task.abort_handle();
+            let ends_with_this = TaskHandle::new(move || abort.abort());
+            async move {
+                let outcome = task.await;
+                drop(ends_with_this);
+                outcome
+            }
         };
         let agreed = |outcome: Result<io::Result<_>, JoinError>| async {
             let outcome = outcome.map_err(io::Error::from).flatten();

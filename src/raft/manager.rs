@@ -33,6 +33,9 @@ use crate::limits;
 use crate::metrics::Metrics;
 use crate::time::{ClusterTime, Monotonic};
 
+/// What its task is called.
+pub const TASK: &str = "raft manager";
+
 /// Is told what this member does. For whoever checks it.
 pub trait Observer: Send + Sync + 'static {
     /// An entry was applied.
@@ -162,7 +165,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     };
     let inputs = Inputs { done, requests, frames, news, staged };
     let handle = RaftHandle::new(requests_sender, frames_sender, snapshots, io.clock.clone(), shared);
-    let task = io.spawn.spawn("raft manager", Box::pin(manager.run(inputs)));
+    let task = io.spawn.spawn(TASK, Box::pin(manager.run(inputs)));
     Ok((handle, incarnation, task))
 }
 

@@ -113,13 +113,15 @@ fn users_do_what_they_may() {
         assert!(get(headers, key).starts_with(answer), "{headers} {}", get(headers, key));
     }
     // Who may not ask is not listened to for long.
-    let mut silent = std::net::TcpStream::connect(&server.address).unwrap();
-    let head = "POST /v3/kv/range HTTP/1.1\r\nHost: n1\r\nAuthorization: nonsense\r\nContent-Length: 90000\r\n\r\n";
-    silent.write_all(head.as_bytes()).unwrap();
-    silent.set_read_timeout(Some(PATIENCE)).unwrap();
-    let mut answer = [0; 12];
-    silent.read_exact(&mut answer).unwrap();
-    assert_eq!(&answer, b"HTTP/1.1 401");
+    for (shown, bytes) in [("nonsense", 9000), ("Bearer nonsense", 9000), ("Bearer nonsense", 90_000_000)] {
+        let mut silent = std::net::TcpStream::connect(&server.address).unwrap();
+        let length = format!("Authorization: {shown}\r\nContent-Length: {bytes}");
+        write!(silent, "POST /v3/kv/range HTTP/1.1\r\nHost: n1\r\n{length}\r\n\r\n").unwrap();
+        silent.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut answer = [0; 12];
+        silent.read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 401");
+    }
     let logged_in = post("/v3/auth/authenticate", "", r#"{"name":"alice","password":"a"}"#);
     let of_alice = logged_in.split_once(r#""token":""#).unwrap().1.split('"').next().unwrap();
     for header in ["Authorization", "Grpc-Metadata-Token"] {
