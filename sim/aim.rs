@@ -146,7 +146,10 @@ const AIMS: &[(&str, Aim)] = &[
         plan.stock = 60;
         let (node, permille, down) = (member(rng, plan), *rng.pick(&[20, 60, 200]), millis(rng, 100, 3_000));
         // Only what was not written lately rots, and it is written when the node stops.
-        plan.faults.push((Duration::from_millis(200), Fault::Stop { node, down: Duration::from_millis(300) }));
+        plan.faults.push((
+            Duration::from_millis(200),
+            Fault::Stop { node, exits: rng.chance(500), down: Duration::from_millis(300) },
+        ));
         let (damage, files) = (Damage::Flipped, Files::State);
         let at = millis(rng, 3_000, 8_000);
         plan.faults.push((at, Fault::Rot { node, damage, files, permille, stopped: true, down }));

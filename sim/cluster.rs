@@ -499,11 +499,15 @@ impl Cluster {
         })
     }
 
-    /// Stops a node in order; its machine stays on. Says whether it has ended.
-    async fn stop(&self, place: Place) -> bool {
-        let stop = self.members[place].stop.lock().unwrap().take();
-        let Some((stop, stopped)) = stop else { return false };
-        stop.send(()).is_ok() && matches!(timeout(STOP_MAX, stopped).await, Ok(Ok(())))
+    /// Stops a node in order; its machine stays on. If it `exits`, its process ends when it has stopped, and closes what it holds.
+    async fn stop(&self, place: Place, exits: bool) {
+        let Member { stop, machine, .. } = &*self.members[place];
+        let Some((stop, stopped)) = stop.lock().unwrap().take() else { return };
+        let has_stopped = stop.send(()).is_ok() && matches!(timeout(STOP_MAX, stopped).await, Ok(Ok(())));
+        if has_stopped && exits {
+            machine.down(Down::Exit);
+            sleep(CLOSED).await;
+        }
     }
 
     async fn transfer(&self, to: Place) {
@@ -710,11 +714,8 @@ impl Cluster {
                 }
                 self.black_out(cut, gone, down).await;
             }
-            Fault::Stop { node, down } => {
-                if self.stop(node).await && self.world.rng.stream(&format!("stop {node} for {down:?}")).chance(500) {
-                    machine(node).down(Down::Exit);
-                    sleep(CLOSED).await;
-                }
+            Fault::Stop { node, exits, down } => {
+                self.stop(node, exits).await;
                 off(node, Down::Kill, down).await;
             }
             Fault::Pause { node, span } => {
@@ -769,9 +770,8 @@ impl Cluster {
                 // From here on, for nothing else may be lost meanwhile.
                 self.members[node].rotten.store(true, Ordering::Relaxed);
                 self.members[node].doubtful.store(true, Ordering::Relaxed);
-                if stopped && self.stop(node).await {
-                    machine(node).down(Down::Exit);
-                    sleep(CLOSED).await;
+                if stopped {
+                    self.stop(node, true).await;
                 }
                 machine(node).down(Down::Power(CLEAN_CUT));
                 let before = Promised::of(&machine(node).disk);

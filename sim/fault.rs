@@ -70,6 +70,8 @@ pub enum Fault {
     Stop {
         /// Which.
         node: Place,
+        /// Its process ends by itself then, and closes what it holds; or it is killed just after it has stopped.
+        exits: bool,
         /// How long it stays off.
         down: Duration,
     },

@@ -97,13 +97,15 @@ impl SimLauncher {
 
 /// What a command does.
 #[derive(Clone, Copy)]
-struct Program {
-    runs: Duration,
+pub struct Program {
+    /// How long it runs if nothing ends it.
+    pub runs: Duration,
     code: i32,
     stubborn: bool,
 }
 
-fn program(command: &[String]) -> Option<Program> {
+/// What this command does; `None` if there is no such program.
+pub fn program(command: &[String]) -> Option<Program> {
     match command {
         [sim, millis, code, rest @ ..] if sim == "sim" => Some(Program {
             runs: Duration::from_millis(millis.parse().ok()?),

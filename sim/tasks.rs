@@ -80,11 +80,6 @@ fn draw_spec(rng: &mut RngStream, mark: u64, stubborn_permille: u64) -> TaskSpec
     }
 }
 
-/// How long the program of a task runs if nothing ends it.
-pub fn runs(spec: &TaskSpec) -> Duration {
-    Duration::from_millis(spec.command[1].parse().expect("written by the workload"))
-}
-
 /// Submits tasks that the simulator's machines can run, and wants some of them stopped.
 pub async fn submit(
     client: Client,

@@ -13,7 +13,8 @@ use crate::client::{Client, ClientError};
 use crate::ids::{NodeId, TaskId};
 use crate::limits::{TASK_LOSSES_MAX, WORKER_LEASE};
 use crate::proto::v1::{Attempt, OutputRequest, Task, TaskPhase, exit::Reason};
-use crate::sim::tasks::{self, Heard, MARK, Submission, Submissions};
+use crate::sim::launcher::program;
+use crate::sim::tasks::{Heard, MARK, Submission, Submissions};
 use crate::state::task;
 
 /// How long it may take until a worker that nothing hinders knows that a task is to be stopped.
@@ -22,7 +23,8 @@ const STOP_MAX: Duration = Duration::from_secs(2);
 /// How long all programs of the submissions run one after another, as on a worker with room for one, and with every retry.
 pub fn work(submissions: &Submissions) -> Duration {
     let submissions = submissions.all();
-    submissions.values().map(|Submission { spec, .. }| tasks::runs(spec) * (spec.retries + 1)).sum()
+    let of_one = |Submission { spec, .. }: &Submission| program(&spec.command).map(|it| it.runs * (spec.retries + 1));
+    submissions.values().filter_map(of_one).sum()
 }
 
 /// Every task there is, once none is live any more; what is live still if that takes too long.
