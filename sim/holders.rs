@@ -28,8 +28,10 @@ pub enum What {
     Gone(LeaseId),
     /// It may end from now on: it is revoked.
     Revoked(LeaseId),
-    /// The key has this value now, and is under this lease (0: none); if it is not known whether it is, there is none.
-    Put(Option<(u64, LeaseId)>),
+    /// The key has this value now, and is under this lease (0: none).
+    Put(u64, LeaseId),
+    /// The key may have this value under this lease, or may come to have it: whether that was carried out, or will be, is not known.
+    MayPut(u64, LeaseId),
     /// The key has this value, or is not there.
     Found(Option<u64>),
     /// The lock is held by this lease, with a key that came into being then.
@@ -150,9 +152,9 @@ impl Holder<'_> {
             ..PutRequest::default()
         };
         match self.door.put(put).await {
-            Ok(_) => self.note(from, What::Put(Some((value, lease)))),
+            Ok(_) => self.note(from, What::Put(value, lease)),
             Err(Seen::NotDone | Seen::Full) => {}
-            Err(_) => self.note(from, What::Put(None)),
+            Err(_) => self.note(from, What::MayPut(value, lease)),
         }
     }
 

@@ -70,6 +70,8 @@ pub const MARKS: &[&str] = &[
     "a snapshot was of no use when it was here",
     "a sole voter campaigned at once",
     "a state could not be written anew",
+    "a state that had been closed was found to have rotted",
+    "a state that had rotted went back to what it was before its last change",
     "a state that was written anew has taken the old one's place",
     "a state that was written anew is to take the old one's place",
     "a state was opened that had been closed",

@@ -49,6 +49,8 @@ fn check_holder(notes: &[Note]) -> Result<(), (&'static str, String)> {
     let mut lasts: BTreeMap<LeaseId, Duration> = BTreeMap::new();
     let mut gone: Vec<LeaseId> = Vec::new();
     let mut key: Option<(u64, LeaseId)> = None;
+    // What may have been put, or may come to be, however late: until its lease is gone.
+    let mut doubtful: Vec<(u64, LeaseId)> = Vec::new();
     for note in notes {
         let is_due = |lease: &LeaseId, lasts: &BTreeMap<LeaseId, Duration>| {
             lasts.get(lease).is_some_and(|until| note.to < *until)
@@ -64,9 +66,24 @@ fn check_holder(notes: &[Note]) -> Result<(), (&'static str, String)> {
             What::Gone(lease) if is_due(lease, &lasts) => {
                 return Err((LASTS, format!("{note:?}, and it was to last until {:?}", lasts[lease])));
             }
-            What::Gone(lease) => gone.push(*lease),
+            What::Gone(lease) => {
+                gone.push(*lease);
+                if doubtful.iter().any(|(_, under)| under == lease) {
+                    // It may have come, and gone again.
+                    key = None;
+                    doubtful.retain(|(_, under)| under != lease);
+                }
+            }
             What::Revoked(lease) => drop(lasts.remove(lease)),
-            What::Put(put) => key = *put,
+            What::Put(value, lease) => key = Some((*value, *lease)),
+            What::MayPut(value, lease) => {
+                key = None;
+                doubtful.push((*value, *lease));
+            }
+            What::Found(None) if !doubtful.is_empty() => key = None,
+            What::Found(Some(found)) if doubtful.iter().any(|(value, _)| value == found) => {
+                key = doubtful.iter().find(|(value, _)| value == found).copied();
+            }
             What::Found(found) => match (key, found) {
                 (Some((value, _)), Some(found)) if value != *found => {
                     return Err((KEYS, format!("{note:?}, and {value} was put")));
@@ -250,7 +267,7 @@ mod tests {
     fn a_lease_lasts_its_time_and_its_key_as_long() {
         let lease = LeaseId(7);
         let lasts = |from| (from, from + 5, What::Lasts(lease, Duration::from_secs(2)));
-        let put = (10, 11, What::Put(Some((1, lease))));
+        let put = (10, 11, What::Put(1, lease));
         let found = |at, value| (at, at + 1, What::Found(value));
         assert!(holds(&[lasts(0), put.clone(), found(1_900, Some(1)), found(1_950, None)]), "a fast clock");
         assert!(!holds(&[lasts(0), put.clone(), found(1_800, None)]), "too early");
@@ -262,7 +279,23 @@ mod tests {
             "it outlived it"
         );
         assert!(!holds(&[lasts(0), (2_500, 2_501, What::Gone(lease)), lasts(2_600)]), "it came back");
-        assert!(!holds(&[lasts(0), put.clone(), (20, 21, What::Put(Some((2, LeaseId(0))))), found(9_000, None)]));
-        assert!(holds(&[lasts(0), put, (20, 21, What::Put(None)), found(900, None)]), "nobody knows");
+        assert!(!holds(&[lasts(0), put.clone(), (20, 21, What::Put(2, LeaseId(0))), found(9_000, None)]));
+        assert!(holds(&[lasts(0), put, (20, 21, What::MayPut(2, lease)), found(900, None)]), "nobody knows");
+    }
+
+    #[test]
+    fn what_may_be_put_may_come_late_and_not_after_its_lease() {
+        let lease = LeaseId(7);
+        let found = |at, value| (at, at + 1, What::Found(value));
+        let (late, put) = ((0, 10_000, What::MayPut(1, lease)), (10_000, 10_001, What::Put(2, LeaseId(0))));
+        let gone = (10_100, 10_101, What::Gone(lease));
+        assert!(holds(&[late.clone(), put.clone(), found(10_010, Some(2)), found(10_020, Some(1))]));
+        assert!(
+            holds(&[late.clone(), put.clone(), gone.clone(), found(10_200, None)]),
+            "it came, and went with its lease"
+        );
+        assert!(!holds(&[late.clone(), put.clone(), found(10_010, Some(3))]), "nobody put that");
+        assert!(!holds(&[late, gone, put.clone(), found(20_000, Some(1))]), "it came after its lease");
+        assert!(!holds(&[put, found(10_010, Some(1))]));
     }
 }

@@ -64,6 +64,11 @@ pub(super) fn remove_file(disk: &dyn Disk, name: &str) -> Result<(), Fault> {
 }
 
 pub(super) fn open_database(disk: &dyn Disk, name: &str) -> Result<Database, Fault> {
+    open_as_left(disk, name).map(|(db, _)| db)
+}
+
+/// Opens it, and says whether it had been closed in order: then the database has not looked at its pages.
+fn open_as_left(disk: &dyn Disk, name: &str) -> Result<(Database, bool), Fault> {
     let what = || format!("open {name} in {}", disk.describe());
     // What is built by applying from the first entry on can be built again.
     let backend = open_for_database(disk, name, name == file_name(Index(0))).context(what)?;
@@ -77,7 +82,33 @@ pub(super) fn open_database(disk: &dyn Disk, name: &str) -> Result<Database, Fau
     let repaired = repaired.load(Ordering::Relaxed);
     sometimes!(repaired, "a state was opened that had not been closed");
     sometimes!(!repaired && !is_new, "a state was opened that had been closed");
-    Ok(db)
+    Ok((db, !repaired && !is_new))
+}
+
+/// Opens a database whose pages may have rotted since it was written: all of them are looked at.
+fn open_checked(disk: &dyn Disk, name: &str) -> Result<Database, Fault> {
+    let (mut db, was_closed) = open_as_left(disk, name)?;
+    if !was_closed {
+        return Ok(db);
+    }
+    match db.check_integrity() {
+        Ok(true) => Ok(db),
+        Ok(false) => {
+            sometimes!("a state that had rotted went back to what it was before its last change");
+            tracing::warn!(name, place = disk.describe(), "what was written last has rotted: the log has it, too");
+            Ok(db)
+        }
+        Err(error) => {
+            sometimes!("a state that had been closed was found to have rotted");
+            // Closing it would write to it: it is evidence now.
+            std::mem::forget(db);
+            let what = format!(
+                "{name} in {} is damaged; remove this member, and join with an empty data directory",
+                disk.describe()
+            );
+            Err(Fault::because(what, error))
+        }
+    }
 }
 
 /// What one batch of entries is applied with.
@@ -146,7 +177,7 @@ impl State {
     /// there is no such file. Other states in the directory are left over from an interrupted install: they are removed.
     ///
     /// # Errors
-    /// The database cannot be opened or is corrupt: every row is read and counted.
+    /// The database cannot be opened or is damaged: every page is checked, and every row counted.
     pub fn open(disk: Arc<dyn Disk>, installed: Index) -> Result<Self, Fault> {
         let name = file_name(installed);
         let what = || format!("open {name} in {}", disk.describe());
@@ -156,9 +187,10 @@ impl State {
                 disk.remove(&other).context(what)?;
             }
         }
-        let (db, head) = Self::load(&*disk, &name)?;
+        let db = open_checked(&*disk, &name)?;
+        let head = Self::load(&*disk, &name, &db)?;
         disk.sync_dir().context(what)?;
-        // The database checks its pages only where a file was not closed in order.
+        // A row that rotted while the node ran and was written again with its page is under a good checksum.
         if full_digest(&View::new(db.begin_read().context(what)?, Arc::default()))? != head.rows_digest {
             sometimes!("the rows of a state were not those that its digest counts");
             // Closing it would write to it: it is evidence now.
@@ -182,9 +214,8 @@ impl State {
         (installed == Index(0) || names.iter().any(|other| other == name)).then_some(()).ok_or_else(missing)
     }
 
-    fn load(disk: &dyn Disk, name: &str) -> Result<(Database, v1::Head), Fault> {
+    fn load(disk: &dyn Disk, name: &str, db: &Database) -> Result<v1::Head, Fault> {
         let what = || format!("read {name} in {}", disk.describe());
-        let db = open_database(disk, name)?;
         let txn = db.begin_write().context(what)?;
         let head = {
             let head = read_head(&txn.open_table(HEAD).context(what)?)?;
@@ -199,7 +230,7 @@ impl State {
             head
         };
         txn.commit().context(what)?;
-        Ok((db, head))
+        Ok(head)
     }
 
     /// Goes over to the state that [`super::snapshot::Import`] built at `index`, for the readers, too, and removes the
@@ -210,7 +241,8 @@ impl State {
     pub fn install(&mut self, index: Index) -> Result<(), Fault> {
         let name = file_name(index);
         Self::check_there(&*self.disk, index, &name)?;
-        let (db, head) = Self::load(&*self.disk, &name)?;
+        let db = open_database(&*self.disk, &name)?;
+        let head = Self::load(&*self.disk, &name, &db)?;
         if head.applied_index != index.0 {
             return Err(Fault::new(format!("{name} holds the state at {}", head.applied_index)));
         }
