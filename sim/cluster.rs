@@ -32,7 +32,7 @@ use crate::sim::plan::Plan;
 use crate::sim::trace::Note;
 use crate::sim::watch::Watch;
 use crate::sim::world::{CLEAN_CUT, Down, FailStop, Machine, World};
-use crate::state::member;
+use crate::state::{format, member};
 
 /// How long a client tries one operation.
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -80,12 +80,14 @@ pub struct Member {
     removed: AtomicBool,
     /// Its disk is another's.
     misled: AtomicBool,
+    /// It is an older version, which takes part in the first format alone.
+    old: AtomicBool,
     /// The way into its node from within its process, since it last started.
     inside: Mutex<Option<Channel>>,
 }
 
 impl Member {
-    fn new(machine: Arc<Machine>, present: bool) -> Arc<Self> {
+    fn new(machine: Arc<Machine>, present: bool, old: bool) -> Arc<Self> {
         let (stop, id, founded, rotten, doubtful, waiting, moves, removed, misled, inside) = Default::default();
         Arc::new(Self {
             machine,
@@ -99,6 +101,7 @@ impl Member {
             moves,
             removed,
             misled,
+            old: AtomicBool::new(old),
             inside,
         })
     }
@@ -176,7 +179,7 @@ pub struct Cluster {
 impl Cluster {
     /// Machines that are off, with empty disks.
     pub fn new(world: Arc<World>, plan: Plan, watch: Arc<Watch>) -> Arc<Self> {
-        let member = |place| Member::new(world.machine(), !plan.is_late(place));
+        let member = |place| Member::new(world.machine(), !plan.is_late(place), plan.old >> place & 1 == 1);
         let members: Vec<Arc<Member>> = plan.places().map(member).collect();
         let moving = |place: usize| {
             plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Move { node, .. } if *node == place))
@@ -293,6 +296,7 @@ impl Cluster {
         let builder = builder.watch_batch_events(self.plan.events_max).history(self.plan.history);
         let builder = builder.keys_quota(self.plan.keys_quota.unwrap_or(KEYS_QUOTA)).password_rounds(NonZeroU32::MIN);
         let builder = builder
+            .newest_format(self.newest_format(&member))
             .role(self.plan.role(place))
             .lease_reads(self.plan.lease_reads)
             .election_timeout(self.plan.election_timeout_of(place))
@@ -327,6 +331,37 @@ impl Cluster {
         spawn.spawn("node", Box::pin(life)).detach();
     }
 
+    /// The newest format that a member takes part in when it starts now. Who starts one that is too old sees why it ended, and takes the
+    /// newer version.
+    fn newest_format(&self, member: &Member) -> u32 {
+        let behind = self.watch.state().formats.now() > format::FIRST;
+        let old = !behind && member.old.load(Ordering::Relaxed);
+        member.old.store(old, Ordering::Relaxed);
+        if old { format::FIRST } else { format::NEWEST }
+    }
+
+    /// Stops a member in order, to start another version of it.
+    async fn upgrade(self: &Arc<Self>, place: Place, (back, exits): (bool, bool), down: Duration) {
+        let member = &self.members[place];
+        if back && self.watch.state().formats.now() > format::FIRST {
+            return;
+        }
+        sometimes!(back, "a member went back to an older version");
+        sometimes!(!back && self.leader() == Some(place), "the leader was upgraded");
+        self.stop(place, exits).await;
+        member.machine.down(Down::Kill);
+        member.old.store(back, Ordering::Relaxed);
+        sleep(down).await;
+        self.boot(place);
+    }
+
+    /// Upgrades the members that are still older, one after another.
+    pub async fn upgrade_all(self: &Arc<Self>) {
+        for place in (0..self.members.len()).filter(|place| self.members[*place].old.load(Ordering::Relaxed)) {
+            self.upgrade(place, (false, true), Duration::from_millis(100)).await;
+        }
+    }
+
     /// Has a machine start from a copy of another's disk until it ends itself, or for too long.
     async fn mislead(self: &Arc<Self>, place: Place, other: Place) {
         let (member, from) = (&self.members[place], &self.members[other]);
@@ -357,6 +392,7 @@ impl Cluster {
         member.machine.replace();
         self.watch.on_lost(&member.machine);
         member.rotten.store(false, Ordering::Relaxed);
+        member.old.store(false, Ordering::Relaxed);
         let lost = member.id.lock().unwrap().take();
         if let Some(id) = lost {
             self.condemn(Condemned { id, place, lost: true });
@@ -445,6 +481,7 @@ impl Cluster {
         let knows =
             alone && place < self.plan.nodes && member.id().is_some_and(|id| knows_removed(&member.machine, id));
         member.removed.store(false, Ordering::Relaxed);
+        member.old.store(false, Ordering::Relaxed);
         if !knows {
             return self.boot(place);
         }
@@ -718,6 +755,7 @@ impl Cluster {
                 self.stop(node, exits).await;
                 off(node, Down::Kill, down).await;
             }
+            Fault::Upgrade { node, back, exits, down } => self.upgrade(node, (back, exits), down).await,
             Fault::Pause { node, span } => {
                 machine(node).pause();
                 sleep(span).await;

@@ -87,9 +87,7 @@ const KINDS: &[Kind] = &[
         let damage = *d.rng.pick(&[Damage::Flipped, Damage::Flipped, Damage::Lost, Damage::Misdirected]);
         // The log is what damage is mostly found in, so sometimes it is spared.
         let files = *d.rng.pick(&[Files::All, Files::State, Files::Log]);
-        // Where files were closed in order redb takes whole pages that are out of place on trust, and may panic within a panic.
-        let stopped = (damage == Damage::Flipped || files == Files::Log) && d.rng.chance(500);
-        Fault::Rot { node: d.place(), damage, files, permille, stopped, down: d.span() }
+        Fault::Rot { node: d.place(), damage, files, permille, stopped: d.rng.chance(500), down: d.span() }
     },
     |d| Fault::Replace { node: d.place(), down: d.span() },
     |d| {
@@ -323,6 +321,40 @@ pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
         20..32 if plan.holders == 0 => plan.history = History::Age(Duration::from_millis(rng.range(1_000, 15_000))),
         _ => {}
     }
+}
+
+/// Older members, which are upgraded one after another or at once, and some of which go back before all are.
+pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
+    let is_misled = |(_, fault): &(Duration, Fault)| matches!(fault, Fault::WrongDisk { .. });
+    if plan.early || plan.faults.iter().any(is_misled) || !rng.chance(300) {
+        return;
+    }
+    let all: Places = (1 << plan.nodes) - 1;
+    let some = rng.range(1, 1 << plan.nodes) as Places;
+    // While the founder is older, the cluster is in the first format, and all can join.
+    plan.old = 1 | *rng.pick(&[all, all, some]);
+    for (_, fault) in &plan.faults {
+        if let Fault::Join { node, .. } = fault {
+            plan.old &= !(1 << node);
+        }
+    }
+    if plan.is_undisturbed() {
+        return; // they are upgraded at the end
+    }
+    let (from, pause) = (rng.range(0, 10_000), *rng.pick(&[0, 300, 3_000]));
+    let mut at = Duration::from_millis(from);
+    for node in (0..plan.nodes).filter(|node| plan.old >> node & 1 == 1) {
+        let mut upgrade = |at, back| {
+            let down = Duration::from_millis(rng.range(1, 2_000));
+            plan.faults.push((at, Fault::Upgrade { node, back, exits: rng.chance(500), down }));
+        };
+        upgrade(at, false);
+        if node % 3 == 1 {
+            upgrade(at + Duration::from_millis(2_500), true);
+        }
+        at += Duration::from_millis(pause);
+    }
+    plan.faults.sort_by_key(|(at, _)| *at);
 }
 
 /// Users, where all others can show that they are not.

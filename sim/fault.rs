@@ -46,6 +46,17 @@ pub enum Fault {
         /// How long it stays off.
         down: Duration,
     },
+    /// The node is stopped in order, and another version of it started.
+    Upgrade {
+        /// Which.
+        node: Place,
+        /// It is the older one; only while the cluster is in the first format.
+        back: bool,
+        /// Whether its process exits, so that all that it held open is closed.
+        exits: bool,
+        /// How long it stays off.
+        down: Duration,
+    },
     /// The power goes and comes back.
     Power {
         /// Which.
@@ -433,6 +444,7 @@ impl Fault {
             | Self::Power { .. }
             | Self::Recovery { .. }
             | Self::Stop { .. }
+            | Self::Upgrade { .. }
             | Self::Storm { .. }
             | Self::Pause { .. }
             | Self::Slow { .. }
@@ -478,6 +490,7 @@ impl Fault {
             | Self::Power { node, .. }
             | Self::Recovery { node, .. }
             | Self::Stop { node, .. }
+            | Self::Upgrade { node, .. }
             | Self::Storm { node, .. }
             | Self::Pause { node, .. }
             | Self::Slow { node, .. }
@@ -549,6 +562,7 @@ impl Fault {
             | Self::Power { down, .. }
             | Self::Recovery { down, .. }
             | Self::Stop { down, .. }
+            | Self::Upgrade { down, .. }
             | Self::Storm { down, .. }
             | Self::DiskError { down, .. }
             | Self::Rot { down, .. }

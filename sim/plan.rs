@@ -37,6 +37,9 @@ pub struct Plan {
     /// Members that wait longer than others.
     #[serde(default)]
     pub patient: Places,
+    /// Members that begin as an older version, which takes part in the first format of the state alone.
+    #[serde(default)]
+    pub old: Places,
     /// Whether calls need a token.
     pub token: bool,
     /// Clients, each on a machine of its own, doing one thing at a time.
@@ -183,6 +186,7 @@ impl Plan {
             voters_max: VOTERS_TARGET_MAX,
             election_timeout: ELECTION_TIMEOUT,
             patient: 0,
+            old: 0,
             token: false,
             clients: 2,
             operations: 30,
@@ -252,6 +256,7 @@ impl Plan {
             voters_max,
             election_timeout,
             patient: if patient.chance(250) { patient.range(0, 1 << nodes) as Places } else { 0 },
+            old: 0,
             token: rng.stream("plan/token").chance(500),
             clients: *load.pick(&[1, 2, 3, 4, 8]),
             operations: load.range(15, 50),
@@ -299,6 +304,7 @@ impl Plan {
         aim::aim(&mut rng.stream("plan/aim"), &mut plan);
         draw::keeping(&mut rng.stream("plan/keeping"), &mut plan);
         draw::guests(&mut rng.stream("plan/guests"), &mut plan);
+        draw::upgrades(&mut rng.stream("plan/upgrades"), &mut plan);
         plan.lease_reads &= plan.clocks_hold();
         plan
     }
@@ -313,13 +319,14 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} nodes, of which {} may vote and {:b} run nothing, {} workers, election timeout {:?} (of {:b} more), token: {}, attacked while it forms: {}, more may be lost than can be made good: {}",
+            "{} nodes, of which {} may vote and {:b} run nothing, {} workers, election timeout {:?} (of {:b} more), older: {:b}, token: {}, attacked while it forms: {}, more may be lost than can be made good: {}",
             self.nodes,
             self.voters_max,
             self.idle,
             self.workers,
             self.election_timeout,
             self.patient,
+            self.old,
             self.token,
             self.early,
             self.beyond_budget

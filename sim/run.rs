@@ -42,6 +42,7 @@ use crate::sim::watch::Watch;
 use crate::sim::watchers::Watchers;
 use crate::sim::world::{self, Down, Machine, Seed, World};
 use crate::state::auth::ROOT;
+use crate::state::format;
 
 /// How a seed ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -737,6 +738,7 @@ impl Run {
         self.finish_watches().await?;
         self.finish_removals().await?;
         self.finish_moves().await?;
+        self.finish_upgrade().await?;
         self.finish_tasks().await?;
         self.finish_leases().await?;
         self.finish_history().await?;
@@ -815,6 +817,13 @@ impl Run {
             }
         }
         Ok(())
+    }
+
+    /// Every member is of the newest version, and the cluster comes to the newest format.
+    async fn finish_upgrade(&self) -> Result<(), Verdict> {
+        self.cluster.upgrade_all().await;
+        let is_newest = || self.cluster.watch.state().formats.now() == format::NEWEST;
+        self.within("a cluster of one version comes to its newest format", RECOVERY_MAX, is_newest).await
     }
 
     /// Every member is known where it is.

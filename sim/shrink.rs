@@ -175,6 +175,7 @@ impl Shrinker<'_> {
             |plan| plan.weather.bytes_per_ms = 0,
             |plan| plan.election_timeout = crate::limits::ELECTION_TIMEOUT,
             |plan| plan.patient = 0,
+            |plan| plan.old = 0,
             |plan| plan.voters_max = crate::limits::VOTERS_TARGET_MAX,
             |plan| plan.token = false,
             |plan| plan.idle = 0,

@@ -19,6 +19,7 @@ use crate::sim::oracle::canonical::Canonical;
 use crate::sim::oracle::digest::Digests;
 use crate::sim::oracle::disks;
 use crate::sim::oracle::election::Elections;
+use crate::sim::oracle::formats::Formats;
 use crate::sim::oracle::holdings::Holdings;
 use crate::sim::oracle::leases::Leases;
 use crate::sim::oracle::membership::Membership;
@@ -55,6 +56,8 @@ pub struct Watched {
     pub leases: Leases,
     /// Which leases on keys there are.
     holdings: Holdings,
+    /// In which format the state is.
+    pub formats: Formats,
     /// What was compacted where clients do not.
     pub past: Past,
     /// What was promised.
@@ -107,6 +110,7 @@ impl Watch {
         state.sessions.on_applied(entry, outcome, &self.violations);
         state.leases.on_applied(entry, outcome, &self.violations);
         state.holdings.on_applied(entry, outcome, &self.violations);
+        state.formats.on_applied(entry, outcome, &state.membership.servers(), &self.violations);
         state.past.on_applied(entry, outcome, TimeHandle::current().elapsed(), &self.violations);
     }
 

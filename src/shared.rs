@@ -44,6 +44,8 @@ pub struct Bounds {
     pub keys_quota: u64,
     /// How often a password is mixed before it is kept.
     pub password_rounds: NonZeroU32,
+    /// The newest format of the state that this member takes part in.
+    pub newest_format: u32,
 }
 
 /// The metadata, with the value `true`, of a stream that is to end when its member has known no leader for long: etcd's clients send
@@ -364,6 +366,14 @@ impl SharedNodeState {
         let (_, rows) = self.reader.view().map_err(internal)?;
         let members = member::all(&rows).map_err(internal)?;
         Ok(members.into_iter().find(|member| member.id == id.0).and_then(|member| member.address.parse().ok()))
+    }
+
+    /// The newest format of the state that a member takes part in, as far as it has said so.
+    pub fn newest_format_of(&self, id: NodeId) -> Option<u32> {
+        match id == self.identity.id {
+            true => Some(self.bounds.newest_format),
+            false => self.raft.heard(id).map(|heard| heard.format),
+        }
     }
 
     /// Waits until the state has everything committed before now.

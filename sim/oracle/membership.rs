@@ -31,6 +31,12 @@ pub struct Membership {
 }
 
 impl Membership {
+    /// Who keeps the state, as of the last entry that any member has applied, in the order of their ids.
+    pub fn servers(&self) -> Vec<u64> {
+        let is_server = |row: &&v1::Member| matches!(row.role(), MemberRole::Learner | MemberRole::Voter);
+        self.rows.values().filter(is_server).map(|row| row.id).collect()
+    }
+
     /// A member applied an entry.
     pub fn on_applied(&mut self, member: NodeId, entry: &Entry, violations: &Violations) {
         let later = self.said.split_off(&(entry.index.next(), NodeId(0)));

@@ -14,6 +14,7 @@ pub mod disks;
 pub mod election;
 pub mod exactly_once;
 pub mod fail_stops;
+pub mod formats;
 pub mod holdings;
 pub mod leases;
 pub mod linearizable;

@@ -19,7 +19,7 @@ use crate::proto::v1::{
 use crate::raft::handle::ProposeError;
 use crate::raft::log::Identity;
 use crate::shared::{Caller, FORWARDED, SharedNodeState, internal};
-use crate::state::member;
+use crate::state::{format, member};
 use crate::time::Monotonic;
 
 /// The service about the cluster.
@@ -54,6 +54,8 @@ impl ClusterService {
             joint: status.joint,
             keys_bytes: self.0.reader.keys_bytes(),
             keys_quota: self.0.bounds.keys_quota,
+            format: head.format,
+            newest_format: self.0.bounds.newest_format,
         })
     }
 
@@ -94,6 +96,15 @@ impl ClusterService {
         }
         if !is_worker && awaited.is_none() {
             check_room(&servers, &others)?;
+        }
+        if !is_worker && request.format.max(format::FIRST) < head.format {
+            sometimes!("a node was refused that takes no part in the format of the cluster");
+            return Err(Status::failed_precondition(format!(
+                "the cluster is in format {}, and this node takes part in none after {}: start a version that does, without \
+                 --format-max",
+                head.format,
+                request.format.max(format::FIRST)
+            )));
         }
         sometimes!(awaited.is_some(), "a node joined that was expected");
         let id = awaited.map_or(head.members_added + 1, |member| member.id);
@@ -310,7 +321,7 @@ impl v1::cluster_server::Cluster for ClusterService {
         let id = NodeId(request.into_inner().id);
         // Where it is heard; a member that has had nothing to say to this one is where the state has it.
         let (frames, address) = match self.0.raft.heard(id) {
-            Some((frames, address)) => (frames, Some(address)),
+            Some(heard) => (heard.frames, Some(heard.address)),
             None => (0, self.0.address_of(id)?),
         };
         let address = address.map_or_else(String::new, |address| address.to_string());

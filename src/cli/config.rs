@@ -46,6 +46,8 @@ pub struct Config {
     pub standby: Option<bool>,
     /// Answer reads under a lease while it leads.
     pub lease_reads: Option<bool>,
+    /// Newest format of the state that it takes part in.
+    pub format_max: Option<u32>,
     /// What the node does: server, worker or both.
     pub role: Option<Role>,
     /// Processors that tasks may reserve here.

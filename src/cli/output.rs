@@ -149,6 +149,8 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
         "cluster_time_ms": status.cluster_time_ms,
         "digest": format!("{:016x}", status.digest),
         "version": status.version,
+        "format": status.format,
+        "newest_format": status.newest_format,
         "members": members.collect::<Vec<_>>(),
     })
 }
@@ -185,7 +187,8 @@ pub fn status_table(output: Output, status: &StatusReply, each: &Each) {
 
 fn print_cluster(status: &StatusReply) {
     let leader = if status.leader == 0 { "none known".into() } else { format!("member {}", status.leader) };
-    say!("cluster {}  leader {leader}  term {}", ClusterId(status.cluster_id).hex(), status.term);
+    let StatusReply { term, format, .. } = status;
+    say!("cluster {}  leader {leader}  term {term}  format {format}", ClusterId(status.cluster_id).hex());
     say!(
         "answered by member {} ({})  committed {}  applied {}  log {}..={}",
         status.id,

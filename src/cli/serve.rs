@@ -18,6 +18,7 @@ use crate::limits::{ELECTION_TIMEOUT, FREE_SPACE_FLOOR, KEYS_QUOTA, LOG_ENTRIES_
 use crate::node::{self, Node, NodeBuilder, Origin};
 use crate::os;
 use crate::raft::tail::Retention;
+use crate::state::format;
 use crate::worker::WorkerConfig;
 
 /// How long an orderly stop may take before the process goes anyway.
@@ -87,6 +88,10 @@ pub struct Start {
     /// 4.5 % fast or slow, or stand still while its machine does not
     #[arg(long)]
     lease_reads: bool,
+    /// Newest format of the state that the node takes part in. While one member is held at that of the version before, all may go back
+    /// to it [default: the newest that this version knows]
+    #[arg(long, value_parser = whole::<u32>("format", u64::from(format::FIRST)..=u64::from(format::NEWEST)))]
+    format_max: Option<u32>,
     #[command(flatten)]
     access: Access,
     /// The certificate that this node shows, in PEM
@@ -151,6 +156,7 @@ impl Dev {
             history: History::default(),
             standby: false,
             lease_reads: false,
+            format_max: format::NEWEST,
         };
         let listen = options.listen.clone();
         serve(&data_dir, options, |node| {
@@ -237,6 +243,7 @@ impl Start {
         let features = if self.features.is_empty() { config.features.unwrap_or_default() } else { self.features };
         let role = self.role.or(config.role).unwrap_or(Role::Both);
         let log_entries = self.log_entries.or(config.log_entries);
+        let format_max = self.format_max.or(config.format_max);
         match role {
             Role::Server if capacity.iter().any(Option::is_some) || !features.is_empty() => {
                 let text = "a node with the role of a server runs no tasks: leave out cpu, memory, disk and features, or give it \
@@ -262,10 +269,11 @@ impl Start {
                     || timeout.is_some()
                     || floor.is_some()
                     || keys_quota.is_some()
-                    || past.is_some() =>
+                    || past.is_some()
+                    || format_max.is_some() =>
             {
                 let text = "a node with the role of a worker keeps no state: leave out log_entries, election_timeout_ms, \
-                            free_space_floor, keys_quota and history";
+                            free_space_floor, keys_quota, history and format_max";
                 return Err(Fault::new(text));
             }
             Role::Server | Role::Worker | Role::Both => {}
@@ -298,6 +306,7 @@ impl Start {
             history: past.unwrap_or_default(),
             standby,
             lease_reads,
+            format_max: format_max.unwrap_or(format::NEWEST),
             listen,
             advertise,
             origin,
@@ -325,6 +334,7 @@ struct Options {
     history: History,
     standby: bool,
     lease_reads: bool,
+    format_max: u32,
 }
 
 /// Runs a node until the first signal stops it in order; a second one ends the process at once.
@@ -348,6 +358,7 @@ async fn serve(data_dir: &Path, options: Options, announce: impl FnOnce(&Node)) 
         .history(options.history)
         .standby(options.standby)
         .lease_reads(options.lease_reads)
+        .newest_format(options.format_max)
         .role(options.role)
         .worker(options.worker);
     if let Some(advertise) = options.advertise {

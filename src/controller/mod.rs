@@ -14,7 +14,7 @@ use crate::raft::core::{Role, Status};
 use crate::scheduler;
 use crate::state::auth::ROOT;
 use crate::state::table::Read;
-use crate::state::{command, kv, lease, session, task, worker};
+use crate::state::{command, kv, lease, member, session, task, worker};
 use crate::time::ClusterTime;
 
 /// Entries that a learner may lack and still count as caught up.
@@ -83,6 +83,15 @@ pub fn raise_no_space(member: NodeId) -> v1::Command {
     let request =
         AlarmRequest { action: AlarmAction::Activate.into(), member_id: member.0, alarm: AlarmType::Nospace.into() };
     command::plain(ROOT, Kind::Alarm(request))
+}
+
+/// The command that begins the newest format in which all take part that keep the state; `None` if that is the one there is, or if
+/// it is not known of one of them. `of` says it of each.
+pub fn raise_format(head: &v1::Head, members: &[Member], of: impl Fn(NodeId) -> Option<u32>) -> Option<v1::Command> {
+    let members: Vec<u64> = members.iter().filter(|row| member::is_server(row)).map(|row| row.id).collect();
+    let formats: Option<Vec<u32>> = members.iter().map(|id| of(NodeId(*id))).collect();
+    let to = formats?.into_iter().min()?;
+    (to > head.format).then(|| command::plain(ROOT, Kind::RaiseFormat(v1::RaiseFormat { to, members })))
 }
 
 /// Whether a learner answers its leader and lacks little of the log.

@@ -38,6 +38,8 @@ pub enum Joins {
     Server {
         /// It stays a learner until it is promoted.
         standby: bool,
+        /// The newest format of the state that it takes part in.
+        format: u32,
     },
     /// It runs tasks and keeps no state.
     Worker,
@@ -55,9 +57,10 @@ pub async fn join(
     address: &Address,
     joins: Joins,
 ) -> Result<JoinReply, Fault> {
-    let (role, standby) = match joins {
-        Joins::Server { standby } => (MemberRole::Unspecified, standby),
-        Joins::Worker => (MemberRole::Worker, false),
+    let (role, standby, format) = match joins {
+        Joins::Server { standby, format } => (MemberRole::Unspecified, standby, format),
+        // It keeps no state.
+        Joins::Worker => (MemberRole::Worker, false, 0),
     };
     let deadline = io.clock.now() + PATIENCE;
     let mut hints: VecDeque<Address> = VecDeque::new();
@@ -71,7 +74,7 @@ pub async fn join(
         });
         let mut client = ClusterClient::new(io.network.connect(&target));
         let (uuid, address) = (uuid.to_vec().into(), address.to_string());
-        let mut request = Request::new(JoinRequest { uuid, address, role: role.into(), standby });
+        let mut request = Request::new(JoinRequest { uuid, address, role: role.into(), standby, format });
         request.set_timeout(REQUEST_TIMEOUT);
         match io.clock.timeout(REQUEST_TIMEOUT, client.join(request)).await {
             Ok(Ok(reply)) => return Ok(reply.into_inner()),

@@ -49,7 +49,7 @@ use crate::raft::manager::{self, Observer, Setup};
 use crate::raft::owner::Machine;
 use crate::raft::tail::Retention;
 use crate::shared::{Bounds, SharedNodeState};
-use crate::state::member;
+use crate::state::{format, member};
 use crate::worker::{self, Worker, WorkerConfig};
 
 /// How a node that has no identity yet gets one.
@@ -115,6 +115,7 @@ pub struct NodeBuilder {
     history: History,
     standby: bool,
     lease_reads: bool,
+    newest_format: u32,
     observer: Arc<dyn Observer>,
 }
 
@@ -140,6 +141,7 @@ impl NodeBuilder {
             history: History::default(),
             standby: false,
             lease_reads: false,
+            newest_format: format::NEWEST,
             observer: Arc::new(()),
         }
     }
@@ -240,6 +242,14 @@ impl NodeBuilder {
         self
     }
 
+    /// The newest [format](crate::state::format) of the state that it takes part in. While one member is held at an older one, the
+    /// whole cluster stays there, and all may go back to the version before. From [`format::FIRST`] to [`format::NEWEST`], which is
+    /// what it is without this.
+    pub fn newest_format(mut self, format: u32) -> Self {
+        self.newest_format = format;
+        self
+    }
+
     /// Has an observer told what the member does.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = observer;
@@ -270,11 +280,15 @@ impl NodeBuilder {
         let was_member = found.is_some();
         let identity = match found {
             Some(joined) => check_role(&io, &joined, self.role).map(|()| Identity::of(&joined))?,
-            None => establish(&io, &mut log, &self.origin, &uuid, (&address, self.standby)).await?,
+            None => {
+                let joins = Joins::Server { standby: self.standby, format: self.newest_format };
+                establish(&io, &mut log, &self.origin, &uuid, (&address, joins)).await?
+            }
         };
         // Before the state is opened: if the log is damaged, nothing more is touched.
         let changed = if was_member { log.changed_members()? } else { Vec::new() };
-        let machine = machine::open_state(&io.disk, &log)?;
+        let mut machine = machine::open_state(&io.disk, &log)?;
+        machine.hold_at(self.newest_format)?;
         let seeds = match self.origin {
             Origin::Join(seeds) => seeds,
             Origin::Existing | Origin::Bootstrap => Vec::new(),
@@ -295,6 +309,7 @@ impl NodeBuilder {
             io: io.clone(),
             identity,
             address: address.clone(),
+            format: self.newest_format,
             election_ticks: (self.election_timeout.as_millis() / limits::TICK.as_millis()) as usize,
             lease_reads: self.lease_reads,
             retention: self.retention,
@@ -319,6 +334,7 @@ impl NodeBuilder {
             free_space_floor: self.free_space_floor,
             keys_quota: self.keys_quota,
             password_rounds: self.password_rounds,
+            newest_format: self.newest_format,
         };
         let shared = SharedNodeState::new(io.clone(), identity, raft, reader, outputs.clone(), metrics, bounds);
         let health = Health::default();
@@ -363,7 +379,8 @@ impl NodeBuilder {
         within("number of log entries kept", &self.retention.entries, 1..=u64::MAX)?;
         within("bytes of a snapshot's chunk", &self.chunk_bytes, 1..=limits::MESSAGE_BYTES_MAX / 2)?;
         within("number of changes read at once", &self.events_max, 1..=limits::EVENTS_MAX)?;
-        within("bytes that keys may take", &self.keys_quota, 1..=u64::MAX)
+        within("bytes that keys may take", &self.keys_quota, 1..=u64::MAX)?;
+        within("format of the state", &self.newest_format, format::ALL)
     }
 
     /// Takes the address to listen on; gives the one that others are told.
@@ -431,7 +448,7 @@ async fn establish(
     log: &mut Log,
     origin: &Origin,
     uuid: &[u8; 16],
-    (address, standby): (&Address, bool),
+    (address, joins): (&Address, Joins),
 ) -> Result<Identity, Fault> {
     match origin {
         Origin::Existing => {
@@ -458,7 +475,7 @@ async fn establish(
             log.establish(&founded, &[genesis(&founder)])?;
         }
         Origin::Join(seeds) => {
-            let joined = join::join(io, seeds, uuid, address, Joins::Server { standby }).await?;
+            let joined = join::join(io, seeds, uuid, address, joins).await?;
             log.establish(&joined, &[])?;
         }
     }
@@ -511,14 +528,15 @@ async fn control_once(
     voters_max: usize,
 ) -> Result<(), Fault> {
     let clock = &shared.io.clock;
-    let (expire, members, based_on) = {
+    let (expire, raise, members, based_on) = {
         let (head, rows) = shared.reader.view()?;
-        let soon = shared.raft.cluster_time();
-        (controller::expire(&head, &rows, soon, keep_time)?, member::all(&rows)?, Index(head.applied_index))
+        let (soon, members) = (shared.raft.cluster_time(), member::all(&rows)?);
+        let raise = controller::raise_format(&head, &members, |id| shared.newest_format_of(id));
+        (controller::expire(&head, &rows, soon, keep_time)?, raise, members, Index(head.applied_index))
     };
     sometimes!(oldest.is_some(), "a leader compacted by itself");
     // What fails here is looked at again in the next period.
-    for command in expire.into_iter().chain(oldest.map(controller::compact)) {
+    for command in expire.into_iter().chain(oldest.map(controller::compact)).chain(raise) {
         let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.propose(command.encode_to_vec().into())).await;
     }
     if let Some(change) = controller::promote(&shared.raft.status(), &members, voters_max) {

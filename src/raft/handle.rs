@@ -10,6 +10,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::core::Status;
 use super::snapshot::{self, Chunk, Copied, SnapshotJob};
+use super::transport::Hello;
 use crate::entry::Step;
 use crate::ids::{Address, Index, NodeId, Term};
 use crate::io::Clock;
@@ -68,10 +69,21 @@ pub(super) struct Shared {
     removed: AtomicBool,
     /// What cluster time was, and when: as of the latest stamp, or of the beginning of the term in which this member leads.
     time: Mutex<(ClusterTime, Monotonic)>,
-    /// How many frames have come from each member, and where the last came from.
-    heard: Mutex<BTreeMap<NodeId, (u64, Address)>>,
+    /// What has come from each member.
+    heard: Mutex<BTreeMap<NodeId, Heard>>,
     /// When a chunk of a snapshot was last given to anyone, and whether there are more after it.
     served: Mutex<Option<(Monotonic, bool)>>,
+}
+
+/// What a member has said of itself since this one started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// Frames that came from it.
+    pub frames: u64,
+    /// Where the last came from.
+    pub address: Address,
+    /// The newest format of the state that it takes part in.
+    pub format: u32,
 }
 
 impl Shared {
@@ -184,19 +196,21 @@ impl RaftHandle {
     }
 
     /// Notes that a frame came from a member.
-    pub fn note_heard(&self, from: NodeId, address: &Address) {
+    pub fn note_heard(&self, hello: &Hello) {
+        let Hello { from, address, format, .. } = hello;
         let mut heard = self.shared.heard.lock().expect("no code panics while it holds the counts");
-        if heard.len() < limits::MEMBERS_MAX || heard.contains_key(&from) {
-            let (frames, at) = heard.entry(from).or_insert_with(|| (0, address.clone()));
-            *frames += 1;
-            if at != address {
-                at.clone_from(address);
+        if heard.len() < limits::MEMBERS_MAX || heard.contains_key(from) {
+            let new = || Heard { frames: 0, address: address.clone(), format: *format };
+            let of = heard.entry(*from).or_insert_with(new);
+            (of.frames, of.format) = (of.frames + 1, *format);
+            if of.address != *address {
+                of.address.clone_from(address);
             }
         }
     }
 
-    /// How many frames have come from a member since this one started, and where the last came from.
-    pub fn heard(&self, from: NodeId) -> Option<(u64, Address)> {
+    /// What has come from a member since this one started.
+    pub fn heard(&self, from: NodeId) -> Option<Heard> {
         self.shared.heard.lock().expect("no code panics while it holds the counts").get(&from).cloned()
     }
 

@@ -58,6 +58,8 @@ pub struct Setup<M, S> {
     pub identity: Identity,
     /// Where others reach it.
     pub address: Address,
+    /// The newest format of the state that it takes part in.
+    pub format: u32,
     /// Ticks of an election timeout.
     pub election_ticks: usize,
     /// Whether reads are answered under a lease while this member leads.
@@ -85,6 +87,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         io,
         identity,
         address,
+        format,
         election_ticks,
         lease_reads,
         retention,
@@ -118,7 +121,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     let (frames_sender, frames) = mpsc::channel(limits::INBOX_FRAMES_MAX);
     let (news_sender, news) = mpsc::channel(limits::MEMBERS_MAX);
     let (staged_sender, staged) = mpsc::channel(1);
-    let mut transport = Transport::new(io.clone(), identity, incarnation, address, news_sender);
+    let mut transport = Transport::new(io.clone(), identity, incarnation, (address, format), news_sender);
     // Where the members were when this one was taken in counts only until its own state tells.
     if applied == Index(0) {
         first_peers.into_iter().for_each(|(id, address)| transport.introduce(id, address));

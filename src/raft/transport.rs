@@ -4,6 +4,7 @@
 //! the peer is back newer messages say more. Every loss is reported as unreachable, never silent.
 
 use std::collections::BTreeMap;
+use std::str::FromStr;
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -22,6 +23,7 @@ use crate::limits::{
 };
 use crate::proto::v1;
 use crate::proto::v1::peer_client::PeerClient;
+use crate::state::format;
 
 /// Of how many failed attempts in a row one is told of.
 const WARN_EVERY: u32 = 32;
@@ -31,6 +33,7 @@ const FROM: &str = "cairn-from";
 const TO: &str = "cairn-to";
 const ADDRESS: &str = "cairn-address";
 const INCARNATION: &str = "cairn-incarnation";
+const FORMAT: &str = "cairn-format";
 
 /// Who speaks to whom: the metadata of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +48,8 @@ pub struct Hello {
     pub to: NodeId,
     /// Where the sender is.
     pub address: Address,
+    /// The newest format of the state that it takes part in.
+    pub format: u32,
 }
 
 impl Hello {
@@ -53,6 +58,7 @@ impl Hello {
         metadata.insert(FROM, self.from.0.into());
         metadata.insert(INCARNATION, self.incarnation.0.into());
         metadata.insert(TO, self.to.0.into());
+        metadata.insert(FORMAT, self.format.into());
         metadata.insert(ADDRESS, self.address.as_str().parse().expect("an address is plain text"));
     }
 
@@ -61,16 +67,17 @@ impl Hello {
     /// # Errors
     /// The name of what is missing or makes no sense.
     pub fn read(metadata: &MetadataMap) -> Result<Self, &'static str> {
-        let number = |name: &'static str| {
-            let value = metadata.get(name).and_then(|value| value.to_str().ok());
-            value.and_then(|value| value.parse().ok()).ok_or(name)
-        };
+        fn read<T: FromStr>(metadata: &MetadataMap, name: &'static str) -> Result<T, &'static str> {
+            metadata.get(name).and_then(|value| value.to_str().ok()?.parse().ok()).ok_or(name)
+        }
         Ok(Self {
-            cluster: ClusterId(number(CLUSTER)?),
-            from: NodeId(number(FROM)?),
-            incarnation: Incarnation(number(INCARNATION)?),
-            to: NodeId(number(TO)?),
-            address: metadata.get(ADDRESS).and_then(|value| value.to_str().ok()?.parse().ok()).ok_or(ADDRESS)?,
+            cluster: ClusterId(read(metadata, CLUSTER)?),
+            from: NodeId(read(metadata, FROM)?),
+            incarnation: Incarnation(read(metadata, INCARNATION)?),
+            to: NodeId(read(metadata, TO)?),
+            address: read(metadata, ADDRESS)?,
+            // Those who know of none say nothing of it.
+            format: if metadata.contains_key(FORMAT) { read(metadata, FORMAT)? } else { format::FIRST },
         })
     }
 }
@@ -82,6 +89,8 @@ pub struct Transport {
     incarnation: Incarnation,
     /// Where this member itself is.
     address: Address,
+    /// The newest format of the state that it takes part in.
+    format: u32,
     /// Where the state says that the members are.
     known: BTreeMap<NodeId, Address>,
     /// Where members say that they are, as long as the state does not say the same.
@@ -115,11 +124,11 @@ impl Transport {
         io: Io,
         identity: Identity,
         incarnation: Incarnation,
-        address: Address,
+        (address, format): (Address, u32),
         news: mpsc::Sender<News>,
     ) -> Self {
         let (known, introduced, links) = Default::default();
-        Self { io, identity, incarnation, address, known, introduced, links, news }
+        Self { io, identity, incarnation, address, format, known, introduced, links, news }
     }
 
     /// The members as the state has them: opens streams to new ones, closes those to ones that left or moved. Those it
@@ -165,7 +174,8 @@ impl Transport {
     /// What this member says of itself to another.
     pub fn hello(&self, to: NodeId) -> Hello {
         let Identity { cluster, id: from } = self.identity;
-        Hello { cluster, from, incarnation: self.incarnation, to, address: self.address.clone() }
+        let (incarnation, address, format) = (self.incarnation, self.address.clone(), self.format);
+        Hello { cluster, from, incarnation, to, address, format }
     }
 
     /// Where a member is.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::machine::Apply;
-use super::{alarm, auth, kv, lease, session, task, worker};
+use super::{alarm, auth, format, kv, lease, session, task, worker};
 use crate::error::{AuthReject, Context, Fault, KvReject, Reject};
 use crate::ids::{LeaseId, NodeId, Seq, SessionId, TaskId, Token};
 use crate::limits::COMMAND_BYTES_MAX;
@@ -48,6 +48,10 @@ pub fn check_kind(kind: &command::Kind) -> Result<(), Reject> {
         command::Kind::SubmitTask(submit) => task::check_spec(submit.spec.as_ref()),
         command::Kind::RegisterWorker(register) => worker::check_features(&register.features),
         command::Kind::ReportAttempt(report) => task::check_exit(report.exit.as_ref()),
+        command::Kind::RaiseFormat(raise) if !format::ALL.contains(&raise.to) => {
+            let (first, newest) = (format::FIRST, format::NEWEST);
+            Err(Reject::Invalid { field: "to".into(), why: format!("format {}; from {first} to {newest}", raise.to) })
+        }
         command::Kind::Batch(batch) => batch.commands.iter().try_for_each(check_of_batch),
         _ => Ok(()),
     }
@@ -134,6 +138,7 @@ fn run_one(apply: &mut Apply<'_>, user: &str, kind: &command::Kind) -> Result<v1
         }
         command::Kind::Alarm(request) => alarm::change(apply, request)?.map(reply::Kind::Alarm),
         command::Kind::ChangeAuth(change) => auth::change(apply, change)?.map(reply::Kind::ChangeAuth),
+        command::Kind::RaiseFormat(raise) => Ok(reply::Kind::RaiseFormat(format::raise(apply, raise)?)),
         command::Kind::OpenSession(_) => session::open(apply, user)?.map(reply::Kind::OpenSession),
         command::Kind::KeepSession(_) => Ok(reply::Kind::KeepSession(v1::KeepSessionReply {})),
         command::Kind::CloseSession(close) => session::close(apply, SessionId(close.session), user)?

@@ -17,7 +17,7 @@ use super::auth::Auth;
 use super::defragment::{Changes, Defragmenter, NEW_FILE, Noted, Notes, copy_changes, not_written};
 use super::kv::KeyIndex;
 use super::table::{Rows, View, full_digest};
-use super::{command, member};
+use super::{command, format, member};
 use crate::entry::{Body, Entry, Outcome, Step};
 use crate::error::{Context, Fault};
 use crate::ids::{Index, Term};
@@ -25,9 +25,6 @@ use crate::io::{Disk, open_for_database};
 use crate::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_ENTRIES_MAX, STATE_CACHE_BYTES};
 use crate::proto::v1;
 use crate::time::ClusterTime;
-
-/// How rows are laid out, as [`v1::Head::format`] says it.
-pub(super) const FORMAT: u32 = 1;
 
 /// What the names of files that hold a state begin with.
 const STATE_PREFIX: &str = "state-";
@@ -119,6 +116,8 @@ pub(super) struct Apply<'txn> {
     pub(super) index: Arc<RwLock<KeyIndex>>,
     /// What users may do, as of these rows.
     pub(super) auth: Arc<Auth>,
+    /// The newest format that this member takes part in.
+    pub(super) newest: u32,
 }
 
 /// The replicated state of one member. Owned by one thread; read through [`StateReader`]s by any.
@@ -136,6 +135,8 @@ pub struct State {
     since_durable: u64,
     /// What is changed while the state is written anew.
     notes: Notes,
+    /// The newest format that it takes part in.
+    newest: u32,
 }
 
 /// A database, the index of its keys, and what its users may do.
@@ -168,7 +169,7 @@ pub(super) fn read_head(table: &impl ReadableTable<(), &'static [u8]>) -> Result
     match table.get(()).context(what)? {
         Some(row) => v1::Head::decode(row.value()).context(what),
         // An empty store is at revision 1, as etcd's is.
-        None => Ok(v1::Head { revision: 1, format: FORMAT, ..v1::Head::default() }),
+        None => Ok(v1::Head { revision: 1, format: format::FIRST, ..v1::Head::default() }),
     }
 }
 
@@ -188,7 +189,7 @@ impl State {
             }
         }
         let db = open_checked(&*disk, &name)?;
-        let head = Self::load(&*disk, &name, &db)?;
+        let head = Self::load(&*disk, &name, &db, format::NEWEST)?;
         disk.sync_dir().context(what)?;
         // A row that rotted while the node ran and was written again with its page is under a good checksum.
         if full_digest(&View::new(db.begin_read().context(what)?, Arc::default()))? != head.rows_digest {
@@ -204,7 +205,18 @@ impl State {
         let store = Store::new(db, &head)?;
         let durable = Index(head.applied_index);
         let current = Arc::new(Mutex::new(store.clone()));
-        Ok(Self { disk, name, current, store, head, durable, since_durable: 0, notes: Notes::default() })
+        let (notes, newest) = (Notes::default(), format::NEWEST);
+        Ok(Self { disk, name, current, store, head, durable, since_durable: 0, notes, newest })
+    }
+
+    /// Has it take part in no format after this one.
+    ///
+    /// # Errors
+    /// It is in a newer one.
+    pub fn hold_at(&mut self, newest: u32) -> Result<(), Fault> {
+        self.newest = newest;
+        let what = || format!("read {} in {}", self.name, self.disk.describe());
+        format::check(self.head.format, newest).map_err(|why| Fault::because(what(), why))
     }
 
     /// A state that was installed must be there: an empty one in its place would be made up.
@@ -214,17 +226,13 @@ impl State {
         (installed == Index(0) || names.iter().any(|other| other == name)).then_some(()).ok_or_else(missing)
     }
 
-    fn load(disk: &dyn Disk, name: &str, db: &Database) -> Result<v1::Head, Fault> {
+    fn load(disk: &dyn Disk, name: &str, db: &Database, newest: u32) -> Result<v1::Head, Fault> {
         let what = || format!("read {name} in {}", disk.describe());
         let txn = db.begin_write().context(what)?;
         let head = {
             let head = read_head(&txn.open_table(HEAD).context(what)?)?;
-            if head.format != FORMAT {
-                let (disk, found) = (disk.describe(), head.format);
-                return Err(Fault::new(format!(
-                    "{name} in {disk} was written by another version: its rows are in format {found}, and this version reads {FORMAT}. \
-                     Start that version, or begin with an empty data directory"
-                )));
+            if let Err(why) = format::check(head.format, newest) {
+                return Err(Fault::because(what(), why));
             }
             Rows::new(&txn, head.rows_digest).make_tables()?;
             head
@@ -242,7 +250,7 @@ impl State {
         let name = file_name(index);
         Self::check_there(&*self.disk, index, &name)?;
         let db = open_database(&*self.disk, &name)?;
-        let head = Self::load(&*self.disk, &name, &db)?;
+        let head = Self::load(&*self.disk, &name, &db, self.newest)?;
         if head.applied_index != index.0 {
             return Err(Fault::new(format!("{name} holds the state at {}", head.applied_index)));
         }
@@ -367,7 +375,7 @@ impl State {
         let (head, auth, changed, outcomes) = {
             let rows = Rows::new(&txn, self.head.rows_digest).noting(matches!(*noted, Noted::On(_)));
             let (index, auth) = (self.store.index.clone(), self.store.auth.clone());
-            let mut apply = Apply { rows, head: self.head.clone(), index, auth };
+            let mut apply = Apply { rows, head: self.head.clone(), index, auth, newest: self.newest };
             let mut outcomes = Vec::with_capacity(entries.len());
             for entry in entries {
                 assert_eq!(entry.index.0, apply.head.applied_index + 1, "entries are applied in order, each once");

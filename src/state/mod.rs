@@ -9,6 +9,7 @@ pub mod auth;
 pub mod backup;
 pub mod command;
 pub mod defragment;
+pub mod format;
 pub mod kv;
 pub mod lease;
 pub mod machine;

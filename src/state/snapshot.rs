@@ -9,9 +9,9 @@ use std::sync::Arc;
 use prost::Message;
 use redb::{Database, Durability, ReadableDatabase};
 
-use super::machine::{FORMAT, HEAD, StateReader, file_name, head_digest, open_database, read_head, remove_file};
-use super::member;
+use super::machine::{HEAD, StateReader, file_name, head_digest, open_database, read_head, remove_file};
 use super::table::{ALL, Read, Rows, TABLES, Table, View, full_digest, number_key};
+use super::{format, member};
 use crate::error::{Context, Fault, ImportError};
 use crate::ids::Index;
 use crate::io::Disk;
@@ -81,8 +81,8 @@ impl Import {
             Ok(part) => part,
             Err(error) => return invalid(error.to_string()),
         };
-        if let Some(head) = part.head.as_ref().filter(|head| head.format != FORMAT) {
-            return invalid(format!("its rows are in format {}, and this version reads {FORMAT}", head.format));
+        if let Some(Err(why)) = part.head.as_ref().map(|head| format::check(head.format, format::NEWEST)) {
+            return invalid(why);
         }
         if part.head.is_some() != self.head.is_none() {
             return invalid("the head belongs to the first, and only there".into());

@@ -325,7 +325,7 @@ pub fn is_of_members(kind: &Kind) -> bool {
     match kind {
         Kind::SweepVersions(_) | Kind::ExpireLeases(_) | Kind::ExpireSessions(_) => true,
         Kind::AssignTasks(_) | Kind::RegisterWorker(_) | Kind::RenewWorker(_) => true,
-        Kind::ReportAttempt(_) | Kind::ExpireWorkers(_) => true,
+        Kind::ReportAttempt(_) | Kind::ExpireWorkers(_) | Kind::RaiseFormat(_) => true,
         Kind::OpenSession(_) | Kind::KeepSession(_) | Kind::CloseSession(_) => false,
         Kind::SubmitTask(_) | Kind::StopTask(_) | Kind::SetWorkerStatus(_) => false,
         Kind::Put(_) | Kind::DeleteRange(_) | Kind::Txn(_) | Kind::Compact(_) => false,
