@@ -354,6 +354,11 @@ pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
         }
         at += Duration::from_millis(pause);
     }
+    if plan.nodes >= 3 && rng.chance(400) {
+        // Just when all are upgraded.
+        let (node, late) = (rng.range(0, plan.nodes as u64) as Place, Duration::from_millis(rng.range(500, 4_000)));
+        plan.faults.push((at + late, Fault::Remove { node, returns: true, cut: None }));
+    }
     plan.faults.sort_by_key(|(at, _)| *at);
 }
 

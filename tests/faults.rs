@@ -712,6 +712,21 @@ fn the_power_goes_for_all_just_after_a_removal() {
 }
 
 #[test]
+fn members_are_upgraded_one_after_another_and_may_go_back_until_all_are() {
+    let upgrade = |node, back| Fault::Upgrade { node, back, exits: true, down: Duration::from_millis(200) };
+    let faults = [(2, 0, false), (5, 1, false), (8, 1, true), (11, 1, false), (14, 2, false)];
+    let faults = faults.map(|(at, node, back)| (Duration::from_secs(at), upgrade(node, back))).to_vec();
+    // What goes back does so only while the cluster is in the first format: two of three do not change it.
+    let marks_of = |old| {
+        let report = run_plan(Seed(7), Plan { faults: faults.clone(), old, ..Plan::quiet(3) }, Mode::default());
+        assert_eq!(report.verdict, Verdict::Passed, "{old:b}: {report}");
+        ["a format was begun", "a member went back to an older version"].map(|mark| report.marks.contains_key(mark))
+    };
+    assert_eq!(marks_of(0b111), [true, true]);
+    assert_eq!(marks_of(0b000), [true, false]);
+}
+
+#[test]
 fn a_new_machine_loses_its_power_while_it_makes_its_databases() {
     let kept = PowerCut { drop_permille: 0, tear_permille: 0 };
     let made_anew = |operations: u64| {

@@ -118,6 +118,45 @@ fn of_the_past_only_so_much_is_kept() {
 }
 
 #[test]
+fn a_cluster_comes_to_a_new_format_when_all_of_it_take_part() {
+    let dir = tempfile::tempdir().unwrap();
+    let held = ["--format-max", "1"];
+    let first = Running::member(dir.path(), "n1", "127.0.0.1:0", &[&held[..], &["--bootstrap"]].concat());
+    let join = ["--join".to_owned(), first.address.clone()];
+    let join = join.each_ref().map(String::as_str);
+    let others =
+        ["n2", "n3"].map(|name| Running::member(dir.path(), name, "127.0.0.1:0", &[&held[..], &join].concat()));
+    let mut nodes: Vec<Running> = [first].into_iter().chain(others).collect();
+    until("three voters", || nodes.iter().all(|node| voters(&node.status()) == 3 && node.status()["joint"] == false));
+    assert!(nodes[0].kv(&["put", "written", "before"]).status.success());
+    let restart = |node: Running, name: &str, options: &[&str]| {
+        let address = node.address.clone();
+        node.kill();
+        Running::member(dir.path(), name, &address, options)
+    };
+    for (name, newest) in [("n1", 1), ("n2", 1), ("n3", 2)] {
+        // While one is held, nothing changes; a held one joins.
+        assert_eq!(nodes[0].status()["format"], 1);
+        let upgraded = restart(nodes.remove(0), name, &[]);
+        until("it is known in which format all are", || upgraded.status()["format"] == newest);
+        assert_eq!(upgraded.status()["newest_format"], 2);
+        nodes.push(upgraded);
+    }
+    until("all are there", || nodes.iter().all(|node| node.status()["format"] == 2));
+    let got = nodes[2].kv(&["get", "written"]);
+    assert!(text(&got.stdout).contains("before"), "{}", text(&got.stderr));
+    // Nobody goes back, and nobody joins who could not come along.
+    let (address, at) = (nodes[0].address.clone(), nodes[1].address.clone());
+    nodes.remove(0).kill();
+    let data = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let back = ["start", "--data-dir", &data("n1"), "--listen", &address, "--format-max", "1"];
+    fails(1, &["in format 2", "from 1 to 1", "--format-max"], &back);
+    let newcomer = ["start", "--data-dir", &data("n4"), "--listen", "127.0.0.1:0", "--join", &at, "--format-max", "1"];
+    fails(1, &["in format 2", "none after 1"], &newcomer);
+    fails(2, &["\"3\"", "from 1 to 2"], &["start", "--data-dir", "unused", "--format-max", "3"]);
+}
+
+#[test]
 fn who_is_expected_joins_and_who_stands_by_is_promoted() {
     let dir = tempfile::tempdir().unwrap();
     let nodes = three(dir.path());
