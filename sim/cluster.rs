@@ -82,13 +82,16 @@ pub struct Member {
     misled: AtomicBool,
     /// It is an older version, which takes part in the first format alone.
     old: AtomicBool,
+    /// It was newer, and went back.
+    went_back: AtomicBool,
     /// The way into its node from within its process, since it last started.
     inside: Mutex<Option<Channel>>,
 }
 
 impl Member {
     fn new(machine: Arc<Machine>, present: bool, old: bool) -> Arc<Self> {
-        let (stop, id, founded, rotten, doubtful, waiting, moves, removed, misled, inside) = Default::default();
+        let (stop, id, founded, rotten, doubtful, waiting) = Default::default();
+        let (moves, removed, misled, went_back, inside) = Default::default();
         Arc::new(Self {
             machine,
             stop,
@@ -102,6 +105,7 @@ impl Member {
             removed,
             misled,
             old: AtomicBool::new(old),
+            went_back,
             inside,
         })
     }
@@ -351,6 +355,7 @@ impl Cluster {
         self.stop(place, exits).await;
         member.machine.down(Down::Kill);
         member.old.store(back, Ordering::Relaxed);
+        member.went_back.fetch_or(back, Ordering::Relaxed);
         sleep(down).await;
         self.boot(place);
     }
@@ -945,7 +950,11 @@ impl Cluster {
 
     /// The first boot that has ended itself without a reason that the plan gives.
     pub fn unexcused(&self) -> Option<FailStop> {
-        let is_excused = |stop: &FailStop| fail_stops::is_excused(&self.plan, stop, |place| self.id(place));
+        let is_excused = |stop: &FailStop| {
+            let returned = |member: &&Arc<Member>| member.went_back.load(Ordering::Relaxed);
+            let went_back = self.members.iter().filter(returned).any(|member| member.machine.id == stop.machine);
+            fail_stops::is_excused(&self.plan, stop, went_back, |place| self.id(place))
+        };
         self.world.fail_stops().into_iter().find(|stop| !is_excused(stop))
     }
 }

@@ -372,7 +372,7 @@ impl SharedNodeState {
     pub fn newest_format_of(&self, id: NodeId) -> Option<u32> {
         match id == self.identity.id {
             true => Some(self.bounds.newest_format),
-            false => self.raft.heard(id).map(|heard| heard.format),
+            false => self.raft.newest_format_of(id),
         }
     }
 

@@ -49,8 +49,8 @@ fn check_holder(notes: &[Note]) -> Result<(), (&'static str, String)> {
     let mut lasts: BTreeMap<LeaseId, Duration> = BTreeMap::new();
     let mut gone: Vec<LeaseId> = Vec::new();
     let mut key: Option<(u64, LeaseId)> = None;
-    // What may have been put, or may come to be, however late: until its lease is gone.
-    let mut doubtful: Vec<(u64, LeaseId)> = Vec::new();
+    // What may have been put, or may come to be, however late: until its lease is gone. Then it must not be there any more.
+    let (mut doubtful, mut dead): (Vec<(u64, LeaseId)>, Vec<u64>) = Default::default();
     for note in notes {
         let is_due = |lease: &LeaseId, lasts: &BTreeMap<LeaseId, Duration>| {
             lasts.get(lease).is_some_and(|until| note.to < *until)
@@ -71,7 +71,7 @@ fn check_holder(notes: &[Note]) -> Result<(), (&'static str, String)> {
                 if doubtful.iter().any(|(_, under)| under == lease) {
                     // It may have come, and gone again.
                     key = None;
-                    doubtful.retain(|(_, under)| under != lease);
+                    dead.extend(doubtful.extract_if(.., |(_, under)| under == lease).map(|(value, _)| value));
                 }
             }
             What::Revoked(lease) => drop(lasts.remove(lease)),
@@ -80,7 +80,11 @@ fn check_holder(notes: &[Note]) -> Result<(), (&'static str, String)> {
                 key = None;
                 doubtful.push((*value, *lease));
             }
-            What::Found(None) if !doubtful.is_empty() => key = None,
+            What::Found(Some(found)) if dead.contains(found) => {
+                return Err((KEYS, format!("{note:?}, and its lease is gone")));
+            }
+            // One of them came, and has gone with its lease.
+            What::Found(None) if doubtful.iter().any(|(_, under)| under.0 != 0 && !is_due(under, &lasts)) => key = None,
             What::Found(Some(found)) if doubtful.iter().any(|(value, _)| value == found) => {
                 key = doubtful.iter().find(|(value, _)| value == found).copied();
             }
@@ -295,7 +299,10 @@ mod tests {
             "it came, and went with its lease"
         );
         assert!(!holds(&[late.clone(), put.clone(), found(10_010, Some(3))]), "nobody put that");
-        assert!(!holds(&[late, gone, put.clone(), found(20_000, Some(1))]), "it came after its lease");
+        assert!(!holds(&[late.clone(), gone.clone(), put.clone(), found(20_000, Some(1))]), "it came after its lease");
+        assert!(!holds(&[late, gone, found(20_000, Some(1))]), "the same");
+        let forever = (0, 10_000, What::MayPut(1, LeaseId(0)));
+        assert!(!holds(&[forever, put.clone(), found(10_010, None)]), "neither goes");
         assert!(!holds(&[put, found(10_010, Some(1))]));
     }
 }

@@ -97,13 +97,13 @@ impl ClusterService {
         if !is_worker && awaited.is_none() {
             check_room(&servers, &others)?;
         }
-        if !is_worker && request.format.max(format::FIRST) < head.format {
+        let newest = request.format.max(format::FIRST);
+        if !is_worker && newest < head.format {
             sometimes!("a node was refused that takes no part in the format of the cluster");
             return Err(Status::failed_precondition(format!(
-                "the cluster is in format {}, and this node takes part in none after {}: start a version that does, without \
+                "the cluster is in format {}, and this node takes part in none after {newest}: start a newer version, or leave out \
                  --format-max",
-                head.format,
-                request.format.max(format::FIRST)
+                head.format
             )));
         }
         sometimes!(awaited.is_some(), "a node joined that was expected");

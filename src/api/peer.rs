@@ -61,6 +61,7 @@ impl v1::peer_server::Peer for PeerService {
         // A removed member is told at once: it may have nothing to say.
         let hello = self.greet(request.metadata())?;
         self.0.raft.introduce(hello.from, hello.address.clone());
+        let _hearing = self.0.raft.hear(&hello);
         let mut frames = request.into_inner();
         let clock = &self.0.io.clock;
         loop {
@@ -72,7 +73,7 @@ impl v1::peer_server::Peer for PeerService {
                 Ok(frame) => frame?,
             };
             let Some(frame) = frame else { break };
-            self.0.raft.note_heard(&hello);
+            self.0.raft.note_heard(hello.from, &hello.address);
             let decode =
                 |wire| codec::message_from_wire(wire).map_err(|error| Status::invalid_argument(error.to_string()));
             let messages: Result<Vec<_>, Status> = frame.messages.into_iter().map(decode).collect();

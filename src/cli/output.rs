@@ -12,6 +12,7 @@ use super::Output;
 use super::units::bytes_text;
 use crate::ids::{ClusterId, NodeId};
 use crate::proto::v1::{Member, MemberRole, StatusReply};
+use crate::state::format;
 use crate::state::member::is_server;
 
 /// Why something could not be printed, the first time that happened.
@@ -128,6 +129,7 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
             "standby": member.standby,
             "leader": member.id == status.leader,
             "matched_index": row.matched_index,
+            "newest_format": own.map(|own| own.newest_format.max(format::FIRST)),
             "health": health_name(member, answer),
             "applied_index": own.filter(|_| is_server(member)).map(|own| own.applied_index),
             "version": own.map(|own| &own.version),
@@ -149,8 +151,8 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
         "cluster_time_ms": status.cluster_time_ms,
         "digest": format!("{:016x}", status.digest),
         "version": status.version,
-        "format": status.format,
-        "newest_format": status.newest_format,
+        "format": status.format.max(format::FIRST),
+        "newest_format": status.newest_format.max(format::FIRST),
         "members": members.collect::<Vec<_>>(),
     })
 }
@@ -187,7 +189,8 @@ pub fn status_table(output: Output, status: &StatusReply, each: &Each) {
 
 fn print_cluster(status: &StatusReply) {
     let leader = if status.leader == 0 { "none known".into() } else { format!("member {}", status.leader) };
-    let StatusReply { term, format, .. } = status;
+    // Who knows of no other says nothing of it.
+    let (term, format) = (status.term, status.format.max(format::FIRST));
     say!("cluster {}  leader {leader}  term {term}  format {format}", ClusterId(status.cluster_id).hex());
     say!(
         "answered by member {} ({})  committed {}  applied {}  log {}..={}",

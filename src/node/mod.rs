@@ -536,7 +536,11 @@ async fn control_once(
     };
     sometimes!(oldest.is_some(), "a leader compacted by itself");
     // What fails here is looked at again in the next period.
-    for command in expire.into_iter().chain(oldest.map(controller::compact)).chain(raise) {
+    if let Some(raise) = raise {
+        let proposal = shared.raft.propose_for(raise.encode_to_vec().into(), based_on);
+        let _ = clock.timeout(limits::REQUEST_TIMEOUT, proposal).await;
+    }
+    for command in expire.into_iter().chain(oldest.map(controller::compact)) {
         let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.propose(command.encode_to_vec().into())).await;
     }
     if let Some(change) = controller::promote(&shared.raft.status(), &members, voters_max) {

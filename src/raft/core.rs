@@ -200,6 +200,8 @@ pub struct Core {
     was_member: bool,
     /// Where the last change of membership that took effect stands.
     last_change: Index,
+    /// Where this member, as leader of a term, has proposed what rests on who the members are.
+    resting: Option<(Term, Index)>,
     applied: Index,
     /// Up to where the state is durable.
     durable: Index,
@@ -294,6 +296,7 @@ impl Core {
             timeout_now: None,
             was_member: false,
             last_change: Index(0),
+            resting: None,
             conf_state,
             applied,
             durable: applied,
@@ -538,6 +541,30 @@ impl Core {
         self.position(result)
     }
 
+    /// Appends a command that rests on who the members were in the state at `based_on`: until it is applied, they do not change.
+    ///
+    /// # Errors
+    /// It was not taken: for one, because members have changed since, or are about to.
+    pub fn propose_for(
+        &mut self,
+        stamp: ClusterTime,
+        command: Bytes,
+        based_on: Index,
+    ) -> Result<(Index, Term), Refused> {
+        if self.leads() && (self.members_change(based_on) || self.raw.raft.pending_conf_index > self.applied.0) {
+            return Err(Refused::Busy);
+        }
+        let (index, term) = self.propose(stamp, vec![command])?;
+        self.resting = Some((term, index));
+        Ok((index, term))
+    }
+
+    /// Whether members have changed since an index, or are not to change before something that rests on them is applied.
+    fn members_change(&self, since: Index) -> bool {
+        let resting = self.resting.filter(|(term, _)| term.0 == self.raw.raft.term);
+        self.is_joint() || since < self.last_change || resting.is_some_and(|(_, index)| since < index)
+    }
+
     /// Appends a change of membership that was decided on the state at `based_on`. More than one member at a time goes
     /// through a joint configuration.
     ///
@@ -548,7 +575,7 @@ impl Core {
         if !self.leads() {
             return Err(Refused::NotLeader);
         }
-        if self.is_joint() || based_on < self.last_change {
+        if self.members_change(based_on) {
             sometimes!("a change of members was refused: there was one since it was decided");
             return Err(Refused::Busy);
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use raft::eraftpb::Message;
@@ -41,13 +41,38 @@ pub enum ProposeError {
 pub(super) type Reply<T> = oneshot::Sender<Result<T, ProposeError>>;
 
 pub(super) enum Request {
-    Propose { command: Bytes, reply: Reply<(Bytes, Index)> },
-    Change { change: v1::MemberChange, based_on: Index, reply: Reply<Index> },
-    Introduce { id: NodeId, address: Address },
-    Read { reply: oneshot::Sender<Index> },
-    HandOver { to: Option<NodeId>, reply: Reply<NodeId> },
-    Defragment { reply: oneshot::Sender<Step> },
-    Stop { reply: oneshot::Sender<()> },
+    Propose {
+        command: Bytes,
+        reply: Reply<(Bytes, Index)>,
+    },
+    /// A command that rests on who the members were at `based_on`.
+    ProposeFor {
+        command: Bytes,
+        based_on: Index,
+        reply: Reply<(Bytes, Index)>,
+    },
+    Change {
+        change: v1::MemberChange,
+        based_on: Index,
+        reply: Reply<Index>,
+    },
+    Introduce {
+        id: NodeId,
+        address: Address,
+    },
+    Read {
+        reply: oneshot::Sender<Index>,
+    },
+    HandOver {
+        to: Option<NodeId>,
+        reply: Reply<NodeId>,
+    },
+    Defragment {
+        reply: oneshot::Sender<Step>,
+    },
+    Stop {
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// How others reach a running manager. Cheap to copy.
@@ -82,8 +107,24 @@ pub struct Heard {
     pub frames: u64,
     /// Where the last came from.
     pub address: Address,
-    /// The newest format of the state that it takes part in.
-    pub format: u32,
+    /// The newest format of the state that it takes part in, and by the how manieth of its streams it says so; unknown while it has none.
+    format: Option<(u64, u32)>,
+    streams: u64,
+}
+
+/// A stream from a member is open: until this is dropped, it is known what the member takes part in.
+pub struct Hearing {
+    raft: RaftHandle,
+    from: NodeId,
+    stream: u64,
+}
+
+impl Drop for Hearing {
+    fn drop(&mut self) {
+        if let Some(heard) = self.raft.heard_mut().get_mut(&self.from) {
+            heard.format.take_if(|(stream, _)| *stream == self.stream);
+        }
+    }
 }
 
 impl Shared {
@@ -151,6 +192,16 @@ impl RaftHandle {
         answer.await.unwrap_or(Err(ProposeError::Unknown))
     }
 
+    /// Proposes an encoded command that rests on who the members were in the state at `based_on`, and waits for its reply.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; busy also if members have changed since, or are about to.
+    pub async fn propose_for(&self, command: Bytes, based_on: Index) -> Result<(Bytes, Index), ProposeError> {
+        let (reply, answer) = oneshot::channel();
+        self.request(Request::ProposeFor { command, based_on, reply })?;
+        answer.await.unwrap_or(Err(ProposeError::Unknown))
+    }
+
     /// Proposes a change of membership that was decided on the state at `based_on`, and waits until it is applied.
     ///
     /// # Errors
@@ -195,14 +246,31 @@ impl RaftHandle {
         }
     }
 
-    /// Notes that a frame came from a member.
-    pub fn note_heard(&self, hello: &Hello) {
+    fn heard_mut(&self) -> MutexGuard<'_, BTreeMap<NodeId, Heard>> {
+        self.shared.heard.lock().expect("no code panics while it holds the counts")
+    }
+
+    /// Notes that a member opens a stream; `None` if there is no room for what is heard of it.
+    pub fn hear(&self, hello: &Hello) -> Option<Hearing> {
         let Hello { from, address, format, .. } = hello;
-        let mut heard = self.shared.heard.lock().expect("no code panics while it holds the counts");
-        if heard.len() < limits::MEMBERS_MAX || heard.contains_key(from) {
-            let new = || Heard { frames: 0, address: address.clone(), format: *format };
-            let of = heard.entry(*from).or_insert_with(new);
-            (of.frames, of.format) = (of.frames + 1, *format);
+        let mut heard = self.heard_mut();
+        if heard.len() >= limits::MEMBERS_MAX && !heard.contains_key(from) {
+            heard.retain(|id, _| self.knows(*id));
+        }
+        if heard.len() >= limits::MEMBERS_MAX && !heard.contains_key(from) {
+            return None;
+        }
+        let new = || Heard { frames: 0, address: address.clone(), format: None, streams: 0 };
+        let of = heard.entry(*from).or_insert_with(new);
+        of.streams += 1;
+        of.format = Some((of.streams, *format));
+        Some(Hearing { raft: self.clone(), from: *from, stream: of.streams })
+    }
+
+    /// Notes that a frame came from a member.
+    pub fn note_heard(&self, from: NodeId, address: &Address) {
+        if let Some(of) = self.heard_mut().get_mut(&from) {
+            of.frames += 1;
             if of.address != *address {
                 of.address.clone_from(address);
             }
@@ -211,7 +279,13 @@ impl RaftHandle {
 
     /// What has come from a member since this one started.
     pub fn heard(&self, from: NodeId) -> Option<Heard> {
-        self.shared.heard.lock().expect("no code panics while it holds the counts").get(&from).cloned()
+        self.heard_mut().get(&from).cloned()
+    }
+
+    /// The newest format that a member takes part in, if it answers this one, which leads, and says so.
+    pub fn newest_format_of(&self, id: NodeId) -> Option<u32> {
+        let answers = self.lock().active.contains(&id);
+        self.heard(id).filter(|_| answers)?.format.map(|(_, format)| format)
     }
 
     /// Whether a member is in the configuration that this one knows.
@@ -280,7 +354,7 @@ impl RaftHandle {
         self.lock().clone()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Arc<Status>> {
+    fn lock(&self) -> MutexGuard<'_, Arc<Status>> {
         self.shared.status.lock().expect("no code panics while it holds the status")
     }
 

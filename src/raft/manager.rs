@@ -539,6 +539,20 @@ impl Manager {
                 let _ = reply.send(Err(ProposeError::Busy));
             }
             Request::Propose { command, reply } => self.proposals.push((command, reply)),
+            Request::ProposeFor { command, based_on, reply } => {
+                let proposed = match self.stamp() {
+                    Some(stamp) => self.core.propose_for(stamp, command, based_on),
+                    None => Err(if self.core.leads() { Refused::Busy } else { Refused::NotLeader }),
+                };
+                match proposed {
+                    Ok((index, term)) => {
+                        self.waiters.insert(index, (term, Waiter::Commands(vec![reply])));
+                    }
+                    Err(refused) => {
+                        let _ = reply.send(Err(self.refusal(refused)));
+                    }
+                }
+            }
             Request::Introduce { id, address } => self.transport.introduce(id, address),
             Request::Change { change, based_on, reply } => match self.core.propose_members(&change, based_on) {
                 Ok((index, term)) => {
@@ -599,6 +613,12 @@ impl Manager {
         Ok(self.checkpointed)
     }
 
+    /// What an entry is stamped with that is proposed now.
+    fn stamp(&self) -> Option<ClusterTime> {
+        let (_, time, at) = self.anchor.filter(|(term, ..)| self.core.leads() && *term == self.core.status().term)?;
+        Some(time + self.io.clock.now().since(at))
+    }
+
     /// Gathers what waits into as few entries as the bounds allow.
     fn flush_proposals(&mut self) {
         if self.proposals.is_empty() {
@@ -614,11 +634,10 @@ impl Manager {
             return;
         }
         // Until an entry of this term is applied, the proposals wait.
-        let Some((_, time, at)) = self.anchor.filter(|(term, ..)| *term == status.term) else {
+        let Some(stamp) = self.stamp() else {
             sometimes!("proposals waited for the first entry of the term");
             return;
         };
-        let stamp = time + self.io.clock.now().since(at);
         let mut proposals = std::mem::take(&mut self.proposals).into_iter().peekable();
         while proposals.peek().is_some() {
             let (mut commands, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);

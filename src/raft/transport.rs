@@ -58,7 +58,10 @@ impl Hello {
         metadata.insert(FROM, self.from.0.into());
         metadata.insert(INCARNATION, self.incarnation.0.into());
         metadata.insert(TO, self.to.0.into());
-        metadata.insert(FORMAT, self.format.into());
+        // Who knows of no other says nothing of it, as before there were others.
+        if self.format > format::FIRST {
+            metadata.insert(FORMAT, self.format.into());
+        }
         metadata.insert(ADDRESS, self.address.as_str().parse().expect("an address is plain text"));
     }
 
@@ -76,7 +79,6 @@ impl Hello {
             incarnation: Incarnation(read(metadata, INCARNATION)?),
             to: NodeId(read(metadata, TO)?),
             address: read(metadata, ADDRESS)?,
-            // Those who know of none say nothing of it.
             format: if metadata.contains_key(FORMAT) { read(metadata, FORMAT)? } else { format::FIRST },
         })
     }

@@ -48,9 +48,9 @@ pub fn check_kind(kind: &command::Kind) -> Result<(), Reject> {
         command::Kind::SubmitTask(submit) => task::check_spec(submit.spec.as_ref()),
         command::Kind::RegisterWorker(register) => worker::check_features(&register.features),
         command::Kind::ReportAttempt(report) => task::check_exit(report.exit.as_ref()),
-        command::Kind::RaiseFormat(raise) if !format::ALL.contains(&raise.to) => {
-            let (first, newest) = (format::FIRST, format::NEWEST);
-            Err(Reject::Invalid { field: "to".into(), why: format!("format {}; from {first} to {newest}", raise.to) })
+        command::Kind::RaiseFormat(_) => {
+            let why = "a format is begun by the leader alone, when all take part in it";
+            Err(Reject::Invalid { field: "kind".into(), why: why.into() })
         }
         command::Kind::Batch(batch) => batch.commands.iter().try_for_each(check_of_batch),
         _ => Ok(()),

@@ -7,13 +7,13 @@
 //!
 //! | format | what it adds |
 //! |---|---|
-//! | 1 | all that there was before formats were raised |
-//! | 2 | that they are raised |
+//! | 1 | all that version 0.1.0 did at last |
+//! | 2 | that formats are begun |
 //!
 //! Whatever changes the meaning of an entry, the layout of a row or the reply to a command belongs to a new format: until that is
 //! reached, an entry does what it did before. A member says what it takes part in when it speaks to another, the leader proposes the
 //! newest that all have in common, and nobody goes back. A member that does not take part stops at the entry that begins a format, and
-//! does not start on a state that has it.
+//! does not start on a state that has it. Members do not change between what the leader sees and that entry.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -35,25 +35,25 @@ pub const ALL: RangeInclusive<u32> = FIRST..=NEWEST;
 /// # Errors
 /// It cannot; what is to be done about it.
 pub(super) fn check(found: u32, newest: u32) -> Result<(), String> {
-    match (FIRST..=newest).contains(&found) {
-        true => Ok(()),
-        false => Err(format!(
-            "it is in format {found}, and this member takes part in those from {FIRST} to {newest}: start a version that knows it, \
-             without --format-max"
+    match found {
+        found if found < FIRST => {
+            Err("it is of a version before all formats: begin with an empty data directory".into())
+        }
+        found if found > newest => Err(format!(
+            "it is in format {found}, and here only those from {FIRST} to {newest} are taken part in: start a newer version, or leave \
+             out --format-max"
         )),
+        _ => Ok(()),
     }
 }
 
-/// Begins a format, if those that keep the state are the ones that were asked.
+/// Begins a format, if those that keep the state are the ones that were asked. Whoever does not take part in it stops all the same: a
+/// version before this one does not know the command.
 pub(super) fn raise(apply: &mut Apply<'_>, raise: &v1::RaiseFormat) -> Result<v1::RaiseFormatReply, Fault> {
+    check(raise.to, apply.newest).map_err(|why| Fault::because("go on with the cluster", why))?;
     let members = member::all(&apply.rows)?;
     let keep: BTreeSet<u64> = members.iter().filter(|row| member::is_server(row)).map(|row| row.id).collect();
-    let asked: BTreeSet<u64> = raise.members.iter().copied().collect();
-    sometimes!(keep != asked, "a format was not begun, for others keep the state than were asked");
-    if keep == asked && raise.to > apply.head.format {
-        if let Err(why) = check(raise.to, apply.newest) {
-            return Err(Fault::new(format!("the cluster changes its format: {why}")));
-        }
+    if keep == raise.members.iter().copied().collect() && raise.to > apply.head.format {
         sometimes!("a format was begun");
         apply.head.format = raise.to;
     }

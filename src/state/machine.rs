@@ -10,7 +10,10 @@ use std::sync::{Arc, Mutex, RwLock};
 
 use bytes::Bytes;
 use prost::Message;
-use redb::{Builder, Database, Durability, ReadableDatabase, ReadableTable, StorageBackend as _, TableDefinition};
+use redb::{
+    Builder, Database, DatabaseError, Durability, ReadableDatabase, ReadableTable, StorageBackend as _, StorageError,
+    TableDefinition,
+};
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::auth::Auth;
@@ -89,22 +92,26 @@ fn open_checked(disk: &dyn Disk, name: &str) -> Result<Database, Fault> {
         return Ok(db);
     }
     match db.check_integrity() {
-        Ok(true) => Ok(db),
-        Ok(false) => {
-            sometimes!("a state that had rotted went back to what it was before its last change");
-            tracing::warn!(name, place = disk.describe(), "what was written last has rotted: the log has it, too");
+        Ok(is_clean) => {
+            if !is_clean {
+                tracing::warn!(
+                    name,
+                    place = disk.describe(),
+                    "which of its pages are free was not right, and is found out anew"
+                );
+            }
             Ok(db)
         }
-        Err(error) => {
+        Err(DatabaseError::Storage(StorageError::Corrupted(why))) => {
             sometimes!("a state that had been closed was found to have rotted");
-            // Closing it would write to it: it is evidence now.
+            // Closing it would write to it.
             std::mem::forget(db);
-            let what = format!(
-                "{name} in {} is damaged; remove this member, and join with an empty data directory",
-                disk.describe()
-            );
-            Err(Fault::because(what, error))
+            let place = disk.describe();
+            let what =
+                format!("{name} in {place} is damaged; remove this member, and join with an empty data directory");
+            Err(Fault::because(what, why))
         }
+        Err(error) => Err(error).context(|| format!("check {name} in {}", disk.describe())),
     }
 }
 

@@ -81,9 +81,6 @@ impl Import {
             Ok(part) => part,
             Err(error) => return invalid(error.to_string()),
         };
-        if let Some(Err(why)) = part.head.as_ref().map(|head| format::check(head.format, format::NEWEST)) {
-            return invalid(why);
-        }
         if part.head.is_some() != self.head.is_none() {
             return invalid("the head belongs to the first, and only there".into());
         }
@@ -135,6 +132,8 @@ impl Import {
                 format!("the state at {} has the digest {:016x}, not {expected:016x}", self.index, head_digest(&head));
             return Err(ImportError::Invalid(text));
         }
+        // It is what the leader has: to fetch it again would not help.
+        format::check(head.format, format::NEWEST).map_err(|why| Fault::because(what(), why))?;
         drop(self.db);
         Ok(self.disk.sync_dir().context(what)?)
     }

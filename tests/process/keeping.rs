@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use serde_json::Value;
 
 use super::fails;
-use super::running::{Running, run, text, three, until};
+use super::running::{Running, run, text, three, until, voters};
 
 fn json(endpoint: &str, args: &[&str]) -> Value {
     let output = run(&[args, &["--endpoints", endpoint, "-o", "json"]].concat());
