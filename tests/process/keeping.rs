@@ -147,7 +147,9 @@ fn a_cluster_comes_to_a_new_format_when_all_of_it_take_part() {
     assert!(text(&got.stdout).contains("before"), "{}", text(&got.stderr));
     // Nobody goes back, and nobody joins who could not come along.
     let (address, at) = (nodes[0].address.clone(), nodes[1].address.clone());
-    nodes.remove(0).kill();
+    let mut stopped = nodes.remove(0);
+    stopped.signal("-INT");
+    assert_eq!(stopped.child.wait().unwrap().code(), Some(0));
     let data = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let back = ["start", "--data-dir", &data("n1"), "--listen", &address, "--format-max", "1"];
     fails(1, &["in format 2", "from 1 to 1", "--format-max"], &back);
