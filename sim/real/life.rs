@@ -16,7 +16,7 @@ use cairn::sim::history::Seen;
 use cairn::sim::oracle::recovery::RECOVERY_MAX;
 use cairn::sim::oracle::{exactly_once, linearizable, outcomes, revisions, watches};
 use cairn::sim::run::Verdict;
-use cairn::state::task;
+use cairn::state::{format, task};
 use futures_util::future::{join_all, select_all};
 
 use super::attack::{Attacker, Notes};
@@ -46,10 +46,16 @@ pub struct Run {
 
 impl Run {
     /// Members and a worker at these addresses, whose files are put into `dir`. Nothing runs yet but the proxies.
-    pub async fn new(binary: &Path, dir: &Path, listen: Vec<SocketAddr>, plan: Plan, rng: Rng) -> Result<Self, String> {
+    pub async fn new(
+        (binary, before): (&Path, Option<&Path>),
+        dir: &Path,
+        listen: Vec<SocketAddr>,
+        plan: Plan,
+        rng: Rng,
+    ) -> Result<Self, String> {
         let io: Io = cairn::os::client_io(None).map_err(|error| error.to_string())?;
         let (began, links) = (Instant::now(), Arc::<Links>::default());
-        let setting = Setting { binary, dir, plan: &plan, links: &links };
+        let setting = Setting { binary, before, dir, plan: &plan, links: &links };
         let (mut members, mut proxies) = (Vec::new(), Vec::new());
         for (place, listen) in listen.iter().enumerate() {
             let proxy = Proxy::start(place, *listen, links.clone()).await;
@@ -135,6 +141,7 @@ impl Run {
         let slow = |what: String| Verdict::Liveness(format!("{what}{}", self.attacker.watch.describe()));
         let served = self.work.serve(self.plan.load.keys, RECOVERY_MAX).await;
         served.map_err(|what| slow(format!("a healed cluster did not serve within {RECOVERY_MAX:?}: {what}")))?;
+        self.upgrade().await?;
         let client = self.work.client(CLIENT_TIMEOUT);
         let ended = async || {
             let tasks = outcomes::all(&client).await.ok()?;
@@ -150,6 +157,20 @@ impl Run {
             (1..MEMBERS).all(|i| state(i) == state(0)).then_some(())
         };
         self.within("a healed cluster converges", RECOVERY_MAX, converged).await
+    }
+
+    /// Those that are still older are upgraded, one after another; then the cluster comes to the newest format.
+    async fn upgrade(&self) -> Result<(), Verdict> {
+        for member in self.attacker.members.iter().filter(|member| member.is_old()) {
+            self.attacker.notes.add(format!("{} is upgraded", name(member.place)));
+            member.terminate().await.map_err(Verdict::Liveness)?;
+            member.start(&[]).map_err(Verdict::Crash)?;
+        }
+        let newest = async || {
+            let statuses = self.attacker.watch.ask_all().await?;
+            statuses.iter().all(|status| status.format == format::NEWEST).then_some(())
+        };
+        self.within("the cluster comes to the newest format", RECOVERY_MAX, newest).await
     }
 
     /// Every member stops in order.

@@ -8,10 +8,12 @@ use std::net::SocketAddr;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cairn::sim::fault::Place;
+use cairn::state::format;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -33,6 +35,10 @@ pub struct Member {
     pub process: tokio::sync::Mutex<()>,
     command: Vec<String>,
     binary: PathBuf,
+    /// What its first life is, if not the same program held at the first format of the state.
+    before: Option<PathBuf>,
+    /// How often it was started.
+    lives: AtomicU32,
     dir: PathBuf,
     links: Arc<Links>,
     running: Mutex<Option<Running>>,
@@ -48,6 +54,8 @@ struct Running {
 pub struct Setting<'a> {
     /// The program.
     pub binary: &'a Path,
+    /// An older one, to begin with.
+    pub before: Option<&'a Path>,
     /// Where each has a directory, and its log.
     pub dir: &'a Path,
     /// Options.
@@ -59,7 +67,7 @@ pub struct Setting<'a> {
 impl Member {
     /// A member that listens there and is reached by others at `advertise`. It does not run yet.
     pub fn new(setting: &Setting<'_>, place: Place, listen: SocketAddr, advertise: SocketAddr) -> Self {
-        let Setting { binary, dir, plan, links } = setting;
+        let Setting { binary, before, dir, plan, links } = setting;
         let data = dir.join(format!("n{}", place + 1));
         let mut command: Vec<String> = vec!["start".into(), "--data-dir".into(), data.display().to_string()];
         let mut option = |name: &str, value: String| command.extend([name.to_string(), value]);
@@ -84,6 +92,8 @@ impl Member {
             process: tokio::sync::Mutex::new(()),
             command,
             binary: binary.to_path_buf(),
+            before: before.map(Path::to_path_buf),
+            lives: AtomicU32::new(0),
             dir: dir.to_path_buf(),
             links: Arc::clone(links),
             running: Mutex::new(None),
@@ -99,22 +109,38 @@ impl Member {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts it. Says why if that is impossible.
+    /// Starts it: at first as an older version. Says why if that is impossible.
     pub fn start(&self, origin: &[String]) -> Result<(), String> {
-        let failed = |error: std::io::Error| format!("start {}: {error}", self.binary.display());
-        let mut command = Command::new(&self.binary);
+        let is_first = self.lives.fetch_add(1, Ordering::Relaxed) == 0;
+        let (binary, held) = match &self.before {
+            Some(before) if is_first => (before, false),
+            _ => (&self.binary, is_first && self.place < MEMBERS),
+        };
+        let failed = |error: std::io::Error| format!("start {}: {error}", binary.display());
+        let mut command = Command::new(binary);
         for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("CAIRN_")) {
             command.env_remove(name);
         }
         let log = OpenOptions::new().create(true).append(true).open(self.log());
         let log: File = log.map_err(|error| format!("open {}: {error}", self.log().display()))?;
-        command.args(&self.command).args(origin).env("CAIRN_LOG", "info").env("NO_COLOR", "1").stdin(Stdio::null());
+        if held {
+            let newest = format::FIRST.to_string();
+            command.args(&self.command).args(["--format-max", &newest]);
+        } else {
+            command.args(&self.command);
+        }
+        command.args(origin).env("CAIRN_LOG", "info").env("NO_COLOR", "1").stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(failed)?).stderr(log);
         // A group of its own: Ctrl-C is for us, and we end what we have started.
         let child = command.process_group(0).spawn().map_err(failed)?;
         self.links.set_process(self.place, child.id());
         *self.running() = Some(Running { child, ending: false });
         Ok(())
+    }
+
+    /// Whether it is as old as at the beginning.
+    pub fn is_old(&self) -> bool {
+        self.lives.load(Ordering::Relaxed) <= 1
     }
 
     /// Whether it runs, or is stopped by a signal.

@@ -42,6 +42,10 @@ pub struct Options {
     /// The program to run as a member [default: release/node beside the directory of this one]
     #[arg(long)]
     node: Option<PathBuf>,
+    /// The program to begin with, of an older version; each member goes over to the other when it starts again [default: the same, held
+    /// at the first format of the state]
+    #[arg(long)]
+    before: Option<PathBuf>,
     /// Work in this directory and keep it, also if all is well
     #[arg(long)]
     keep: Option<PathBuf>,
@@ -58,7 +62,7 @@ pub fn run(options: Options) -> Result<i32, String> {
     // Here a panic is a bug of this program, which is to be seen.
     let _ = std::panic::take_hook();
     cairn::os::raise_file_limit();
-    let Options { seed, seconds, node, keep, json } = options;
+    let Options { seed, seconds, node, before, keep, json } = options;
     let binary = find_node(node)?;
     let dir =
         keep.clone().unwrap_or_else(|| std::env::temp_dir().join(format!("cairn-real-{seed}-{}", std::process::id())));
@@ -73,7 +77,7 @@ pub fn run(options: Options) -> Result<i32, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| format!("start a runtime: {error}"))?;
     let lived: Result<Option<Report>, String> = runtime.block_on(async {
-        let run = Run::new(&binary, &dir, free_ports()?, plan, rng).await?;
+        let run = Run::new((&binary, before.as_deref()), &dir, free_ports()?, plan, rng).await?;
         tokio::select! {
             biased;
             _ = cairn::os::stop_signal() => Ok(None),
