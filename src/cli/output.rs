@@ -129,7 +129,7 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
             "standby": member.standby,
             "leader": member.id == status.leader,
             "matched_index": row.matched_index,
-            "newest_format": own.map(|own| own.newest_format.max(format::FIRST)),
+            "newest_format": own.and_then(newest_format),
             "health": health_name(member, answer),
             "applied_index": own.filter(|_| is_server(member)).map(|own| own.applied_index),
             "version": own.map(|own| &own.version),
@@ -152,9 +152,14 @@ pub fn status_json(status: &StatusReply, each: &Each) -> Value {
         "digest": format!("{:016x}", status.digest),
         "version": status.version,
         "format": status.format.max(format::FIRST),
-        "newest_format": status.newest_format.max(format::FIRST),
+        "newest_format": newest_format(status),
         "members": members.collect::<Vec<_>>(),
     })
+}
+
+/// The newest format that a member says it takes part in: a worker says nothing of it, nor does who knows of no other than the first.
+fn newest_format(status: &StatusReply) -> Option<u32> {
+    Some(status.newest_format).filter(|format| *format > 0)
 }
 
 /// The status of a cluster for people; simply, that of its members alone.

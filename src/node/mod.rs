@@ -242,7 +242,7 @@ impl NodeBuilder {
         self
     }
 
-    /// The newest [format] of the state that it takes part in. While one member is held at an older one, the
+    /// The newest format of the state that it takes part in, see [`crate::state::format`]. While one member is held at an older one, the
     /// whole cluster stays there, and all may go back to the version before. From [`format::FIRST`] to [`format::NEWEST`], which is
     /// what it is without this.
     pub fn newest_format(mut self, format: u32) -> Self {
