@@ -32,7 +32,7 @@ use crate::sim::plan::Plan;
 use crate::sim::trace::Note;
 use crate::sim::watch::Watch;
 use crate::sim::world::{CLEAN_CUT, Down, FailStop, Machine, World};
-use crate::state::{format, member};
+use crate::state::member;
 
 /// How long a client tries one operation.
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,7 +67,7 @@ pub struct Member {
     /// Whether it is there yet.
     present: AtomicBool,
     /// Whether it has belonged to the cluster before, perhaps with another disk.
-    founded: AtomicBool,
+    pub(super) founded: AtomicBool,
     /// Its disk has rotted.
     rotten: AtomicBool,
     /// It has, and nobody knows yet what came of it.
@@ -81,9 +81,9 @@ pub struct Member {
     /// Its disk is another's.
     misled: AtomicBool,
     /// It is an older version, which takes part in the first format alone.
-    old: AtomicBool,
-    /// It was newer, and went back.
-    went_back: AtomicBool,
+    pub(super) old: AtomicBool,
+    /// When it was newer, and went back.
+    pub(super) went_back: Mutex<Option<Duration>>,
     /// The way into its node from within its process, since it last started.
     inside: Mutex<Option<Channel>>,
 }
@@ -335,38 +335,6 @@ impl Cluster {
         spawn.spawn("node", Box::pin(life)).detach();
     }
 
-    /// The newest format that a member takes part in when it starts now. Who starts one that is too old sees why it ended, and takes the
-    /// newer version.
-    fn newest_format(&self, member: &Member) -> u32 {
-        let behind = self.watch.state().formats.now() > format::FIRST;
-        let old = !behind && member.old.load(Ordering::Relaxed);
-        member.old.store(old, Ordering::Relaxed);
-        if old { format::FIRST } else { format::NEWEST }
-    }
-
-    /// Stops a member in order, to start another version of it.
-    async fn upgrade(self: &Arc<Self>, place: Place, (back, exits): (bool, bool), down: Duration) {
-        let member = &self.members[place];
-        if back && self.watch.state().formats.now() > format::FIRST {
-            return;
-        }
-        sometimes!(back, "a member went back to an older version");
-        sometimes!(!back && self.leader() == Some(place), "the leader was upgraded");
-        self.stop(place, exits).await;
-        member.machine.down(Down::Kill);
-        member.old.store(back, Ordering::Relaxed);
-        member.went_back.fetch_or(back, Ordering::Relaxed);
-        sleep(down).await;
-        self.boot(place);
-    }
-
-    /// Upgrades the members that are still older, one after another.
-    pub async fn upgrade_all(self: &Arc<Self>) {
-        for place in (0..self.members.len()).filter(|place| self.members[*place].old.load(Ordering::Relaxed)) {
-            self.upgrade(place, (false, true), Duration::from_millis(100)).await;
-        }
-    }
-
     /// Has a machine start from a copy of another's disk until it ends itself, or for too long.
     async fn mislead(self: &Arc<Self>, place: Place, other: Place) {
         let (member, from) = (&self.members[place], &self.members[other]);
@@ -542,7 +510,7 @@ impl Cluster {
     }
 
     /// Stops a node in order; its machine stays on. If it `exits`, its process ends when it has stopped, and closes what it holds.
-    async fn stop(&self, place: Place, exits: bool) {
+    pub(super) async fn stop(&self, place: Place, exits: bool) {
         let Member { stop, machine, .. } = &*self.members[place];
         let Some((stop, stopped)) = stop.lock().unwrap().take() else { return };
         let has_stopped = stop.send(()).is_ok() && matches!(timeout(STOP_MAX, stopped).await, Ok(Ok(())));
@@ -951,8 +919,7 @@ impl Cluster {
     /// The first boot that has ended itself without a reason that the plan gives.
     pub fn unexcused(&self) -> Option<FailStop> {
         let is_excused = |stop: &FailStop| {
-            let returned = |member: &&Arc<Member>| member.went_back.load(Ordering::Relaxed);
-            let went_back = self.members.iter().filter(returned).any(|member| member.machine.id == stop.machine);
+            let went_back = self.went_back_just_before(stop);
             fail_stops::is_excused(&self.plan, stop, went_back, |place| self.id(place))
         };
         self.world.fail_stops().into_iter().find(|stop| !is_excused(stop))

@@ -336,31 +336,30 @@ pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
     let some = rng.range(1, 1 << plan.nodes) as Places;
     // While the founder is older, the cluster is in the first format, and all can join.
     plan.old = 1 | *rng.pick(&[all, all, some]);
-    for (_, fault) in &plan.faults {
-        if let Fault::Join { node, .. } = fault {
-            plan.old &= !(1 << node);
-        }
-    }
     if plan.is_undisturbed() {
         return; // they are upgraded at the end
     }
-    let (from, pause) = (rng.range(0, 10_000), *rng.pick(&[0, 300, 3_000]));
-    let mut at = Duration::from_millis(from);
+    let millis = Duration::from_millis;
+    let (mut at, pause) = (millis(rng.range(0, 10_000)), millis(*rng.pick(&[0, 300, 3_000])));
+    let mut last = at;
     for node in (0..plan.nodes).filter(|node| plan.old >> node & 1 == 1) {
-        let mut upgrade = |at, back| {
-            let down = Duration::from_millis(rng.range(1, 2_000));
-            plan.faults.push((at, Fault::Upgrade { node, back, exits: rng.chance(500), down }));
-        };
-        upgrade(at, false);
-        if node % 3 == 1 {
-            upgrade(at + Duration::from_millis(2_500), true);
+        let again: &[(u64, bool)] =
+            if rng.chance(250) { &[(0, false), (2_500, true), (9_000, false)] } else { &[(0, false)] };
+        for (after, back) in again {
+            last = last.max(at + millis(*after));
+            let (exits, down) = (rng.chance(500), millis(rng.range(1, 2_000)));
+            plan.faults.push((at + millis(*after), Fault::Upgrade { node, back: *back, exits, down }));
         }
-        at += Duration::from_millis(pause);
+        at += pause;
     }
     if plan.nodes >= 3 && rng.chance(400) {
-        // Just when all are upgraded.
-        let (node, late) = (rng.range(0, plan.nodes as u64) as Place, Duration::from_millis(rng.range(500, 4_000)));
-        plan.faults.push((at + late, Fault::Remove { node, returns: true, cut: None }));
+        // Just when all are upgraded, and where it takes long until that is known.
+        let far = Fault::Far { delay: millis(rng.range(50, 400)), span: millis(8_000) };
+        plan.faults.push((last, far));
+        for _ in 0..rng.range(1, 3) {
+            let node = rng.range(0, plan.nodes as u64) as Place;
+            plan.faults.push((last + millis(rng.range(500, 5_000)), Fault::Remove { node, returns: true, cut: None }));
+        }
     }
     plan.faults.sort_by_key(|(at, _)| *at);
 }

@@ -36,6 +36,7 @@ pub mod spawn;
 pub mod stage;
 pub mod tasks;
 pub mod trace;
+mod upgrade;
 pub mod watch;
 pub mod watchers;
 pub mod world;

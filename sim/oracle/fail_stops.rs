@@ -25,7 +25,7 @@ pub fn is_excused(plan: &Plan, stop: &FailStop, went_back: bool, machine: impl F
         || went_back && stop.why.contains("only those from 1 to 1")
         // All others were upgraded before it had joined.
         || old && stop.why.contains("this node takes part in none after")
-        || (second_cut || crash) && stop.why.contains("the disk is off")
+        || (second_cut || crash) && ["the disk is off", "Previous I/O error"].iter().any(|text| stop.why.contains(text))
         // Its operator tries again.
         || stop.why.contains("no member took this node in")
         // Whatever a disk has lost, Raft sees nothing that makes no sense to it.
