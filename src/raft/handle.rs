@@ -12,7 +12,7 @@ use super::core::Status;
 use super::snapshot::{self, Chunk, Copied, SnapshotJob};
 use super::transport::Hello;
 use crate::entry::Step;
-use crate::ids::{Address, Index, NodeId, Term};
+use crate::ids::{Address, Incarnation, Index, NodeId, Term};
 use crate::io::Clock;
 use crate::limits;
 use crate::proto::v1;
@@ -107,22 +107,24 @@ pub struct Heard {
     pub frames: u64,
     /// Where the last came from.
     pub address: Address,
-    /// The newest format of the state that it takes part in, and by the how manieth of its streams it says so; unknown while it has none.
-    format: Option<(u64, u32)>,
-    streams: u64,
+    /// Its newest life, the newest format of the state that it takes part in, and how many streams it has open.
+    life: (Incarnation, u32),
+    streams: usize,
 }
 
-/// A stream from a member is open: until this is dropped, it is known what the member takes part in.
+/// A stream from a member is open: until the last of its life is dropped, it is known what the member takes part in.
 pub struct Hearing {
     raft: RaftHandle,
     from: NodeId,
-    stream: u64,
+    life: Incarnation,
 }
 
 impl Drop for Hearing {
     fn drop(&mut self) {
-        if let Some(heard) = self.raft.heard_mut().get_mut(&self.from) {
-            heard.format.take_if(|(stream, _)| *stream == self.stream);
+        if let Some(heard) = self.raft.heard_mut().get_mut(&self.from)
+            && heard.life.0 == self.life
+        {
+            heard.streams -= 1;
         }
     }
 }
@@ -252,7 +254,7 @@ impl RaftHandle {
 
     /// Notes that a member opens a stream; `None` if there is no room for what is heard of it.
     pub fn hear(&self, hello: &Hello) -> Option<Hearing> {
-        let Hello { from, address, format, .. } = hello;
+        let Hello { from, address, format, incarnation, .. } = hello;
         let mut heard = self.heard_mut();
         if heard.len() >= limits::MEMBERS_MAX && !heard.contains_key(from) {
             heard.retain(|id, _| self.knows(*id));
@@ -260,11 +262,15 @@ impl RaftHandle {
         if heard.len() >= limits::MEMBERS_MAX && !heard.contains_key(from) {
             return None;
         }
-        let new = || Heard { frames: 0, address: address.clone(), format: None, streams: 0 };
-        let of = heard.entry(*from).or_insert_with(new);
-        of.streams += 1;
-        of.format = Some((of.streams, *format));
-        Some(Hearing { raft: self.clone(), from: *from, stream: of.streams })
+        let life = (*incarnation, *format);
+        let of = heard.entry(*from).or_insert_with(|| Heard { frames: 0, address: address.clone(), life, streams: 0 });
+        // What an earlier life says late does not count.
+        match incarnation.cmp(&of.life.0) {
+            std::cmp::Ordering::Greater => (of.life, of.streams) = (life, 1),
+            std::cmp::Ordering::Equal => of.streams += 1,
+            std::cmp::Ordering::Less => {}
+        }
+        Some(Hearing { raft: self.clone(), from: *from, life: *incarnation })
     }
 
     /// Notes that a frame came from a member.
@@ -285,7 +291,7 @@ impl RaftHandle {
     /// The newest format that a member takes part in, if it answers this one, which leads, and says so.
     pub fn newest_format_of(&self, id: NodeId) -> Option<u32> {
         let answers = self.lock().active.contains(&id);
-        self.heard(id).filter(|_| answers)?.format.map(|(_, format)| format)
+        self.heard(id).filter(|heard| answers && heard.streams > 0).map(|heard| heard.life.1)
     }
 
     /// Whether a member is in the configuration that this one knows.
