@@ -124,7 +124,7 @@ impl Drop for Hearing {
         if let Some(heard) = self.raft.heard_mut().get_mut(&self.from)
             && heard.life.0 == self.life
         {
-            heard.streams -= 1;
+            heard.streams = heard.streams.saturating_sub(1);
         }
     }
 }
