@@ -540,7 +540,7 @@ impl Manager {
             }
             Request::Propose { command, reply } => self.proposals.push((command, reply)),
             Request::ProposeFor { command, based_on, reply } => {
-                let proposed = match self.stamp() {
+                let proposed = match self.stamp(&self.core.status()) {
                     Some(stamp) => self.core.propose_for(stamp, command, based_on),
                     None => Err(if self.core.leads() { Refused::Busy } else { Refused::NotLeader }),
                 };
@@ -614,8 +614,8 @@ impl Manager {
     }
 
     /// What an entry is stamped with that is proposed now.
-    fn stamp(&self) -> Option<ClusterTime> {
-        let (_, time, at) = self.anchor.filter(|(term, ..)| self.core.leads() && *term == self.core.status().term)?;
+    fn stamp(&self, now: &Status) -> Option<ClusterTime> {
+        let (_, time, at) = self.anchor.filter(|(term, ..)| now.role == Role::Leader && *term == now.term)?;
         Some(time + self.io.clock.now().since(at))
     }
 
@@ -634,7 +634,7 @@ impl Manager {
             return;
         }
         // Until an entry of this term is applied, the proposals wait.
-        let Some(stamp) = self.stamp() else {
+        let Some(stamp) = self.stamp(&status) else {
             sometimes!("proposals waited for the first entry of the term");
             return;
         };
