@@ -228,6 +228,8 @@ pub const OUTPUT_PIECE_BYTES: usize = 64 * 1024;
 pub const LEASE_KILL_GRACE: Duration = Duration::from_secs(1);
 /// Tasks placed by one command.
 pub const ASSIGN_TASKS_MAX: usize = 256;
+/// The format of the state that every cluster begins with, and of who says nothing of formats.
+pub const FORMAT_FIRST: u32 = 1;
 /// Members of a cluster that keep its state, learners included.
 pub const MEMBERS_MAX: usize = 32;
 /// Members of a cluster that only run tasks.

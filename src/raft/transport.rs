@@ -19,11 +19,11 @@ use super::log::Identity;
 use crate::ids::{Address, ClusterId, Incarnation, NodeId};
 use crate::io::{Io, TaskHandle};
 use crate::limits::{
-    APPEND_BYTES_MAX, FRAME_MESSAGES_MAX, MEMBERS_MAX, PEER_QUEUE_MAX, RECONNECT_PAUSE_MAX, RECONNECT_PAUSE_MIN,
+    APPEND_BYTES_MAX, FORMAT_FIRST, FRAME_MESSAGES_MAX, MEMBERS_MAX, PEER_QUEUE_MAX, RECONNECT_PAUSE_MAX,
+    RECONNECT_PAUSE_MIN,
 };
 use crate::proto::v1;
 use crate::proto::v1::peer_client::PeerClient;
-use crate::state::format;
 
 /// Of how many failed attempts in a row one is told of.
 const WARN_EVERY: u32 = 32;
@@ -59,7 +59,7 @@ impl Hello {
         metadata.insert(INCARNATION, self.incarnation.0.into());
         metadata.insert(TO, self.to.0.into());
         // Who knows of no other says nothing of it, as before there were others.
-        if self.format > format::FIRST {
+        if self.format > FORMAT_FIRST {
             metadata.insert(FORMAT, self.format.into());
         }
         metadata.insert(ADDRESS, self.address.as_str().parse().expect("an address is plain text"));
@@ -79,7 +79,7 @@ impl Hello {
             incarnation: Incarnation(read(metadata, INCARNATION)?),
             to: NodeId(read(metadata, TO)?),
             address: read(metadata, ADDRESS)?,
-            format: if metadata.contains_key(FORMAT) { read(metadata, FORMAT)? } else { format::FIRST },
+            format: if metadata.contains_key(FORMAT) { read(metadata, FORMAT)? } else { FORMAT_FIRST },
         })
     }
 }

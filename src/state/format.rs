@@ -24,7 +24,8 @@ use crate::error::Fault;
 use crate::proto::v1;
 
 /// What a state begins with.
-pub const FIRST: u32 = 1;
+pub use crate::limits::FORMAT_FIRST as FIRST;
+
 /// The newest that this version takes part in.
 pub const NEWEST: u32 = 2;
 /// All of them.
