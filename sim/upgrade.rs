@@ -11,8 +11,9 @@ use crate::sim::fault::Place;
 use crate::sim::world::{Down, FailStop};
 use crate::state::format;
 
-/// How long after a member went back the cluster may still begin a format of which it had said that it takes part in it.
-const WENT_BACK: Duration = Duration::from_millis(1_500);
+/// How long after a member went back the cluster may still begin a format of which it had said that it takes part in it: what was
+/// proposed before may wait for a disk that stalls, or a link that is cut.
+const WENT_BACK: Duration = Duration::from_secs(30);
 
 impl Cluster {
     /// The newest format that a member takes part in when it starts now. Who has a newcomer join that is too old sees why it is refused,
