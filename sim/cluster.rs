@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::{Either, join, select};
 use madsim::time::{sleep, timeout};
-use tokio::sync::oneshot;
+use tokio::sync::{RwLock, oneshot};
 use tower::{ServiceExt, service_fn};
 
 use crate::client::Client;
@@ -32,7 +32,7 @@ use crate::sim::plan::Plan;
 use crate::sim::trace::Note;
 use crate::sim::watch::Watch;
 use crate::sim::world::{CLEAN_CUT, Down, FailStop, Machine, World};
-use crate::state::member;
+use crate::state::{format, member};
 
 /// How long a client tries one operation.
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -82,16 +82,13 @@ pub struct Member {
     misled: AtomicBool,
     /// It is an older version, which takes part in the first format alone.
     pub(super) old: AtomicBool,
-    /// When it was newer, and went back.
-    pub(super) went_back: Mutex<Option<Duration>>,
     /// The way into its node from within its process, since it last started.
     inside: Mutex<Option<Channel>>,
 }
 
 impl Member {
     fn new(machine: Arc<Machine>, present: bool, old: bool) -> Arc<Self> {
-        let (stop, id, founded, rotten, doubtful, waiting) = Default::default();
-        let (moves, removed, misled, went_back, inside) = Default::default();
+        let (stop, id, founded, rotten, doubtful, waiting, moves, removed, misled, inside) = Default::default();
         Arc::new(Self {
             machine,
             stop,
@@ -105,7 +102,6 @@ impl Member {
             removed,
             misled,
             old: AtomicBool::new(old),
-            went_back,
             inside,
         })
     }
@@ -178,6 +174,8 @@ pub struct Cluster {
     condemned: Mutex<Vec<Condemned>>,
     /// A machine has another's disk, or had lately.
     misleading: AtomicBool,
+    /// Members are upgraded, many at once, or one goes back, alone.
+    pub(super) upgrading: RwLock<()>,
 }
 
 impl Cluster {
@@ -202,6 +200,7 @@ impl Cluster {
             watch,
             condemned: Mutex::default(),
             misleading: AtomicBool::new(false),
+            upgrading: RwLock::default(),
         })
     }
 
@@ -918,10 +917,7 @@ impl Cluster {
 
     /// The first boot that has ended itself without a reason that the plan gives.
     pub fn unexcused(&self) -> Option<FailStop> {
-        let is_excused = |stop: &FailStop| {
-            let went_back = self.went_back_just_before(stop);
-            fail_stops::is_excused(&self.plan, stop, went_back, |place| self.id(place))
-        };
+        let is_excused = |stop: &FailStop| fail_stops::is_excused(&self.plan, stop, |place| self.id(place));
         self.world.fail_stops().into_iter().find(|stop| !is_excused(stop))
     }
 }
@@ -944,7 +940,7 @@ pub(super) async fn wait_closely(patience: Duration, look: Duration, holds: impl
 /// Whether the state on a machine's disk has it that a member was removed.
 fn knows_removed(machine: &Machine, id: NodeId) -> bool {
     let disk = machine.disk.boot();
-    let state = Log::open(&*disk).and_then(|log| open_state(&disk, &log));
+    let state = Log::open(&*disk).and_then(|log| open_state(&disk, &log, format::NEWEST));
     state.is_ok_and(|state| state.reader().view().is_ok_and(|(_, rows)| member::is_removed(&rows, id).unwrap_or(false)))
 }
 

@@ -78,8 +78,6 @@ pub struct FailStop {
     pub why: String,
     /// An operation of its disk had failed before, because it was told to.
     pub disk_failed: bool,
-    /// When, in virtual time.
-    pub at: Duration,
 }
 
 /// The machines, their network, and the record of what happened.
@@ -344,12 +342,7 @@ impl Machine {
         self.trace.event(format_args!("fail-stop {}: {fault}", self.id));
         self.trace.note(|| Note::Machine(self.id, "fail-stop"));
         let (why, disk_failed) = (fault.to_string(), self.disk.has_failed());
-        self.fail_stops.lock().unwrap().push(FailStop {
-            machine: self.id,
-            why,
-            disk_failed,
-            at: TimeHandle::current().elapsed(),
-        });
+        self.fail_stops.lock().unwrap().push(FailStop { machine: self.id, why, disk_failed });
         self.down(Down::Kill);
     }
 }

@@ -15,7 +15,7 @@ use crate::raft::log::Log;
 use crate::raft::tail::Retention;
 use crate::sim::world::Machine;
 use crate::state::table::{ALL, Read, Table};
-use crate::state::{task, worker};
+use crate::state::{format, task, worker};
 
 /// How many times the retention the log may hold: four behind a snapshot on its way, and one that is being forgotten.
 const RETENTIONS_MAX: u64 = 5;
@@ -33,7 +33,7 @@ pub fn check(machine: &Machine, retention: Retention, keys_bytes_max: Option<u64
 fn look(machine: &Machine, retention: Retention, keys_bytes_max: Option<u64>) -> Result<Option<String>, Fault> {
     let disk = machine.disk.boot();
     let mut log = Log::open(&*disk)?;
-    let state = open_state(&disk, &log)?;
+    let state = open_state(&disk, &log, format::NEWEST)?;
     let entries = log.recover()?.entries.len() as u64;
     let most = RETENTIONS_MAX * retention.entries + ENTRIES_SLACK;
     if entries > most {

@@ -8,6 +8,7 @@ use crate::node::machine::open_state;
 use crate::raft::log::Log;
 use crate::sim::network::MachineId;
 use crate::sim::world::Machine;
+use crate::state::format;
 
 /// A machine boots: its log must still promise what it was last seen to promise.
 pub fn on_boot(machine: MachineId, before: &Promised, now: &Result<Promised, String>, violations: &Violations) {
@@ -33,7 +34,7 @@ pub fn on_damage(machine: &Machine, before: &Result<Promised, String>, violation
 pub fn check(machine: &Machine, violations: &Violations) {
     let disk = machine.disk.boot();
     let checked = Log::open(&*disk)
-        .and_then(|log| open_state(&disk, &log))
+        .and_then(|log| open_state(&disk, &log, format::NEWEST))
         .and_then(|state| Ok((state.digest(), state.reader().full_digest()?)));
     match checked {
         Ok((kept, counted)) if kept == counted => {}

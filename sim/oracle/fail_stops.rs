@@ -7,9 +7,8 @@ use crate::sim::network::MachineId;
 use crate::sim::plan::Plan;
 use crate::sim::world::FailStop;
 
-/// Whether the plan gives a reason why this boot ended itself; `went_back` says whether the machine was taken back to an older version,
-/// and `machine` tells which machine is at a place.
-pub fn is_excused(plan: &Plan, stop: &FailStop, went_back: bool, machine: impl Fn(Place) -> MachineId) -> bool {
+/// Whether the plan gives a reason why this boot ended itself; `machine` tells which machine is at a place.
+pub fn is_excused(plan: &Plan, stop: &FailStop, machine: impl Fn(Place) -> MachineId) -> bool {
     let has = |wanted: &dyn Fn(&Fault) -> bool| plan.faults.iter().any(|(_, fault)| wanted(fault));
     let full = has(&|fault| matches!(fault, Fault::Full { .. }));
     let second_cut = has(&|fault| matches!(fault, Fault::Recovery { .. } | Fault::Join { birth: Some(_), .. }));
@@ -21,8 +20,6 @@ pub fn is_excused(plan: &Plan, stop: &FailStop, went_back: bool, machine: impl F
         // What first met the error may have been a question; after it redb takes no more writes.
         || stop.disk_failed && [DISK_ERROR, "Previous I/O error"].iter().any(|text| stop.why.contains(text))
         || misled && stop.why.contains("is a copy of its data")
-        // All had taken part in a newer format, and it was begun just then.
-        || went_back && stop.why.contains("only those from 1 to 1")
         // All others were upgraded before it had joined.
         || old && stop.why.contains("this node takes part in none after")
         || (second_cut || crash) && ["the disk is off", "Previous I/O error"].iter().any(|text| stop.why.contains(text))

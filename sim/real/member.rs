@@ -123,13 +123,11 @@ impl Member {
         }
         let log = OpenOptions::new().create(true).append(true).open(self.log());
         let log: File = log.map_err(|error| format!("open {}: {error}", self.log().display()))?;
+        command.args(&self.command).args(origin);
         if held {
-            let newest = format::FIRST.to_string();
-            command.args(&self.command).args(["--format-max", &newest]);
-        } else {
-            command.args(&self.command);
+            command.args(["--format-max", &format::FIRST.to_string()]);
         }
-        command.args(origin).env("CAIRN_LOG", "info").env("NO_COLOR", "1").stdin(Stdio::null());
+        command.env("CAIRN_LOG", "info").env("NO_COLOR", "1").stdin(Stdio::null());
         command.stdout(log.try_clone().map_err(failed)?).stderr(log);
         // A group of its own: Ctrl-C is for us, and we end what we have started.
         let child = command.process_group(0).spawn().map_err(failed)?;

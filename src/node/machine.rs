@@ -124,10 +124,10 @@ impl Snapshots for StateSnapshots {
     }
 }
 
-/// What this member's own disk has of the state: the log says in which file.
+/// What this member's own disk has of the state, which takes part in no format after `newest`: the log says in which file.
 ///
 /// # Errors
-/// The disk or the database failed.
-pub fn open_state(disk: &Arc<dyn Disk>, log: &Log) -> Result<State, Fault> {
-    State::open(disk.clone(), log.installed()?)
+/// See [`State::open_upto`].
+pub fn open_state(disk: &Arc<dyn Disk>, log: &Log, newest: u32) -> Result<State, Fault> {
+    State::open_upto(disk.clone(), log.installed()?, newest)
 }

@@ -287,8 +287,7 @@ impl NodeBuilder {
         };
         // Before the state is opened: if the log is damaged, nothing more is touched.
         let changed = if was_member { log.changed_members()? } else { Vec::new() };
-        let mut machine = machine::open_state(&io.disk, &log)?;
-        machine.hold_at(self.newest_format)?;
+        let machine = machine::open_state(&io.disk, &log, self.newest_format)?;
         let seeds = match self.origin {
             Origin::Join(seeds) => seeds,
             Origin::Existing | Origin::Bootstrap => Vec::new(),

@@ -256,11 +256,11 @@ impl RaftHandle {
     pub fn hear(&self, hello: &Hello) -> Option<Hearing> {
         let Hello { from, address, format, incarnation, .. } = hello;
         let mut heard = self.heard_mut();
-        if heard.len() >= limits::MEMBERS_MAX && !heard.contains_key(from) {
+        if !heard.contains_key(from) && heard.len() >= limits::MEMBERS_MAX {
             heard.retain(|id, _| self.knows(*id));
-        }
-        if heard.len() >= limits::MEMBERS_MAX && !heard.contains_key(from) {
-            return None;
+            if heard.len() >= limits::MEMBERS_MAX {
+                return None;
+            }
         }
         let life = (*incarnation, *format);
         let of = heard.entry(*from).or_insert_with(|| Heard { frames: 0, address: address.clone(), life, streams: 0 });

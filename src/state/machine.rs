@@ -181,12 +181,21 @@ pub(super) fn read_head(table: &impl ReadableTable<(), &'static [u8]>) -> Result
 }
 
 impl State {
-    /// Opens the state that was installed from the snapshot at `installed` (0 if none was), making an empty one if
-    /// there is no such file. Other states in the directory are left over from an interrupted install: they are removed.
+    /// [`Self::open_upto`] the newest format that this version takes part in.
     ///
     /// # Errors
-    /// The database cannot be opened or is damaged: every page is checked, and every row counted.
+    /// See there.
     pub fn open(disk: Arc<dyn Disk>, installed: Index) -> Result<Self, Fault> {
+        Self::open_upto(disk, installed, format::NEWEST)
+    }
+
+    /// Opens the state that was installed from the snapshot at `installed` (0 if none was), making an empty one if
+    /// there is no such file. Other states in the directory are left over from an interrupted install: they are removed. It takes part in
+    /// no format after `newest`.
+    ///
+    /// # Errors
+    /// The database cannot be opened, is in a newer format, or is damaged: every page is checked, and every row counted.
+    pub fn open_upto(disk: Arc<dyn Disk>, installed: Index, newest: u32) -> Result<Self, Fault> {
         let name = file_name(installed);
         let what = || format!("open {name} in {}", disk.describe());
         Self::check_there(&*disk, installed, &name)?;
@@ -196,7 +205,7 @@ impl State {
             }
         }
         let db = open_checked(&*disk, &name)?;
-        let head = Self::load(&*disk, &name, &db, format::NEWEST)?;
+        let head = Self::load(&*disk, &name, &db, newest)?;
         disk.sync_dir().context(what)?;
         // A row that rotted while the node ran and was written again with its page is under a good checksum.
         if full_digest(&View::new(db.begin_read().context(what)?, Arc::default()))? != head.rows_digest {
@@ -212,18 +221,7 @@ impl State {
         let store = Store::new(db, &head)?;
         let durable = Index(head.applied_index);
         let current = Arc::new(Mutex::new(store.clone()));
-        let (notes, newest) = (Notes::default(), format::NEWEST);
-        Ok(Self { disk, name, current, store, head, durable, since_durable: 0, notes, newest })
-    }
-
-    /// Has it take part in no format after this one.
-    ///
-    /// # Errors
-    /// It is in a newer one.
-    pub fn hold_at(&mut self, newest: u32) -> Result<(), Fault> {
-        self.newest = newest;
-        let what = || format!("read {} in {}", self.name, self.disk.describe());
-        format::check(self.head.format, newest).map_err(|why| Fault::because(what(), why))
+        Ok(Self { disk, name, current, store, head, durable, since_durable: 0, notes: Notes::default(), newest })
     }
 
     /// A state that was installed must be there: an empty one in its place would be made up.
