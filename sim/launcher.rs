@@ -204,7 +204,7 @@ impl Launcher for SimLauncher {
             let next = (start + piece.len()) as u64;
             let ended = attempt.exit.is_some() && next == text.len() as u64;
             let records = if piece.is_empty() { Vec::new() } else { vec![(false, piece)] };
-            LogPiece { next, records, ended }
+            LogPiece { begin: start as u64, next, records, ended }
         })
     }
 }

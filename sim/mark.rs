@@ -117,6 +117,7 @@ pub const MARKS: &[&str] = &[
     "messages waited for the disk",
     "much was changed while a state was written anew",
     "proposals waited for the first entry of the term",
+    "proposals waited while leadership was handed over",
     "something was read under a lease",
     "the disk went in the middle of something",
     "the last batch of a log was torn",

@@ -63,7 +63,7 @@ pub enum Reject {
     #[error("attempt {0} is not under way any more")]
     Fenced(Token),
     /// The worker's lease has ended.
-    #[error("worker {0} is offline")]
+    #[error("worker {0} is offline, or there is none")]
     WorkerOffline(NodeId),
     /// A part of the command is outside its bounds.
     #[error("{field}: {why}")]

@@ -11,7 +11,7 @@ use tonic::{Code, Request, Status};
 use crate::ids::{Address, Index, NodeId};
 use crate::io::{Channel, ChannelError, Clock, Io};
 use crate::lane::{Lane, Unanswered};
-use crate::limits::MESSAGE_BYTES_MAX;
+use crate::limits::ANSWER_BYTES_MAX;
 use crate::proto::etcdserverpb::TxnRequest;
 use crate::proto::etcdserverpb::request_op::Request as Operation;
 use crate::proto::v1::command::Kind;
@@ -167,7 +167,7 @@ async fn call(
     };
     let mut request = Request::new(PassOnRequest { commands: commands.into_iter().map(passed).collect() });
     request.set_timeout(deadline.since(now));
-    let mut client = StoreClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = StoreClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
     let status = match clock.deadline(deadline, client.pass_on(request)).await {
         Ok(Ok(reply)) => {
             let results: Vec<_> = reply.into_inner().outcomes.into_iter().map(result).collect();

@@ -42,6 +42,9 @@ pub const TAIL_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// Largest gRPC message that any service takes, in bytes.
 pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Largest answer of a member about keys that is taken, in bytes: as much as etcd's own clients take, for all keys may be asked for at
+/// once, and what was done is not to be called undone because the answer is long.
+pub const ANSWER_BYTES_MAX: usize = i32::MAX as usize;
 /// Most Raft messages in one frame of a peer stream.
 pub const FRAME_MESSAGES_MAX: usize = 64;
 /// Raft messages that wait for one peer's stream; more are dropped and reported as unreachable.

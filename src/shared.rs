@@ -52,6 +52,9 @@ pub struct Bounds {
 /// it, too.
 pub const REQUIRES_LEADER: &str = "hasleader";
 
+/// What a refusal begins with for which there is too little space at the leader.
+pub const SHORT_OF_SPACE: &str = "not done: too little space is left";
+
 /// The metadata of who asks for a backup and says whose word it is to be: [`OWN`] or [`CONFIRMED`].
 pub const VIEW: &str = "cairn-view";
 /// What the member has that is asked.
@@ -289,17 +292,15 @@ impl SharedNodeState {
 
     /// Refuses what grows while there is too little space here.
     fn check_space(&self, kind: &CommandKind) -> Result<(), Status> {
-        let grows = match kind {
-            CommandKind::OpenSession(_) | CommandKind::SubmitTask(_) => true,
-            kind => alarm::adds(kind),
-        };
+        // Whoever makes room needs a session for it.
+        let grows = matches!(kind, CommandKind::SubmitTask(_)) || alarm::adds(kind);
         match *self.short_of_space.lock().expect("no code panics while it holds the mark") {
             Some((free, floor)) if grows => {
                 sometimes!("growth was refused for want of space");
                 self.metrics.commands_refused.inc();
                 let (place, mib) = (self.io.disk.describe(), |bytes: u64| bytes >> 20);
                 let text = format!(
-                    "not done: {place} has {} MiB left, the floor is {} MiB; make room there, or lower --free-space-floor",
+                    "{SHORT_OF_SPACE}: {place} has {} MiB left, the floor is {} MiB; make room there, or lower --free-space-floor",
                     mib(free),
                     mib(floor)
                 );

@@ -16,7 +16,7 @@ use crate::proto::etcdserverpb::{
     LeaseRevokeResponse, LeaseTimeToLiveResponse, PutResponse, RangeResponse, ResponseHeader, TxnResponse,
 };
 use crate::proto::v1::{command::Kind, reply};
-use crate::shared::{Caller, SharedNodeState};
+use crate::shared::{Caller, SHORT_OF_SPACE, SharedNodeState};
 use crate::state::command;
 use crate::time::Monotonic;
 
@@ -86,6 +86,9 @@ fn failed(status: Status) -> Status {
         Code::Unavailable => no_leader(),
         // The outcome is unknown.
         Code::Aborted | Code::DeadlineExceeded => Status::unavailable("etcdserver: request timed out"),
+        Code::ResourceExhausted if status.message().starts_with(SHORT_OF_SPACE) => {
+            rejected(&Reject::Kv(KvReject::NoSpace))
+        }
         Code::ResourceExhausted => Status::resource_exhausted("etcdserver: too many requests"),
         _ => return status,
     };

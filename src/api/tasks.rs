@@ -102,7 +102,7 @@ where
     async fn piece(&self, token: Token, offset: u64) -> Option<OutputPiece> {
         let piece = self.outputs.as_ref()?.read(token, offset).await?;
         let records = piece.records.into_iter().map(|(stderr, data)| OutputRecord { stderr, data }).collect();
-        Some(OutputPiece { records, next: piece.next, ended: piece.ended })
+        Some(OutputPiece { records, next: piece.next, ended: piece.ended, begin: piece.begin })
     }
 }
 

@@ -371,7 +371,9 @@ impl Failure {
                 eprintln!("error: {error}");
                 // The transport says little, and which of its errors comes first is chance.
                 let text = error.to_string();
-                if text.contains("tcp connect error") {
+                if text.contains("which cannot be reached") {
+                    // Who said so answers.
+                } else if text.contains("tcp connect error") {
                     eprintln!("Is a node running there? Start one with: node dev");
                 } else if text.contains("InvalidContentType") {
                     eprintln!("What answers there does not speak TLS: leave out --tls-ca");

@@ -15,7 +15,7 @@ use super::{Connection, Failure, Output};
 use crate::client::{Client, ClientError};
 use crate::error::{Context, Fault};
 use crate::ids::TaskId;
-use crate::limits::TASK_RETRIES_MAX;
+use crate::limits::{OUTPUT_BYTES_KEPT, TASK_RETRIES_MAX};
 use crate::os;
 use crate::proto::v1::{
     Attempt, EnvVar, Exit, OutputRequest, Resources, SubmitTaskReply, Task, TaskPhase, TaskSpec, exit::Reason,
@@ -315,7 +315,9 @@ fn status_of(task: &Task) -> i32 {
 async fn follow(client: &Client, id: TaskId, only_shows: bool) -> Result<Task, Failure> {
     let mut printed = BTreeSet::new();
     let (mut told, mut waited) = (String::new(), 0);
-    let (mut offset, mut pause) = (0, LOOK_MIN);
+    // How far the output of which attempt is printed.
+    let (mut begun, mut offset) = (0, 0);
+    let mut pause = LOOK_MIN;
     loop {
         let reply = client.get_task(By::Id(id.0)).await?;
         let task = reply.found.ok_or_else(|| Failure::Refused(format!("task {id} is not remembered any more")))?;
@@ -327,12 +329,18 @@ async fn follow(client: &Client, id: TaskId, only_shows: bool) -> Result<Task, F
         }
         if let Some(token) = task.attempts.last().map(|attempt| attempt.token).filter(|token| !printed.contains(token))
         {
+            if token != begun {
+                if begun != 0 && !printed.contains(&begun) {
+                    eprintln!("the rest of the output of attempt {begun} of task {} cannot be reached", name(&task));
+                }
+                (begun, offset) = (token, 0);
+            }
             let request = OutputRequest { task: id.0, token, offset, follow: true };
             match copy_output(client, request, &mut offset, only_shows).await {
                 // It is over, or what there was cannot be had any more.
                 Ok(true) | Err(ClientError::Invalid(_)) => {
                     printed.insert(token);
-                    (offset, pause) = (0, LOOK_MIN);
+                    pause = LOOK_MIN;
                     continue;
                 }
                 // The stream broke: go on from where it was, or with the attempt that follows.
@@ -341,7 +349,6 @@ async fn follow(client: &Client, id: TaskId, only_shows: bool) -> Result<Task, F
                     if superseded {
                         eprintln!("the output of attempt {token} of task {} cannot be reached", name(&task));
                         printed.insert(token);
-                        offset = 0;
                     }
                 }
                 Err(error) => return Err(error.into()),
@@ -365,10 +372,17 @@ async fn copy_output(
     offset: &mut u64,
     only_shows: bool,
 ) -> Result<bool, ClientError> {
+    let token = request.token;
     let mut pieces = client.output(request).await?;
     loop {
         match pieces.message().await {
             Ok(Some(piece)) => {
+                if piece.begin > *offset {
+                    let (gone, kept) = (piece.begin - *offset, OUTPUT_BYTES_KEPT >> 20);
+                    eprintln!(
+                        "about {gone} bytes of the output of attempt {token} are gone: its newest {kept} MiB are kept"
+                    );
+                }
                 for record in piece.records {
                     match record.stderr {
                         // Whoever reads it may have gone, and that must stop nothing.

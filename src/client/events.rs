@@ -9,7 +9,7 @@ use tonic::{Code, Request, Status, Streaming};
 
 use super::{Client, ClientError, Failure};
 use crate::error::{AuthReject, KvReject, Reject};
-use crate::limits::{MESSAGE_BYTES_MAX, RECONNECT_PAUSE_MIN};
+use crate::limits::{ANSWER_BYTES_MAX, RECONNECT_PAUSE_MIN};
 use crate::proto::etcdserverpb::watch_client::WatchClient;
 use crate::proto::etcdserverpb::watch_request::RequestUnion;
 use crate::proto::etcdserverpb::{WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse as Told};
@@ -141,7 +141,7 @@ impl KeyWatch {
         let member = self.client.preferred();
         self.client.log_in(&member, clock.now() + PATIENCE).await?;
         let token = self.client.token();
-        let mut watch = WatchClient::new(member).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut watch = WatchClient::new(member).max_decoding_message_size(ANSWER_BYTES_MAX);
         let mut request = Request::new(ReceiverStream::new(outgoing));
         request.metadata_mut().insert(REQUIRES_LEADER, "true".parse().expect("plain text"));
         match clock.timeout(PATIENCE, watch.watch(request)).await {

@@ -27,7 +27,7 @@ use crate::error::{AuthReject, Reject};
 use crate::forward::{LEADER_HINT, is_not_done};
 use crate::ids::{Address, NodeId, Revision, Seq, SessionId};
 use crate::io::{Channel, Io};
-use crate::limits::MESSAGE_BYTES_MAX;
+use crate::limits::ANSWER_BYTES_MAX;
 use crate::proto::health::health_check_response::ServingStatus;
 use crate::proto::health::{HealthCheckRequest, health_client::HealthClient};
 use crate::proto::v1::{
@@ -134,12 +134,12 @@ enum Failure {
 type Attempt<T> = BoxFuture<'static, Result<tonic::Response<T>, Status>>;
 
 fn store(channel: Channel) -> StoreClient<Channel> {
-    StoreClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX)
+    StoreClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX)
 }
 
 fn failure(status: Status) -> Failure {
     // Some of the services are etcd's, and so are their words.
-    let text = status.message().trim_start_matches("etcdserver: ").to_owned();
+    let text = status.message().trim_start_matches("etcdserver: ").trim_start_matches("not done: ").to_owned();
     match status.code() {
         Code::PermissionDenied => Failure::Final(ClientError::Rejected(AuthReject::Denied.into())),
         Code::InvalidArgument if text == "user name is empty" => {

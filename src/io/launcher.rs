@@ -42,6 +42,8 @@ pub struct Found {
 /// A piece of an attempt's output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogPiece {
+    /// Where it begins: after the offset that was asked for if what lay between is not kept any more.
+    pub begin: u64,
     /// Where the next piece begins.
     pub next: u64,
     /// What the program wrote, in order: whether to standard error, and the bytes.

@@ -62,11 +62,15 @@ pub async fn join(
         // It keeps no state.
         Joins::Worker => (MemberRole::Worker, false, 0),
     };
+    let seeds: Vec<&Address> = seeds.iter().filter(|seed| *seed != address).collect();
+    if seeds.is_empty() {
+        return Err(Fault::new(format!("{address} is this node itself: to join, name a member of the cluster")));
+    }
     let deadline = io.clock.now() + PATIENCE;
     let mut hints: VecDeque<Address> = VecDeque::new();
     let mut turn = 0;
     let (mut last, mut told) = (String::from("nobody was asked"), String::new());
-    while io.clock.now() < deadline && !seeds.is_empty() {
+    while io.clock.now() < deadline {
         let hinted = hints.pop_front();
         let target = hinted.clone().unwrap_or_else(|| {
             turn += 1;

@@ -302,15 +302,22 @@ impl Launcher for Shims {
         let dir = self.of(token);
         // Looked at first: what is there when it has ended is all there will be.
         let ended = read_exit(&dir)?.is_some();
-        let starts = segments(&dir)?;
-        let mut piece = LogPiece { next: offset, records: Vec::new(), ended };
-        // What was rotated away is left out.
-        let Some(oldest) = starts.first() else { return Ok(piece) };
-        piece.next = offset.max(*oldest);
-        let segment = starts.iter().rev().find(|start| **start <= piece.next).unwrap_or(oldest);
-        let file = File::open(dir.join(format!("{LOG_PREFIX}{segment}")))?;
+        let mut piece = LogPiece { begin: offset, next: offset, records: Vec::new(), ended };
+        let (file, segment, last) = loop {
+            let starts = segments(&dir)?;
+            // What was rotated away is left out.
+            let Some(oldest) = starts.first() else { return Ok(piece) };
+            piece.begin = offset.max(*oldest);
+            let segment = *starts.iter().rev().find(|start| **start <= piece.begin).unwrap_or(oldest);
+            match File::open(dir.join(format!("{LOG_PREFIX}{segment}"))) {
+                Ok(file) => break (file, segment, starts.last() == Some(&segment)),
+                // It was rotated away just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        };
         let len = file.metadata()?.len();
-        let mut at = piece.next - segment;
+        let mut at = piece.begin - segment;
         let mut taken = 0;
         while at.saturating_add(5) <= len && taken < bytes {
             let mut head = [0; 5];
@@ -326,7 +333,6 @@ impl Launcher for Shims {
             at += 5 + size;
         }
         piece.next = segment.saturating_add(at);
-        let last = starts.last() == Some(segment);
         piece.ended = ended && last && taken < bytes;
         if !last && at >= len {
             // The next segment begins where this one ends.

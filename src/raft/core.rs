@@ -637,6 +637,11 @@ impl Core {
         Some(*id)
     }
 
+    /// Whether another was asked to lead and may do so at any moment: nothing is proposed meanwhile.
+    pub fn is_handing_over(&self) -> bool {
+        self.raw.raft.lead_transferee.is_some()
+    }
+
     /// All writes up to `number` are durable.
     pub fn on_persisted(&mut self, number: u64) {
         while self.unpersisted.front().is_some_and(|write| write.number <= number) {

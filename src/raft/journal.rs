@@ -515,7 +515,12 @@ impl Journal {
     pub fn open(file: Backend) -> io::Result<Self> {
         let (blocks, begin) = Blocks::open(file)?;
         let mut journal = Self { blocks, records: Records::default(), newest: None, end: begin };
-        journal.read_on()?;
+        if let Some(bytes) = journal.read_on()? {
+            tracing::warn!(
+                bytes,
+                "the last batch of the log is not whole, as if the power went while it was written: it is left out"
+            );
+        }
         if journal.newest.is_none() && begin > 0 {
             return Err(corrupt("its first frame is damaged".into()));
         }
@@ -547,8 +552,9 @@ impl Journal {
         Ok(journal)
     }
 
-    /// Reads the frames from its end on, up to one that is not whole or does not follow.
-    fn read_on(&mut self) -> io::Result<()> {
+    /// Reads the frames from its end on, up to one that is not whole or does not follow. If one follows that is not whole, gives its length in
+    /// bytes.
+    fn read_on(&mut self) -> io::Result<Option<u64>> {
         let Self { blocks, records, newest, end } = self;
         let whole = blocks.runs().into_iter().find(|run| run.contains(end)).map_or(*end, |run| run.end);
         let mut reader = Reader::new(blocks, whole);
@@ -564,8 +570,10 @@ impl Journal {
         let follows = |head: &[u8]| {
             newest.is_some_and(|newest| word(&head[16..24]) == newest.number + 1 && half(&head[8..12]) == newest.sum)
         };
-        sometimes!(reader.get(*end, FRAME)?.is_some_and(follows), "the last batch of a log was torn");
-        Ok(())
+        let torn =
+            reader.get(*end, FRAME)?.filter(|head| follows(head)).map(|head| FRAME + u64::from(half(&head[..4])));
+        sometimes!(torn.is_some(), "the last batch of a log was torn");
+        Ok(torn)
     }
 
     /// Takes in what was committed through another journal on the same file since. What was read before is not checked again; for
@@ -579,7 +587,7 @@ impl Journal {
         if block_of(self.end) < self.blocks.begin {
             return Err(io::Error::other("what follows is no longer in use"));
         }
-        self.read_on()
+        self.read_on().map(|_| ())
     }
 
     /// Whether nothing was ever written to it.

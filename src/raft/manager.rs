@@ -633,6 +633,10 @@ impl Manager {
             }
             return;
         }
+        if self.core.is_handing_over() {
+            sometimes!("proposals waited while leadership was handed over");
+            return;
+        }
         // Until an entry of this term is applied, the proposals wait.
         let Some(stamp) = self.stamp(&status) else {
             sometimes!("proposals waited for the first entry of the term");

@@ -1,11 +1,12 @@
 //! What keys may take, what is kept of their past, and who may come to vote, as it is typed.
 
+use std::fs::{self, File};
 use std::net::TcpListener;
 
 use serde_json::Value;
 
 use super::fails;
-use super::running::{Running, run, text, three, until, voters};
+use super::running::{Running, node, run, text, three, until, voters};
 
 fn json(endpoint: &str, args: &[&str]) -> Value {
     let output = run(&[args, &["--endpoints", endpoint, "-o", "json"]].concat());
@@ -43,6 +44,26 @@ fn keys_take_what_they_may_until_room_is_made() {
     fails(2, &["lots", "64Mi"], &["start", "--data-dir", "unused", "--keys-quota", "lots"]);
     fails(2, &["0 bytes", "none"], &["start", "--data-dir", "unused", "--keys-quota", "0"]);
     fails(2, &["give join"], &["start", "--data-dir", "unused", "--bootstrap", "--standby"]);
+}
+
+#[test]
+fn answers_are_as_long_as_what_was_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let nodes = three(dir.path());
+    let follower = &nodes[1].address;
+    let value = dir.path().join("value");
+    fs::write(&value, "x".repeat(1_000_000)).unwrap();
+    for number in 0..18 {
+        let mut put = node();
+        put.args(["kv", "put", &format!("long/{number}"), "--endpoints", follower]);
+        assert!(put.stdin(File::open(&value).unwrap()).output().unwrap().status.success());
+    }
+    let listed = json(follower, &["kv", "list", "--prefix", "long/"]);
+    assert_eq!(listed.as_array().unwrap().len(), 18);
+    // A follower passes it on, and what the leader answers back.
+    let deleted = json(follower, &["kv", "delete", "long/", "--prefix", "--prev"]);
+    assert_eq!(deleted["deleted"], 18);
+    assert_eq!(deleted["previous"].as_array().unwrap().len(), 18);
 }
 
 #[test]

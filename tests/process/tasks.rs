@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
+use std::process::Stdio;
 
 use serde_json::Value;
 
@@ -320,6 +322,7 @@ fn a_long_output_is_rotated() {
     assert!((12_000_000..24_000_000).contains(&kept), "{kept} bytes are kept");
     let output = node.task(&["logs", &name]);
     assert!(output.stdout.ends_with(b"aaaend\n"), "the newest is missing");
+    assert!(text(&output.stderr).contains(" bytes of the output of attempt 1 are gone"), "{}", text(&output.stderr));
     assert!(output.stdout.len() > 10_000_000);
 }
 
@@ -473,12 +476,18 @@ fn what_a_killed_worker_without_state_ran_runs_elsewhere_when_it_is_dead() {
     let first = worker(dir.path(), "w1", "127.0.0.1:0", &join);
     let (ledger, done) = (dir.path().join("ledger"), dir.path().join("done"));
     let script = format!(
-        "while [ ! -e {} ]; do echo $CAIRN_TASK_TOKEN $(cut -d' ' -f1 /proc/uptime) >> {}; sleep 0.05; done",
+        "echo first of $CAIRN_TASK_TOKEN; echo second of $CAIRN_TASK_TOKEN; \
+         while [ ! -e {} ]; do echo $CAIRN_TASK_TOKEN $(cut -d' ' -f1 /proc/uptime) >> {}; sleep 0.05; done",
         done.display(),
         ledger.display()
     );
     server.submit(&["--name", "watched", "--", "sh", "-c", &script]);
     until("it runs", || !alive(&ledger).is_empty());
+    let mut follower = node();
+    follower.args(["task", "logs", "--follow", "watched", "--endpoints", &server.address]);
+    let mut follower = follower.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(follower.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert_eq!([lines.next().unwrap(), lines.next().unwrap()], ["first of 1", "second of 1"]);
     let _second = worker(dir.path(), "w2", "127.0.0.1:0", &join);
     first.kill();
     until("another attempt runs", || alive(&ledger).len() == 2);
@@ -488,6 +497,10 @@ fn what_a_killed_worker_without_state_ran_runs_elsewhere_when_it_is_dead() {
     assert_eq!((&status["failures"], &status["losses"]), (&Value::from(0), &Value::from(1)), "{status}");
     let spans: Vec<(f64, f64)> = alive(&ledger).into_values().collect();
     assert!(spans[0].1 < spans[1].0, "two attempts were alive at once: {spans:?}");
+    // Who follows sees the new attempt from its beginning, and is told what cannot be seen.
+    assert_eq!(lines.collect::<Vec<_>>(), ["first of 2", "second of 2"]);
+    let told = text(&follower.wait_with_output().unwrap().stderr);
+    assert!(told.contains("the rest of the output of attempt 1 of task watched cannot be reached"), "{told}");
 }
 
 #[test]
