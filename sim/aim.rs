@@ -153,6 +153,11 @@ const AIMS: &[(&str, Aim)] = &[
         let (damage, files) = (Damage::Flipped, Files::State);
         let at = millis(rng, 3_000, 8_000);
         plan.faults.push((at, Fault::Rot { node, damage, files, permille, stopped: true, down }));
+        if rng.chance(700) {
+            // What it did not look at when it started it needs then.
+            let (cut, at) = (cut(rng), at + down + millis(rng, 500, 3_000));
+            plan.faults.push((at, Fault::Power { node, cut, down: millis(rng, 100, 1_000) }));
+        }
     }),
     ("a log that rots", |rng, plan| {
         (plan.stock, plan.retention) = (20, Retention::default()); // there is a log
@@ -172,7 +177,9 @@ const AIMS: &[(&str, Aim)] = &[
             let marks = Marks::named("a block of the log took the place of one that was no longer in use");
             // Each another one: a machine whose crash did not come does not wait for the next either.
             let (node, down) = ((first + turn) % plan.nodes, millis(rng, 100, 2_000));
-            let cut = PowerCut { drop_permille: 500, tear_permille: 0 };
+            // Whole writes are lost, or what a write is made of: the header of a block without what follows, or that without it.
+            let (drop_permille, tear_permille) = *rng.pick(&[(500, 0), (0, 1_000)]);
+            let cut = PowerCut { drop_permille, tear_permille };
             plan.faults.push((Duration::from_millis(at), Fault::Crash { node, marks, cut, down }));
         }
     }),

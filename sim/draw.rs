@@ -343,8 +343,18 @@ pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
     let (mut at, pause) = (millis(rng.range(0, 10_000)), millis(*rng.pick(&[0, 300, 3_000])));
     let mut last = at;
     for node in (0..plan.nodes).filter(|node| plan.old >> node & 1 == 1) {
-        let again: &[(u64, bool)] =
-            if rng.chance(250) { &[(0, false), (2_500, true), (9_000, false)] } else { &[(0, false)] };
+        let goes_back = rng.chance(250);
+        // Nobody hears that it went back, until it is too late to ask.
+        let alone = goes_back && rng.chance(300);
+        let again: &[(u64, bool)] = match (goes_back, alone) {
+            (false, _) => &[(0, false)],
+            (true, false) => &[(0, false), (2_500, true), (9_000, false)],
+            (true, true) => &[(0, false), (2_500, true)],
+        };
+        if alone {
+            let cut = Fault::Cut { links: Links::Isolate { node }, span: millis(20_000) };
+            plan.faults.push((at + millis(2_500), cut));
+        }
         for (after, back) in again {
             last = last.max(at + millis(*after));
             let (exits, down) = (rng.chance(500), millis(rng.range(1, 2_000)));
@@ -360,6 +370,17 @@ pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
             let node = rng.range(0, plan.nodes as u64) as Place;
             plan.faults.push((last + millis(rng.range(500, 5_000)), Fault::Remove { node, returns: true, cut: None }));
         }
+    }
+    if plan.nodes >= 3 && rng.chance(300) {
+        // One comes when all others have gone on, and is too old.
+        let late = rng.range(1, plan.nodes as u64) as Place;
+        plan.old |= 1 << late;
+        plan.faults.retain(|(_, fault)| match fault {
+            Fault::Upgrade { node, .. } => *node != late,
+            fault => !matches!(fault, Fault::Join { .. }),
+        });
+        let join = Fault::Join { node: late, birth: None, removed: None, expected: None };
+        plan.faults.push((last + millis(rng.range(3_000, 8_000)), join));
     }
     plan.faults.sort_by_key(|(at, _)| *at);
 }
