@@ -1,4 +1,4 @@
-//! Oracle 19: a format of the state is begun when all that keep the state take part in it, and never left again (etcd's documentation,
+//! Oracle 22: a format of the state is begun when all that keep the state take part in it, and never left again (etcd's documentation,
 //! "Upgrading etcd clusters": the version of a cluster is the lowest of its members').
 
 use prost::Message;

@@ -12,13 +12,13 @@ const ROW_BYTES: u64 = 64;
 /// Bytes of all rows that one who holds leases may leave when they end.
 const HOLDER_BYTES: u64 = 12_000;
 
-/// Checks what clients saw: nobody was refused for want of space where there is no bound, and nothing was added while an alarm was
-/// raised for certain.
-pub fn check(records: &[Record], spells: &[Spell], quota: Option<u64>, violations: &Violations) {
+/// Checks what clients saw: nobody was refused for want of space where nothing is `scarce`, neither what keys may take nor a disk, and
+/// nothing was added while an alarm was raised for certain.
+pub fn check(records: &[Record], spells: &[Spell], scarce: bool, violations: &Violations) {
     for record in records {
         let within = |(from, to): &Spell| *from <= record.from && record.to <= *to;
         let what = match (record.op, record.seen) {
-            (Op::Put { .. }, Seen::Full) if quota.is_some() => continue,
+            (Op::Put { .. }, Seen::Full) if scarce => continue,
             (_, Seen::Full) => "refused for want of space, and there is no want of it",
             (Op::Put { .. }, Seen::Put(_)) if spells.iter().any(within) => "done while an alarm was raised",
             _ => continue,
@@ -43,10 +43,10 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn holds(records: &[Record], quota: Option<u64>) -> bool {
+    fn holds(records: &[Record], scarce: bool) -> bool {
         let at = |second| Duration::from_secs(second);
         let violations = Violations::default();
-        check(records, &[(at(10), at(20))], quota, &violations);
+        check(records, &[(at(10), at(20))], scarce, &violations);
         violations.all().is_empty()
     }
 
@@ -57,15 +57,15 @@ mod tests {
 
     #[test]
     fn an_alarm_keeps_what_adds_from_being_done() {
-        assert!(holds(&[put((9, 11), Seen::Put(2)), put((19, 21), Seen::Put(3)), put((12, 13), Seen::Full)], Some(1)));
-        assert!(holds(&[put((11, 12), Seen::Unknown), put((11, 12), Seen::Mismatch(4))], Some(1)));
-        assert!(!holds(&[put((11, 12), Seen::Put(2))], Some(1)));
+        assert!(holds(&[put((9, 11), Seen::Put(2)), put((19, 21), Seen::Put(3)), put((12, 13), Seen::Full)], true));
+        assert!(holds(&[put((11, 12), Seen::Unknown), put((11, 12), Seen::Mismatch(4))], true));
+        assert!(!holds(&[put((11, 12), Seen::Put(2))], true));
     }
 
     #[test]
     fn want_of_space_has_a_reason() {
-        assert!(!holds(&[put((1, 2), Seen::Full)], None));
+        assert!(!holds(&[put((1, 2), Seen::Full)], false));
         let get = Record { op: Op::Get, ..put((11, 12), Seen::Full) };
-        assert!(!holds(&[get], Some(1)), "reading takes no space");
+        assert!(!holds(&[get], true), "reading takes no space");
     }
 }
