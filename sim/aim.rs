@@ -172,13 +172,14 @@ const AIMS: &[(&str, Aim)] = &[
     ("a log that is cut off where it goes over to another block", |rng, plan| {
         many_at_once(rng, plan);
         (plan.retention.entries, plan.retention.bytes) = (40, 2_000);
+        plan.operations = plan.operations.max(250); // there are many blocks
         let first = member(rng, plan);
         for (turn, at) in [1_500, 6_000, 10_500].into_iter().enumerate() {
             let marks = Marks::named("a block of the log took the place of one that was no longer in use");
             // Each another one: a machine whose crash did not come does not wait for the next either.
             let (node, down) = ((first + turn) % plan.nodes, millis(rng, 100, 2_000));
             // Whole writes are lost, or what a write is made of: the header of a block without what follows, or that without it.
-            let (drop_permille, tear_permille) = *rng.pick(&[(500, 0), (0, 1_000)]);
+            let (drop_permille, tear_permille) = *rng.pick(&[(500, 0), (0, 1_000), (0, 1_000)]);
             let cut = PowerCut { drop_permille, tear_permille };
             plan.faults.push((Duration::from_millis(at), Fault::Crash { node, marks, cut, down }));
         }

@@ -42,6 +42,7 @@ pub const MARKS: &[&str] = &[
     "a member that had heard its leader did not listen to another",
     "a member that stood by was promoted",
     "a member was to be removed while so many were off that the rest could not go on",
+    "a member was heard late, from an earlier life",
     "a member went back to an older version",
     "a message made no sense and was refused",
     "a node joined that was expected",

@@ -119,6 +119,13 @@ pub struct Hearing {
     life: Incarnation,
 }
 
+impl Hearing {
+    /// Whether nothing was heard of a later life: else what the stream says of its member was true once.
+    pub fn is_of_newest_life(&self) -> bool {
+        self.raft.heard(self.from).is_some_and(|heard| heard.life.0 == self.life)
+    }
+}
+
 impl Drop for Hearing {
     fn drop(&mut self) {
         if let Some(heard) = self.raft.heard_mut().get_mut(&self.from)
@@ -268,7 +275,7 @@ impl RaftHandle {
         match incarnation.cmp(&of.life.0) {
             std::cmp::Ordering::Greater => (of.life, of.streams) = (life, 1),
             std::cmp::Ordering::Equal => of.streams += 1,
-            std::cmp::Ordering::Less => {}
+            std::cmp::Ordering::Less => sometimes!("a member was heard late, from an earlier life"),
         }
         Some(Hearing { raft: self.clone(), from: *from, life: *incarnation })
     }
