@@ -275,7 +275,9 @@ impl RaftHandle {
         match incarnation.cmp(&of.life.0) {
             std::cmp::Ordering::Greater => (of.life, of.streams) = (life, 1),
             std::cmp::Ordering::Equal => of.streams += 1,
-            std::cmp::Ordering::Less => sometimes!("a member was heard late, from an earlier life"),
+            std::cmp::Ordering::Less => {
+                sometimes!("a member was heard late, from an earlier life");
+            }
         }
         Some(Hearing { raft: self.clone(), from: *from, life: *incarnation })
     }
