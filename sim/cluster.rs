@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::future::{Either, join, select};
-use madsim::time::{sleep, timeout};
+use madsim::time::{TimeHandle, sleep, timeout};
 use tokio::sync::{RwLock, oneshot};
 use tower::{ServiceExt, service_fn};
 
@@ -24,6 +24,7 @@ use crate::sim::disk::PowerCut;
 use crate::sim::door::Witness;
 use crate::sim::draw::{CRASH_PATIENCE, MOVES_MAX};
 use crate::sim::fault::{Fault, Links, Place, Places};
+use crate::sim::janitor::Spell;
 use crate::sim::network::MachineId;
 use crate::sim::oracle::budget::{self, Budget};
 use crate::sim::oracle::promise::Promised;
@@ -36,6 +37,8 @@ use crate::state::{format, member};
 
 /// How long a client tries one operation.
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a node may take to notice that its disk is not full any more: it looks every second, but its clock may stand still.
+const ROOM_NOTICED: Duration = Duration::from_secs(60);
 /// How long a node whose disk has rotted may take to find out.
 const ROT_FOUND: Duration = Duration::from_secs(3);
 /// How long a machine is given to come by as many disk operations as it is to go after.
@@ -174,6 +177,7 @@ pub struct Cluster {
     condemned: Mutex<Vec<Condemned>>,
     /// A machine has another's disk, or had lately.
     misleading: AtomicBool,
+    full_disks: Mutex<Vec<Spell>>,
     /// Members are upgraded, many at once, or one goes back, alone.
     pub(super) upgrading: RwLock<()>,
 }
@@ -200,6 +204,7 @@ impl Cluster {
             watch,
             condemned: Mutex::default(),
             misleading: AtomicBool::new(false),
+            full_disks: Mutex::default(),
             upgrading: RwLock::default(),
         })
     }
@@ -217,6 +222,11 @@ impl Cluster {
     /// Those that keep the state and belong to the cluster, or are to.
     pub fn staying(&self) -> impl Iterator<Item = &Arc<Member>> {
         self.servers().iter().filter(|member| !member.is_removed())
+    }
+
+    /// When disks were full, with the time that their nodes may need to notice that they are not any more.
+    pub fn full_disks(&self) -> Vec<Spell> {
+        self.full_disks.lock().unwrap().clone()
     }
 
     /// Members that are to be removed.
@@ -757,6 +767,8 @@ impl Cluster {
                 self.set_isolated(node, false);
             }
             Fault::Full { node, left, span } => {
+                let now = TimeHandle::current().elapsed();
+                self.full_disks.lock().unwrap().push((now, now + span + ROOM_NOTICED));
                 machine(node).disk.set_free(left);
                 sleep(span).await;
                 machine(node).disk.set_capacity(u64::MAX);

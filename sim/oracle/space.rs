@@ -12,15 +12,16 @@ const ROW_BYTES: u64 = 64;
 /// Bytes of all rows that one who holds leases may leave when they end.
 const HOLDER_BYTES: u64 = 12_000;
 
-/// Checks what clients saw: nobody was refused for want of space where nothing is `scarce`, neither what keys may take nor a disk, and
-/// nothing was added while an alarm was raised for certain.
-pub fn check(records: &[Record], spells: &[Spell], scarce: bool, violations: &Violations) {
+/// Checks what clients saw: nobody was refused for want of space where there is no bound, unless it was while disks were `full`, and
+/// nothing was added while an alarm was `raised` for certain.
+pub fn check(records: &[Record], raised: &[Spell], full: &[Spell], quota: Option<u64>, violations: &Violations) {
     for record in records {
         let within = |(from, to): &Spell| *from <= record.from && record.to <= *to;
+        let touches = |(from, to): &Spell| *from <= record.to && record.from <= *to;
         let what = match (record.op, record.seen) {
-            (Op::Put { .. }, Seen::Full) if scarce => continue,
+            (Op::Put { .. }, Seen::Full) if quota.is_some() || full.iter().any(touches) => continue,
             (_, Seen::Full) => "refused for want of space, and there is no want of it",
-            (Op::Put { .. }, Seen::Put(_)) if spells.iter().any(within) => "done while an alarm was raised",
+            (Op::Put { .. }, Seen::Put(_)) if raised.iter().any(within) => "done while an alarm was raised",
             _ => continue,
         };
         violations.add(ORACLE, format!("{what}: {record:?}"));
@@ -43,10 +44,11 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    fn holds(records: &[Record], scarce: bool) -> bool {
+    /// While an alarm is raised from 10 s to 20 s, and a disk is full from 30 s to 40 s.
+    fn holds(records: &[Record], quota: Option<u64>) -> bool {
         let at = |second| Duration::from_secs(second);
         let violations = Violations::default();
-        check(records, &[(at(10), at(20))], scarce, &violations);
+        check(records, &[(at(10), at(20))], &[(at(30), at(40))], quota, &violations);
         violations.all().is_empty()
     }
 
@@ -57,15 +59,17 @@ mod tests {
 
     #[test]
     fn an_alarm_keeps_what_adds_from_being_done() {
-        assert!(holds(&[put((9, 11), Seen::Put(2)), put((19, 21), Seen::Put(3)), put((12, 13), Seen::Full)], true));
-        assert!(holds(&[put((11, 12), Seen::Unknown), put((11, 12), Seen::Mismatch(4))], true));
-        assert!(!holds(&[put((11, 12), Seen::Put(2))], true));
+        assert!(holds(&[put((9, 11), Seen::Put(2)), put((19, 21), Seen::Put(3)), put((12, 13), Seen::Full)], Some(1)));
+        assert!(holds(&[put((11, 12), Seen::Unknown), put((11, 12), Seen::Mismatch(4))], Some(1)));
+        assert!(!holds(&[put((11, 12), Seen::Put(2))], Some(1)));
     }
 
     #[test]
     fn want_of_space_has_a_reason() {
-        assert!(!holds(&[put((1, 2), Seen::Full)], false));
+        assert!(!holds(&[put((1, 2), Seen::Full)], None));
+        assert!(holds(&[put((29, 30), Seen::Full), put((40, 41), Seen::Full)], None), "a disk was full");
+        assert!(!holds(&[put((28, 29), Seen::Full)], None) && !holds(&[put((41, 42), Seen::Full)], None));
         let get = Record { op: Op::Get, ..put((11, 12), Seen::Full) };
-        assert!(!holds(&[get], true), "reading takes no space");
+        assert!(!holds(&[get], Some(1)), "reading takes no space");
     }
 }

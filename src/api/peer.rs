@@ -10,7 +10,6 @@ use crate::ids::{Index, NodeId, Term};
 use crate::limits::RECONNECT_PAUSE_MAX;
 use crate::proto::v1::{self, MemberRole, RaftFrame, RaftFrameReply, SnapshotChunk, SnapshotRequest};
 use crate::raft::codec;
-use crate::raft::handle::Hearing;
 use crate::raft::snapshot::Chunk;
 use crate::raft::transport::{Hello, REMOVED};
 use crate::shared::{SharedNodeState, internal};
@@ -61,10 +60,7 @@ impl v1::peer_server::Peer for PeerService {
     async fn raft(&self, request: Request<Streaming<RaftFrame>>) -> Result<Response<RaftFrameReply>, Status> {
         // A removed member is told at once: it may have nothing to say.
         let hello = self.greet(request.metadata())?;
-        let hearing = self.0.raft.hear(&hello);
-        if hearing.as_ref().is_none_or(Hearing::is_of_newest_life) {
-            self.0.raft.introduce(hello.from, hello.address.clone());
-        }
+        let _hearing = self.0.raft.hear(&hello);
         let mut frames = request.into_inner();
         let clock = &self.0.io.clock;
         loop {

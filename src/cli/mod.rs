@@ -369,16 +369,8 @@ impl Failure {
             }
             Self::Client(error @ ClientError::Unavailable(_)) => {
                 eprintln!("error: {error}");
-                // The transport says little, and which of its errors comes first is chance.
-                let text = error.to_string();
-                if text.contains("which cannot be reached") {
-                    // Who said so answers.
-                } else if text.contains("tcp connect error") {
-                    eprintln!("Is a node running there? Start one with: node dev");
-                } else if text.contains("InvalidContentType") {
-                    eprintln!("What answers there does not speak TLS: leave out --tls-ca");
-                } else if text.contains("transport error") {
-                    eprintln!("Something answers there. If it speaks TLS, give --tls-ca");
+                if let Some(hint) = hint(&error.to_string()) {
+                    eprintln!("{hint}");
                 }
                 return client_status(error);
             }
@@ -392,6 +384,18 @@ impl Failure {
         }
         1
     }
+}
+
+/// What to do about it when nobody could be reached. The transport says little, and which of its errors comes first is chance.
+fn hint(text: &str) -> Option<&'static str> {
+    let hints = [
+        ("tcp connect error", "Is a node running there? Start one with: node dev"),
+        ("InvalidContentType", "What answers there does not speak TLS: leave out --tls-ca"),
+        ("transport error", "Something answers there. If it speaks TLS, give --tls-ca"),
+    ];
+    // Who says of another that it cannot be reached answers itself.
+    let of_another = text.contains("which cannot be reached");
+    hints.into_iter().find(|(sign, _)| !of_another && text.contains(sign)).map(|(_, hint)| hint)
 }
 
 /// The exit status of what a client could not do.

@@ -119,13 +119,6 @@ pub struct Hearing {
     life: Incarnation,
 }
 
-impl Hearing {
-    /// Whether nothing was heard of a later life: else what the stream says of its member was true once.
-    pub fn is_of_newest_life(&self) -> bool {
-        self.raft.heard(self.from).is_some_and(|heard| heard.life.0 == self.life)
-    }
-}
-
 impl Drop for Hearing {
     fn drop(&mut self) {
         if let Some(heard) = self.raft.heard_mut().get_mut(&self.from)
@@ -259,7 +252,8 @@ impl RaftHandle {
         self.shared.heard.lock().expect("no code panics while it holds the counts")
     }
 
-    /// Notes that a member opens a stream; `None` if there is no room for what is heard of it.
+    /// Notes that a member opens a stream, and where it says that it is; `None`, and nothing comes of it, if there is no room for what is
+    /// heard of it.
     pub fn hear(&self, hello: &Hello) -> Option<Hearing> {
         let Hello { from, address, format, incarnation, .. } = hello;
         let mut heard = self.heard_mut();
@@ -271,13 +265,14 @@ impl RaftHandle {
         }
         let life = (*incarnation, *format);
         let of = heard.entry(*from).or_insert_with(|| Heard { frames: 0, address: address.clone(), life, streams: 0 });
-        // What an earlier life says late does not count.
-        match incarnation.cmp(&of.life.0) {
-            std::cmp::Ordering::Greater => (of.life, of.streams) = (life, 1),
-            std::cmp::Ordering::Equal => of.streams += 1,
-            std::cmp::Ordering::Less => {
-                sometimes!("a member was heard late, from an earlier life");
-            }
+        // What an earlier life says late was true once.
+        let is_late = *incarnation < of.life.0;
+        sometimes!(is_late, "a member was heard late, from an earlier life");
+        if !is_late {
+            of.streams = if *incarnation == of.life.0 { of.streams + 1 } else { 1 };
+            of.life = life;
+            // Before the next is heard, who may be a later one: where that is is to be known last.
+            self.introduce(*from, address.clone());
         }
         Some(Hearing { raft: self.clone(), from: *from, life: *incarnation })
     }
