@@ -727,6 +727,17 @@ fn members_are_upgraded_one_after_another_and_may_go_back_until_all_are() {
 }
 
 #[test]
+fn what_is_asked_while_leadership_is_handed_over_is_done() {
+    let pause = Duration::from_millis(5);
+    let load = Plan { clients: 16, foreign: 16, operations: 400, pause, submitters: 0, ..Plan::quiet(3) };
+    let transfers = (0..24).map(|turn| (Duration::from_millis(200 * turn), Fault::Transfer { to: turn as usize % 3 }));
+    let report = run_plan(Seed(7), Plan { faults: transfers.collect(), ..load }, Mode::default());
+    assert_eq!(report.verdict, Verdict::Passed, "{report}");
+    assert!(report.marks.contains_key("proposals waited while leadership was handed over"), "{report}");
+    assert_eq!(report.operations.0, report.operations.1, "{report}");
+}
+
+#[test]
 fn a_new_machine_loses_its_power_while_it_makes_its_databases() {
     let kept = PowerCut { drop_permille: 0, tear_permille: 0 };
     let made_anew = |operations: u64| {

@@ -225,6 +225,8 @@ fn bad_input_is_named() {
         &["election timeout", "10ms", "500ms"],
         &["start", "--data-dir", &path("y"), "--listen", "127.0.0.1:0", "--bootstrap", "--election-timeout-ms", "10"],
     );
+    let itself = ["--listen", "127.0.0.1:0", "--advertise", "127.0.0.1:1", "--join", "127.0.0.1:1"];
+    fails(1, &["127.0.0.1:1 is this node itself"], &[&["start", "--data-dir", &path("z")][..], &itself].concat());
     fs::write(path("cairn.toml"), "data_dirr = \"x\"\n").unwrap();
     fails(2, &["cairn.toml", "data_dirr"], &["start", "--config", &path("cairn.toml")]);
     fails(2, &["no-such.toml"], &["start", "--config", &path("no-such.toml")]);
