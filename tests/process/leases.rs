@@ -1,6 +1,7 @@
 //! Leases, locks, elections and backups, as they are typed.
 
-use std::process::Stdio;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
@@ -88,25 +89,31 @@ fn a_lock_has_one_holder_and_an_election_one_leader() {
     assert!(lock("exit 0").wait().unwrap().success());
     // A leader that is asked to go is followed by the next.
     let mut first = start(&["elect", "seat", "first"]).spawn().unwrap();
+    let leads = |child: &mut Child, name: &str| {
+        let mut line = String::new();
+        BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+        assert!(line.starts_with(&format!("{name} leads, token ")), "{line}");
+    };
     let leader = || {
         let listed = json(at, &["kv", "list", "--prefix", "seat/", "--sort", "created", "--limit", "1"]);
         listed[0]["value"].as_str().unwrap_or_default().to_owned()
     };
-    until("the first leads", || leader() == "first");
-    let second = start(&["elect", "seat", "second"]).spawn().unwrap();
+    leads(&mut first, "first");
+    assert_eq!(leader(), "first");
+    let mut second = start(&["elect", "seat", "second"]).spawn().unwrap();
     until("the second waits", || json(at, &["kv", "list", "--prefix", "seat/"]).as_array().unwrap().len() == 2);
-    let interrupt = |child: &std::process::Child| {
+    let interrupt = |child: &Child| {
         assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     };
     interrupt(&first);
     assert_eq!(first.wait().unwrap().code(), Some(0));
-    until("the second leads", || leader() == "second");
+    leads(&mut second, "second");
+    assert_eq!(leader(), "second");
     interrupt(&second);
-    let said = second.wait_with_output().unwrap();
-    assert!(text(&said.stdout).starts_with("second leads, token "), "{}", text(&said.stdout));
+    assert_eq!(second.wait().unwrap().code(), Some(0));
     // Who cannot know any more that it leads says so, and no more than that.
-    let third = start(&["elect", "seat", "third", "--ttl", "2"]).spawn().unwrap();
-    until("the third leads", || leader() == "third");
+    let mut third = start(&["elect", "seat", "third", "--ttl", "2"]).spawn().unwrap();
+    leads(&mut third, "third");
     member.kill();
     let said = third.wait_with_output().unwrap();
     assert!(matches!(said.status.code(), Some(3 | 4)), "{:?}", said.status);
