@@ -17,7 +17,7 @@ type Aim = fn(&mut RngStream, &mut Plan);
 
 /// What may be aimed at.
 const AIMS: &[(&str, Aim)] = &[
-    ("reads that take long", |rng, plan| {
+    ("reads-that-take-long", |rng, plan| {
         look_closely(plan);
         let (delay, span) = (millis(rng, 20, 60), millis(rng, 10_000, 30_000));
         add(rng, plan, 3_000, Fault::Far { delay, span });
@@ -25,19 +25,19 @@ const AIMS: &[(&str, Aim)] = &[
             add(rng, plan, 10_000, Fault::Transfer { to: 1 });
         }
     }),
-    ("machines that are far from each other", |rng, plan| {
+    ("machines-that-are-far-from-each-other", |rng, plan| {
         (plan.clients, plan.pause, plan.one_door) = (plan.clients.max(3), Duration::from_millis(300), true);
         let delay = millis(rng, 100, 160);
         plan.faults.push((Duration::ZERO, Fault::Far { delay, span: Duration::from_secs(40) }));
     }),
-    ("reads of a member that is behind", |rng, plan| {
+    ("reads-of-a-member-that-is-behind", |rng, plan| {
         (plan.clients, plan.pause, plan.one_door) = (8, Duration::from_millis(300), true);
         (plan.keys, plan.one_session, plan.operations) = (1, false, 40);
         let (node, delay, span) = (member(rng, plan), millis(rng, 20, 60), millis(rng, 10_000, 20_000));
         add(rng, plan, 1_000, Fault::Far { delay, span });
         add(rng, plan, 1_000, Fault::Stall { node, span });
     }),
-    ("reads under a lease of a leader that is left alone", |rng, plan| {
+    ("reads-under-a-lease-of-a-leader-that-is-left-alone", |rng, plan| {
         under_lease(rng, plan, |rng, Three { leader, .. }, span| {
             let isolate = Fault::Cut { links: Links::Isolate { node: leader }, span };
             match rng.chance(500) {
@@ -47,7 +47,7 @@ const AIMS: &[(&str, Aim)] = &[
             }
         });
     }),
-    ("reads under a lease when others are helped to lead", |rng, plan| {
+    ("reads-under-a-lease-when-others-are-helped-to-lead", |rng, plan| {
         under_lease(rng, plan, |rng, Three { leader, voter, other }, span| {
             let cut = |links| Fault::Cut { links, span };
             match rng.chance(500) {
@@ -65,31 +65,31 @@ const AIMS: &[(&str, Aim)] = &[
             }
         });
     }),
-    ("the end of sessions that are used again", |rng, plan| {
+    ("the-end-of-sessions-that-are-used-again", |rng, plan| {
         let delay = millis(rng, 150, 230);
         add(rng, plan, 2_000, Fault::LateUse { delay });
     }),
-    ("a leader that has missed its fall", |rng, plan| {
+    ("a-leader-that-has-missed-its-fall", |rng, plan| {
         look_closely(plan);
         for _ in 0..2 {
             let span = plan.election_timeout * rng.range(2, 5) as u32;
             add(rng, plan, 9_000, Fault::PauseLeader { span });
         }
     }),
-    ("ends of logs that part", |rng, plan| {
+    ("ends-of-logs-that-part", |rng, plan| {
         let cut = cut(rng);
         for _ in 0..3 {
             let down = millis(rng, 100, 2_000);
             add(rng, plan, 9_000, Fault::Diverge { cut, down });
         }
     }),
-    ("commands that are done and not answered", |rng, plan| {
+    ("commands-that-are-done-and-not-answered", |rng, plan| {
         (plan.clients, plan.pause, plan.keys) = (plan.clients.max(4), Duration::from_millis(300), plan.keys.max(3));
         let (direct, after, down) = (rng.chance(250), millis(rng, 20, 120), millis(rng, 200, 3_000));
         let foreign = !direct && rng.chance(400);
         add(rng, plan, 3_000, Fault::Unanswered { direct, foreign, after, down });
     }),
-    ("many commands at once", |rng, plan| {
+    ("many-commands-at-once", |rng, plan| {
         many_at_once(rng, plan);
         let delay = millis(rng, 2, 40);
         plan.faults.push((Duration::ZERO, Fault::Far { delay, span: Duration::from_secs(20) }));
@@ -101,24 +101,24 @@ const AIMS: &[(&str, Aim)] = &[
             }
         }
     }),
-    ("a removal that leaves no majority", |rng, plan| {
+    ("a-removal-that-leaves-no-majority", |rng, plan| {
         let down = millis(rng, 1, 2_000);
         add(rng, plan, 8_000, Fault::RemoveInMinority { down });
     }),
-    ("the last voter", |rng, plan| {
+    ("the-last-voter", |rng, plan| {
         (plan.nodes, plan.clients, plan.pause) = (3, 1, Duration::from_millis(1_200));
         run_elsewhere(plan);
         let (stalled, cut, down) = (rng.chance(500), cut(rng), millis(rng, 10_000, 14_000));
         add(rng, plan, 6_000, Fault::RemoveToLast { stalled, cut, down });
     }),
-    ("answers of another life", |rng, plan| {
+    ("answers-of-another-life", |rng, plan| {
         look_closely(plan);
         for _ in 0..2 {
             let (node, span, down) = (member(rng, plan), millis(rng, 3_000, 6_000), millis(rng, 300, 1_500));
             add(rng, plan, 8_000, Fault::Echo { node, span, down });
         }
     }),
-    ("a worker that asks who has fallen behind", |rng, plan| {
+    ("a-worker-that-asks-who-has-fallen-behind", |rng, plan| {
         run_elsewhere(plan);
         (plan.workers, plan.submitters, plan.tasks) = (plan.workers.max(1), 3, 12);
         for round in 0..3 {
@@ -127,22 +127,38 @@ const AIMS: &[(&str, Aim)] = &[
             plan.faults.push((Duration::from_secs(2 + 14 * round), fault));
         }
     }),
-    ("renewals about the end of a lease", |rng, plan| {
+    ("a-leader-whose-state-is-behind", |rng, plan| {
+        // It gives tasks to workers that others know to leave, or that have failed since.
+        run_elsewhere(plan);
+        (plan.workers, plan.submitters, plan.tasks) = (plan.workers.max(2), 3, 12);
+        let leader = member(rng, plan);
+        for round in 0..3 {
+            let at = Duration::from_secs(1 + 9 * round);
+            plan.faults.push((at, Fault::Transfer { to: leader }));
+            let (at, span) = (at + Duration::from_millis(500), millis(rng, 4_000, 7_000));
+            plan.faults.push((at, Fault::Stall { node: leader, span }));
+            for worker in plan.nodes..plan.nodes + plan.workers {
+                let stop = Fault::Stop { node: worker, exits: rng.chance(500), down: millis(rng, 50, 2_000) };
+                plan.faults.push((at + millis(rng, 0, 4_000), stop));
+            }
+        }
+    }),
+    ("renewals-about-the-end-of-a-lease", |rng, plan| {
         let (node, delay) = (runner(rng, plan), millis(rng, 180, 240));
         add(rng, plan, 4_000, Fault::LateRenewals { node, delay });
     }),
-    ("a worker that comes back about the end of its lease", |rng, plan| {
+    ("a-worker-that-comes-back-about-the-end-of-its-lease", |rng, plan| {
         (plan.submitters, plan.tasks, plan.workers) = (3, 12, plan.workers.max(2));
         for round in 0..2 {
             let (node, before, after) = (runner(rng, plan), millis(rng, 500, 1_600), millis(rng, 30, 400));
             plan.faults.push((Duration::from_secs(1 + 18 * round), Fault::LateReturn { node, before, after }));
         }
     }),
-    ("a removed member that is alone", |rng, plan| {
+    ("a-removed-member-that-is-alone", |rng, plan| {
         let node = member(rng, plan);
         add(rng, plan, 6_000, Fault::RemoveAndIsolate { node });
     }),
-    ("a state that rots", |rng, plan| {
+    ("a-state-that-rots", |rng, plan| {
         plan.stock = 60;
         let (node, permille, down) = (member(rng, plan), *rng.pick(&[20, 60, 200]), millis(rng, 100, 3_000));
         // Only what was not written lately rots, and it is written when the node stops.
@@ -159,7 +175,7 @@ const AIMS: &[(&str, Aim)] = &[
             plan.faults.push((at, Fault::Power { node, cut, down: millis(rng, 100, 1_000) }));
         }
     }),
-    ("a log that rots", |rng, plan| {
+    ("a-log-that-rots", |rng, plan| {
         (plan.stock, plan.retention) = (20, Retention::default()); // there is a log
         for round in 0..3 {
             let (node, down) = (member(rng, plan), millis(rng, 100, 3_000));
@@ -169,22 +185,28 @@ const AIMS: &[(&str, Aim)] = &[
             plan.faults.push((at, Fault::Rot { node, damage, files, permille, stopped, down }));
         }
     }),
-    ("a log that is cut off where it goes over to another block", |rng, plan| {
+    ("a-log-that-is-cut-off-where-it-goes-over-to-another-block", |rng, plan| {
         many_at_once(rng, plan);
         (plan.retention.entries, plan.retention.bytes) = (40, 2_000);
         plan.operations = plan.operations.max(250); // there are many blocks
+        plan.value_bytes = 600; // and a write into one is more than a sector
         let first = member(rng, plan);
         for (turn, at) in [1_500, 6_000, 10_500].into_iter().enumerate() {
             let marks = Marks::named("a block of the log took the place of one that was no longer in use");
             // Each another one: a machine whose crash did not come does not wait for the next either.
             let (node, down) = ((first + turn) % plan.nodes, millis(rng, 100, 2_000));
+            // What gathers while its disk is held up is written at once, and is more than a sector of a block.
+            if rng.chance(700) {
+                plan.faults
+                    .push((Duration::from_millis(at - 500), Fault::Stall { node, span: millis(rng, 2_000, 4_000) }));
+            }
             // Whole writes are lost, or what a write is made of: the header of a block without what follows, or that without it.
             let (drop_permille, tear_permille) = *rng.pick(&[(500, 0), (0, 1_000), (0, 1_000)]);
             let cut = PowerCut { drop_permille, tear_permille };
             plan.faults.push((Duration::from_millis(at), Fault::Crash { node, marks, cut, down }));
         }
     }),
-    ("states that are written anew while they change", |rng, plan| {
+    ("states-that-are-written-anew-while-they-change", |rng, plan| {
         (plan.chunk_bytes, plan.stock) = (*rng.pick(&[1, 100, 1_000]), *rng.pick(&[10, 60]));
         (plan.clients, plan.pause) = (8, Duration::from_millis(30));
         plan.operations = plan.operations.max(80);
@@ -217,8 +239,9 @@ const AIMS: &[(&str, Aim)] = &[
             _ => {}
         }
     }),
-    ("members that change at once", |rng, plan| {
+    ("members-that-change-at-once", |rng, plan| {
         (plan.nodes, plan.voters_max) = (*rng.pick(&[5, 6, 7]), 3);
+        plan.retention.in_memory = *rng.pick(&[0, plan.retention.in_memory]);
         let at = millis(rng, 300, 3_000);
         for node in plan.nodes.div_ceil(2)..plan.nodes {
             if !plan.is_late(node) {
@@ -231,7 +254,7 @@ const AIMS: &[(&str, Aim)] = &[
             plan.faults.push((at + millis(rng, 0, 2_000), Fault::Remove { node: 2, returns: false, cut: None }));
         }
     }),
-    ("a copy of another's disk", |rng, plan| {
+    ("a-copy-of-anothers-disk", |rng, plan| {
         // What tells whose disk is whose, nothing else may disturb.
         (plan.nodes, plan.weather) = (*rng.pick(&[3, 5]), Weather::CALM);
         let other = rng.range(1, plan.nodes as u64) as Place;
@@ -248,14 +271,27 @@ const AIMS: &[(&str, Aim)] = &[
             add(rng, plan, 3_000, Fault::Move { node: other, down: Duration::from_millis(500) });
         }
     }),
-    ("members that are awaited", |rng, plan| {
+    ("a-member-that-moves-while-its-leader-stands-still", |rng, plan| {
+        // Two, who know from each other alone where they are, and one of them speaks in two lives while the other hears nothing.
+        plan.nodes = 3;
+        if plan.is_late(1) || plan.is_late(2) {
+            return;
+        }
+        plan.faults.push((Duration::from_secs(1), Fault::Remove { node: 1, returns: false, cut: None }));
+        plan.faults.push((Duration::from_millis(2_500), Fault::Transfer { to: 0 }));
+        let at = Duration::from_millis(3_500);
+        plan.faults.push((at, Fault::Pause { node: 0, span: millis(rng, 3_000, 6_000) }));
+        plan.faults.push((at + millis(rng, 0, 800), Fault::Kill { node: 2, down: millis(rng, 50, 400) }));
+        plan.faults.push((at + millis(rng, 1_000, 2_000), Fault::Move { node: 2, down: millis(rng, 50, 400) }));
+    }),
+    ("members-that-are-awaited", |rng, plan| {
         plan.nodes = *rng.pick(&[3, 5]);
         let (node, expected) = (plan.nodes - 1, Some(rng.chance(700)));
         if !plan.is_late(node) {
             add(rng, plan, 3_000, Fault::Join { node, birth: None, removed: None, expected });
         }
     }),
-    ("a first start that is cut short", |rng, plan| {
+    ("a-first-start-that-is-cut-short", |rng, plan| {
         let node = plan.nodes - 1;
         let birth = Some((rng.range(0, 16), PowerCut { drop_permille: *rng.pick(&[0, 0, 300]), tear_permille: 0 }));
         if !plan.is_late(node) {
@@ -268,10 +304,17 @@ const AIMS: &[(&str, Aim)] = &[
 const AIMED_PERMILLE: u64 = 650;
 const ALONE_PERMILLE: u64 = 500;
 
-/// Has a plan aim at something, or not.
-pub(super) fn aim(rng: &mut RngStream, plan: &mut Plan) {
-    let (aimed, alone, calm) = (rng.chance(AIMED_PERMILLE), rng.chance(ALONE_PERMILLE), rng.chance(700));
-    let (_, aim) = *rng.pick(AIMS);
+/// The names of what may be aimed at.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    AIMS.iter().map(|(name, _)| *name)
+}
+
+/// Has a plan aim at something, or not; where one is wanted, at that, with the same draws otherwise.
+pub(super) fn aim(rng: &mut RngStream, plan: &mut Plan, wanted: Option<&str>) {
+    let (drawn, alone, calm) = (rng.chance(AIMED_PERMILLE), rng.chance(ALONE_PERMILLE), rng.chance(700));
+    let (_, picked) = *rng.pick(AIMS);
+    let wanted = AIMS.iter().find(|(name, _)| wanted == Some(name)).map(|(_, aim)| *aim);
+    let (aimed, aim) = (drawn || wanted.is_some(), wanted.unwrap_or(picked));
     let misled = plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. }));
     if !aimed || plan.early || misled {
         return;

@@ -84,7 +84,8 @@ impl Done {
 /// The command line of this program that does something in a mode.
 pub fn arguments(mode: Mode, command: &str) -> Vec<String> {
     let mutant = mode.mutant.map(|name| format!("--mutant={name}"));
-    mutant.into_iter().chain([command.into()]).collect()
+    let aim = mode.aim.map(|name| format!("--aim={name}"));
+    mutant.into_iter().chain(aim).chain([command.into()]).collect()
 }
 
 /// What a child does.

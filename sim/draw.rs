@@ -314,7 +314,7 @@ pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
                 (plan.clients, plan.pause) = (8, Duration::from_millis(30));
                 (plan.operations, plan.holders) = (plan.operations.max(80), 0);
             }
-            plan.keys_quota = Some(lives(plan) + rng.range(0, most));
+            (plan.value_bytes, plan.keys_quota) = (0, Some(lives(plan) + rng.range(0, most)));
         }
         15..20 => plan.history = History::Revisions(*rng.pick(&[0, 5, 30, 100])),
         // The end of a lease is a change, and nobody is told of its revision.

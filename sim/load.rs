@@ -51,10 +51,12 @@ pub enum Ask {
     All(u64),
 }
 
-/// Where a client writes down what it saw.
+/// A client, and where it writes down what it saw.
 pub struct Notes<'a> {
     /// Its number.
     pub client: u64,
+    /// Bytes of the values that it puts; at least those of a number.
+    pub value_bytes: usize,
     /// A clock that all clients share.
     pub elapsed: &'a (dyn Fn() -> Duration + Sync),
     /// Told of each operation that has ended.
@@ -65,7 +67,7 @@ impl Notes<'_> {
     /// Asks for something and notes what was seen, of each key for itself. Gives that, too.
     pub async fn perform(&self, door: &Door, ask: Ask) -> Vec<Record> {
         let from = (self.elapsed)();
-        let sights = ask.of(door).await;
+        let sights = ask.of(door, self.value_bytes).await;
         let to = (self.elapsed)();
         let record = |(key, op, seen, at)| Record { client: self.client, key, op, from, to, seen, at };
         let records: Vec<Record> = sights.into_iter().map(record).collect();
@@ -157,9 +159,22 @@ fn name(key: u64) -> Bytes {
     key.to_be_bytes().to_vec().into()
 }
 
-/// The number that a key's name or value is; 0 of what is none.
+/// The number that a key's name is; 0 of what is none.
 pub(super) fn number(bytes: &[u8]) -> u64 {
     u64::from_be_bytes(bytes.try_into().unwrap_or_default())
+}
+
+/// A value of so many bytes: a number, and what follows from it.
+fn value(number: u64, bytes: usize) -> Bytes {
+    let number = number.to_be_bytes();
+    let rest = (number.len()..bytes).map(|at| !number[at % number.len()]);
+    number.into_iter().chain(rest).collect()
+}
+
+/// The number that a value is, if every byte is as it was written; 0 of what is none.
+pub(super) fn number_of_value(bytes: &[u8]) -> u64 {
+    let number = bytes.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+    if value(number, bytes.len()) == bytes { number } else { 0 }
 }
 
 /// At which revision an answer is; 0 if it does not say.
@@ -169,19 +184,19 @@ fn revision(header: Option<&ResponseHeader>) -> u64 {
 
 fn found(rows: &[KeyValue], key: u64) -> Option<(u64, u64)> {
     let row = rows.iter().find(|row| number(&row.key) == key)?;
-    Some((number(&row.value), row.mod_revision.cast_unsigned()))
+    Some((number_of_value(&row.value), row.mod_revision.cast_unsigned()))
 }
 
 /// What was seen of a key: which, what was done, what came of it, and at which revision of the store.
 type Sight = (u64, Op, Seen, u64);
 
 impl Ask {
-    async fn of(self, door: &Door) -> Vec<Sight> {
+    async fn of(self, door: &Door, value_bytes: usize) -> Vec<Sight> {
         match self {
             Self::One(key, Op::Get) => vec![range(door, key, Op::Get, 0).await],
             Self::One(key, op @ Op::GetAt { revision }) => vec![range(door, key, op, revision).await],
-            Self::One(key, op @ Op::Put { value, expected: None }) => {
-                let put = PutRequest { key: name(key), value: name(value), ..PutRequest::default() };
+            Self::One(key, op @ Op::Put { value: number, expected: None }) => {
+                let put = PutRequest { key: name(key), value: value(number, value_bytes), ..PutRequest::default() };
                 vec![match door.put(put).await {
                     Ok(reply) => {
                         let at = revision(reply.header.as_ref());
@@ -190,8 +205,8 @@ impl Ask {
                     Err(seen) => (key, op, seen, 0),
                 }]
             }
-            Self::One(key, op @ Op::Put { .. }) => put(door, &[key], op).await,
-            Self::Pair(key, other, op) => put(door, &[key, other], op).await,
+            Self::One(key, op @ Op::Put { .. }) => put(door, &[key], op, value_bytes).await,
+            Self::Pair(key, other, op) => put(door, &[key, other], op, value_bytes).await,
             Self::One(key, op @ Op::Delete) => {
                 let delete = DeleteRangeRequest { key: name(key), ..DeleteRangeRequest::default() };
                 vec![match door.delete(delete).await {
@@ -232,11 +247,14 @@ async fn range(door: &Door, key: u64, op: Op, asked: u64) -> Sight {
 }
 
 /// Sets keys in a transaction, if the first is at the revision that is given.
-async fn put(door: &Door, keys: &[u64], op: Op) -> Vec<Sight> {
-    let Op::Put { value, expected } = op else { unreachable!("what is put is a put") };
+async fn put(door: &Door, keys: &[u64], op: Op, value_bytes: usize) -> Vec<Sight> {
+    let Op::Put { value: number, expected } = op else { unreachable!("what is put is a put") };
     let first = keys[0];
     let compare = expected.map(|expected| is_at(name(first), expected.cast_signed()));
-    let put = |key: &u64| Request::RequestPut(PutRequest { key: name(*key), value: name(value), ..Default::default() });
+    let put = |key: &u64| {
+        let value = value(number, value_bytes);
+        Request::RequestPut(PutRequest { key: name(*key), value, ..Default::default() })
+    };
     let look = Request::RequestRange(RangeRequest { key: name(first), ..RangeRequest::default() });
     let txn = TxnRequest {
         compare: compare.into_iter().collect(),
@@ -244,7 +262,7 @@ async fn put(door: &Door, keys: &[u64], op: Op) -> Vec<Sight> {
         failure: vec![RequestOp { request: Some(look) }],
     };
     // Only the first key has a condition of its own.
-    let of = |key: u64| if key == first { op } else { Op::Put { value, expected: None } };
+    let of = |key: u64| if key == first { op } else { Op::Put { value: number, expected: None } };
     match door.txn(txn).await {
         Ok(reply) if reply.succeeded => {
             let at = revision(reply.header.as_ref());

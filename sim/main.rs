@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cairn::sim::aim;
 use cairn::sim::diagram;
 use cairn::sim::export;
 use cairn::sim::mutant::{self, Effort};
@@ -23,6 +24,7 @@ use cairn::sim::plan::Plan;
 use cairn::sim::run::{Mode, Report};
 use cairn::sim::shrink::{Case, shrink, symptom};
 use cairn::sim::trace::Stop;
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
 
 /// A run allocates all the time, and little else is as slow.
@@ -33,12 +35,15 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 #[command(
     name = "sim",
-    after_help = "With CAIRN_LOG=debug the nodes' own log goes to standard error.\n\nExamples:\n  sim run --seed 7\n  sim run --seed 7 --html seed-7.html\n  sim replay --seed 7 --until 12.5\n  sim replay --seed 7 --break 'fault Power'\n  sim sweep --from 1000 --count 200\n  sim shrink --seed 7\n  sim run --case case-7.json\n  sim meta --from 0 --count 10"
+    after_help = "With CAIRN_LOG=debug the nodes' own log goes to standard error.\n\nExamples:\n  sim run --seed 7\n  sim run --seed 7 --html seed-7.html\n  sim replay --seed 7 --until 12.5\n  sim replay --seed 7 --break 'fault Power'\n  sim sweep --from 1000 --count 200\n  sim sweep --count 50 --aim a-log-that-rots\n  sim shrink --seed 7\n  sim run --case case-7.json\n  sim meta --from 0 --count 10"
 )]
 struct Cli {
     /// Switch on a planted bug; see sim/mutants.toml
     #[arg(long, global = true)]
     mutant: Option<String>,
+    /// Have all seeds aim at one rare situation; see sim/aim.rs
+    #[arg(long, global = true, hide_possible_values = true, value_parser = PossibleValuesParser::new(aim::names()))]
+    aim: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -178,11 +183,11 @@ fn main() {
         cairn::os::start_logging(); // what all nodes of all machines say, as it comes
     }
     std::panic::set_hook(Box::new(|_| {})); // panics of simulated nodes are findings, reported with their seed
-    let Cli { mutant, command } = Cli::parse();
+    let Cli { mutant, aim, command } = Cli::parse();
     let code = if (mutant.is_some() || matches!(command, Command::Mutants { .. })) && !mutant::PLANTED {
         copy::run(std::env::args_os().skip(1)).unwrap_or_else(|why| usage(&why))
     } else {
-        match mode(mutant) {
+        match mode(mutant, aim) {
             Ok(mode) => perform(command, mode),
             Err(why) => usage(&why),
         }
@@ -207,12 +212,15 @@ fn usage(why: &str) -> i32 {
     2
 }
 
-fn mode(mutant: Option<String>) -> Result<Mode, String> {
+fn mode(mutant: Option<String>, aim: Option<String>) -> Result<Mode, String> {
     let known = |name: &String| mutant::all().iter().any(|mutant| mutant.name == *name);
     match mutant {
         Some(name) if !known(&name) => Err(format!("there is no bug {name} in sim/mutants.toml")),
-        // One string for the life of the process.
-        mutant => Ok(Mode { mutant: mutant.map(|name| &*name.leak()), ..Mode::default() }),
+        // Strings for the life of the process.
+        mutant => {
+            let [mutant, aim] = [mutant, aim].map(|name| name.map(|name| &*name.leak()));
+            Ok(Mode { mutant, aim, ..Mode::default() })
+        }
     }
 }
 

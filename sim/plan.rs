@@ -82,6 +82,9 @@ pub struct Plan {
     pub stubborn_permille: u64,
     /// Keys they share.
     pub keys: u64,
+    /// Bytes of what they put there; at least those of a number.
+    #[serde(default)]
+    pub value_bytes: usize,
     /// Large values that are written once, before anything goes wrong, and must still be there at the end.
     pub stock: u64,
     /// Whether leaders answer reads under a lease. Then clocks run as evenly as that demands.
@@ -205,6 +208,7 @@ impl Plan {
             tasks: 4,
             stubborn_permille: 200,
             keys: 2,
+            value_bytes: 0,
             stock: 5,
             lease_reads: false,
             retention: Retention::default(),
@@ -229,8 +233,8 @@ impl Plan {
         self
     }
 
-    /// The plan of a source of randomness.
-    pub fn draw(rng: &Rng) -> Self {
+    /// The plan of a source of randomness; where an [aim](aim::names) is given, it is that one.
+    pub fn draw(rng: &Rng, wanted: Option<&str>) -> Self {
         let mut cluster = rng.stream("plan/cluster");
         // Two, four and six: the last one stays a learner.
         let nodes = *cluster.pick(&[1, 2, 3, 3, 3, 3, 3, 4, 5, 5, 6, 7]);
@@ -262,6 +266,7 @@ impl Plan {
             operations: load.range(15, 50),
             pause: Duration::from_millis(*load.pick(&[1_200, 1_200, 300, 30, 3_000])),
             keys: load.range(1, 5),
+            value_bytes: *rng.stream("plan/values").pick(&[0, 0, 0, 0, 300, 1_500]),
             stock: *load.pick(&[0, 0, 10, 60]),
             readers: if readers.chance(250) { *readers.pick(&[1, 1, 3]) } else { 0 },
             readers_pause: Duration::from_millis(*readers.pick(&[60, 300, 1_000])),
@@ -301,7 +306,7 @@ impl Plan {
         if plan.idle_permille > 0 {
             plan.readers_pause = plan.readers_pause.max(Duration::from_secs(1));
         }
-        aim::aim(&mut rng.stream("plan/aim"), &mut plan);
+        aim::aim(&mut rng.stream("plan/aim"), &mut plan, wanted);
         draw::keeping(&mut rng.stream("plan/keeping"), &mut plan);
         draw::guests(&mut rng.stream("plan/guests"), &mut plan);
         draw::upgrades(&mut rng.stream("plan/upgrades"), &mut plan);
@@ -333,10 +338,11 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys, pausing up to {:?}; {} of them as etcd's (every other one by JSON), {} within a member, {} watch, and {} hold leases, and {} users more; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
+            "{} clients with {} operations each on {} keys with values of {} bytes, pausing up to {:?}; {} of them as etcd's (every other one by JSON), {} within a member, {} watch, and {} hold leases, and {} users more; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
+            self.value_bytes.max(8),
             self.pause,
             self.foreign,
             self.inside,

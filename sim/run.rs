@@ -163,12 +163,14 @@ pub struct Mode {
     pub measure: bool,
     /// A class of faults that is left out of what the seed says.
     pub without: Option<Class>,
+    /// The [rare situation](crate::sim::aim) that all seeds aim at.
+    pub aim: Option<&'static str>,
 }
 
 impl Mode {
     /// What a seed does.
     pub fn plan(self, seed: Seed) -> Plan {
-        self.without.into_iter().fold(Plan::draw(&seed.rng()), Plan::without)
+        self.without.into_iter().fold(Plan::draw(&seed.rng(), self.aim), Plan::without)
     }
 }
 
@@ -438,7 +440,7 @@ impl Run {
         let (ended, time) = (self.noting(), self.time.clone());
         node.spawn(async move {
             let goes_on = || goes_on.load(Ordering::Relaxed);
-            let notes = Notes { client: id, elapsed: &|| time.elapsed(), ended: &ended };
+            let notes = Notes { client: id, value_bytes: 0, elapsed: &|| time.elapsed(), ended: &ended };
             load::read(&door, what, rng, &goes_on, notes).await;
         })
     }
@@ -506,12 +508,12 @@ impl Run {
         let client = guests::as_guest(Client::new(io, &self.doors(number), CLIENT_TIMEOUT), number);
         let mut rng = self.cluster.world.rng.stream(&format!("guest {number}"));
         let (load, ended, time) = (self.cluster.plan.load(), self.noting(), self.time.clone());
-        let (guests, key) = (self.guests.clone(), rng.range(0, load.keys));
+        let (guests, key, value_bytes) = (self.guests.clone(), rng.range(0, load.keys), self.cluster.plan.value_bytes);
         let (watching, watch_time) = (client.clone(), self.time.clone());
         let door = Door::Own(client);
         node.spawn(async move { guests.watch(&watching, number, key, &|| watch_time.elapsed()).await });
         node.spawn(async move {
-            let notes = Notes { client: number, elapsed: &|| time.elapsed(), ended: &ended };
+            let notes = Notes { client: number, value_bytes, elapsed: &|| time.elapsed(), ended: &ended };
             load::run(&door, &load, rng, notes).await;
         })
     }
@@ -541,7 +543,7 @@ impl Run {
         let (janitor, rng) = (self.janitor.clone(), self.cluster.world.rng.stream("janitor"));
         let (ended, time) = (self.noting(), self.time.clone());
         node.spawn(async move {
-            let notes = Notes { client: JANITOR, elapsed: &|| time.elapsed(), ended: &ended };
+            let notes = Notes { client: JANITOR, value_bytes: 0, elapsed: &|| time.elapsed(), ended: &ended };
             janitor.watch(&client, rng, notes).await;
         });
     }
@@ -648,8 +650,9 @@ impl Run {
         };
         let rng = self.cluster.world.rng.stream(&format!("client {id}"));
         let (load, ended, time) = (self.cluster.plan.load(), self.noting(), self.time.clone());
+        let value_bytes = self.cluster.plan.value_bytes;
         node.spawn(async move {
-            let notes = Notes { client: id, elapsed: &|| time.elapsed(), ended: &ended };
+            let notes = Notes { client: id, value_bytes, elapsed: &|| time.elapsed(), ended: &ended };
             load::run(&door, &load, rng, notes).await;
         })
     }
@@ -704,7 +707,8 @@ impl Run {
         let door = Door::Own(Client::new(io, &self.cluster.endpoints, RECOVERY_MAX));
         let (history, time, number) = (self.history.clone(), self.time.clone(), self.history.records().len() as u64);
         let all = node.spawn(async move {
-            let notes = Notes { client: 99, elapsed: &|| time.elapsed(), ended: &|record| history.add(record) };
+            let notes =
+                Notes { client: 99, value_bytes: 0, elapsed: &|| time.elapsed(), ended: &|record| history.add(record) };
             let mut all = true;
             for key in 0..keys {
                 let value = (99 << 32) | (number + key);

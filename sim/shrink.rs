@@ -195,6 +195,7 @@ impl Shrinker<'_> {
             |plan| plan.submitters = 0,
             |plan| plan.clients = 1,
             |plan| plan.keys = 1,
+            |plan| plan.value_bytes = 0,
             |plan| plan.operations /= 2,
             |plan| plan.tasks /= 2,
         ];

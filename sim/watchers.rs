@@ -7,7 +7,7 @@ use crate::error::{KvReject, Reject};
 use crate::proto::etcdserverpb::WatchCreateRequest;
 use crate::proto::mvccpb::event::EventType;
 use crate::proto::mvccpb::{Event, KeyValue};
-use crate::sim::load::number;
+use crate::sim::load::{number, number_of_value};
 
 /// A change that a watcher was told of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub struct Watchers {
 
 fn told(event: &Event) -> Option<Told> {
     let row = event.kv.as_ref()?;
-    let value = |row: &KeyValue| number(&row.value);
+    let value = |row: &KeyValue| number_of_value(&row.value);
     Some(Told {
         revision: row.mod_revision.cast_unsigned(),
         key: number(&row.key),

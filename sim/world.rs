@@ -277,7 +277,7 @@ impl Machine {
         let (sender, receiver) = oneshot::channel();
         let (disk, mut rng) = (self.disk.clone(), self.rng.stream(&format!("crash {marks:?}")));
         let hit = Box::new(move |place| {
-            disk.try_cut_after(rng.range(0, 3));
+            disk.try_cut_after(*rng.pick(&[0, 0, 1, 2]));
             let _ = sender.send(place);
         });
         mark::set(Trap { node: self.node, marks, hit });

@@ -661,7 +661,7 @@ fn get_task(head: &v1::Head, rows: &View, get: &v1::GetTask) -> Result<v1::GetTa
     let pending = found.as_ref().filter(|task| task.phase() == TaskPhase::Pending);
     let waiting_for = match pending {
         Some(task) if task.not_before_ms > now.0 => "the pause after a failed attempt".into(),
-        Some(task) => scheduler::explain_text(task, &worker::all(rows)?, now),
+        Some(task) => scheduler::explain_text(task, &worker::of_members(rows)?, now),
         None => String::new(),
     };
     Ok(v1::GetTaskReply { found, waiting_for })

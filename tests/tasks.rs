@@ -127,14 +127,21 @@ struct Driver {
 impl Driver {
     fn new() -> Self {
         let disk = SimDisk::new("disk".into());
-        let mut state = State::open(disk.boot(), Index(0)).unwrap();
+        let state = State::open(disk.boot(), Index(0)).unwrap();
+        let mut driver = Self { disk, installed: Index(0), state, log: Vec::new(), time: 0, tokens: BTreeSet::new() };
         // Workers are members; the fourth never joined.
-        let row = |id| v1::Member { id, role: v1::MemberRole::Voter.into(), ..v1::Member::default() };
-        let change = v1::MemberChange { members: (1..=3).map(row).collect() }.encode_to_vec().into();
+        (1..=3).for_each(|id| driver.change(id, v1::MemberRole::Voter));
+        driver
+    }
+
+    /// Gives a member a role.
+    fn change(&mut self, id: u64, role: v1::MemberRole) {
+        let member = v1::Member { id, role: role.into(), ..v1::Member::default() };
+        let change = v1::MemberChange { members: vec![member] }.encode_to_vec().into();
         let body = Body::Members { conf_state: bytes::Bytes::new(), change };
-        let log = vec![Entry { index: Index(1), term: Term(1), body }];
-        state.apply(&log).unwrap();
-        Self { disk, installed: Index(0), state, log, time: 0, tokens: BTreeSet::new() }
+        let entry = Entry { index: self.state.applied().0.next(), term: Term(1), body };
+        self.state.apply(std::slice::from_ref(&entry)).unwrap();
+        self.log.push(entry);
     }
 
     fn view(&self) -> (v1::Head, View) {
@@ -392,19 +399,37 @@ proptest! {
     }
 }
 
+fn register(features: &[&str]) -> Kind {
+    let capacity = Some(Resources { cpu_milli: 1000, memory_bytes: 1 << 30, disk_bytes: 0 });
+    let features = features.iter().map(|name| (*name).to_string()).collect();
+    Kind::RegisterWorker(v1::RegisterWorker { worker: 1, capacity, features })
+}
+
+fn submit(features: &[&str]) -> Kind {
+    let features = features.iter().map(|name| (*name).to_string()).collect();
+    let spec = TaskSpec { command: vec!["true".into()], retries: 2, features, ..TaskSpec::default() };
+    Kind::SubmitTask(v1::SubmitTask { spec: Some(spec) })
+}
+
+/// Its lease lasts on, and what it runs it may end.
+#[test]
+fn who_was_removed_is_given_nothing_more() {
+    let mut driver = Driver::new();
+    driver.apply(register(&[]));
+    driver.apply(submit(&[]));
+    let plan = |driver: &Driver| {
+        let (head, view) = driver.view();
+        controller::assign(&head, &view).unwrap()
+    };
+    assert!(plan(&driver).is_some());
+    driver.change(1, v1::MemberRole::Removed);
+    assert_eq!(driver.seen().workers[&1].status(), WorkerStatus::Online);
+    assert_eq!(plan(&driver), None);
+}
+
 /// What a leader decided holds only as long as what it assumed.
 #[test]
 fn a_decision_on_an_older_state_is_not_carried_out() {
-    let register = |features: &[&str]| {
-        let capacity = Some(Resources { cpu_milli: 1000, memory_bytes: 1 << 30, disk_bytes: 0 });
-        let features = features.iter().map(|name| (*name).to_string()).collect();
-        Kind::RegisterWorker(v1::RegisterWorker { worker: 1, capacity, features })
-    };
-    let submit = |features: &[&str]| {
-        let features = features.iter().map(|name| (*name).to_string()).collect();
-        let spec = TaskSpec { command: vec!["true".into()], retries: 2, features, ..TaskSpec::default() };
-        Kind::SubmitTask(v1::SubmitTask { spec: Some(spec) })
-    };
     let plan = |driver: &Driver| {
         let (head, view) = driver.view();
         controller::assign(&head, &view).unwrap().unwrap().kind.unwrap()

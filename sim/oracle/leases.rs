@@ -1,5 +1,5 @@
 //! Oracle 8, from within: a lease that a worker was given or has renewed lasts its time, in the time of the cluster, whatever was
-//! decided on an older one (Gray & Cheriton, "Leases", 1989).
+//! decided on an older one, and who has none, or takes nothing new, is given nothing (Gray & Cheriton, "Leases", 1989).
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use super::Violations;
 use crate::entry::{Body, Entry, Outcome};
 use crate::ids::{Index, NodeId};
 use crate::limits::{WORKER_LEASE, WORKER_LEASE_MARGIN};
+use crate::proto::v1::assign_tasks::Assignment;
 use crate::proto::v1::{self, WorkerStatus, command, rejection, reply};
 use crate::time::ClusterTime;
 
@@ -21,8 +22,18 @@ pub const LEASE_OVER: Duration = WORKER_LEASE.saturating_add(WORKER_LEASE_MARGIN
 pub struct Leases {
     renewed: BTreeMap<NodeId, (ClusterTime, u64)>,
     expired: BTreeMap<NodeId, ClusterTime>,
+    workers: BTreeMap<NodeId, Known>,
     now: ClusterTime,
     last: Index,
+}
+
+/// What the entries tell of a worker.
+#[derive(Default)]
+struct Known {
+    renewed: ClusterTime,
+    epoch: u64,
+    status: WorkerStatus,
+    drain_wanted: bool,
 }
 
 impl Leases {
@@ -59,10 +70,16 @@ impl Leases {
         };
         match (&command.kind, &reply.kind) {
             (Some(command::Kind::RegisterWorker(register)), Some(reply::Kind::WorkerLease(lease))) => {
-                self.renewed.insert(NodeId(register.worker), (self.now, lease.epoch));
+                let id = NodeId(register.worker);
+                self.renewed.insert(id, (self.now, lease.epoch));
+                let worker = self.workers.entry(id).or_default();
+                (worker.renewed, worker.epoch) = (self.now, lease.epoch);
+                worker.status = if worker.drain_wanted { WorkerStatus::Draining } else { WorkerStatus::Online };
             }
             (Some(command::Kind::RenewWorker(renew)), Some(reply::Kind::WorkerLease(lease))) => {
-                self.renewed.insert(NodeId(renew.worker), (self.now, lease.epoch));
+                let id = NodeId(renew.worker);
+                self.renewed.insert(id, (self.now, lease.epoch));
+                self.workers.entry(id).or_default().renewed = self.now;
             }
             (Some(command::Kind::RenewWorker(renew)), _) if offline => {
                 let worker = NodeId(renew.worker);
@@ -73,14 +90,47 @@ impl Leases {
                     violations.add("a lease lasts its time", what);
                 }
             }
-            (Some(command::Kind::SetWorkerStatus(set)), _) if set.status() == WorkerStatus::Offline => {
-                self.renewed.remove(&NodeId(set.worker));
+            (Some(command::Kind::SetWorkerStatus(set)), reply) => {
+                if set.status() == WorkerStatus::Offline {
+                    self.renewed.remove(&NodeId(set.worker));
+                }
+                if !matches!(reply, Some(reply::Kind::Rejection(_))) {
+                    let worker = self.workers.entry(NodeId(set.worker)).or_default();
+                    worker.status = set.status();
+                    worker.drain_wanted =
+                        if set.wish { worker.status == WorkerStatus::Draining } else { worker.drain_wanted };
+                }
             }
             (Some(command::Kind::ExpireWorkers(expire)), _) => {
-                self.expired.extend(expire.workers.iter().map(|worker| (NodeId(*worker), self.now)));
+                for id in expire.workers.iter().copied().map(NodeId) {
+                    self.expired.insert(id, self.now);
+                    if let Some(worker) =
+                        self.workers.get_mut(&id).filter(|it| self.now.since(it.renewed) >= LEASE_OVER)
+                    {
+                        worker.status = WorkerStatus::Offline;
+                    }
+                }
+            }
+            (Some(command::Kind::AssignTasks(assign)), Some(reply::Kind::AssignTasks(reply))) => {
+                let usable = assign.assignments.iter().filter(|assignment| self.may_have(assignment)).count() as u64;
+                if reply.assigned > usable {
+                    let what = format!(
+                        "{} tasks went to workers, {usable} to some that were there: {assign:?}",
+                        reply.assigned
+                    );
+                    violations.add("tasks go to workers that are there", what);
+                }
             }
             _ => {}
         }
+    }
+
+    /// Whether the worker of an assignment may be given something.
+    fn may_have(&self, assignment: &Assignment) -> bool {
+        self.workers.get(&NodeId(assignment.worker)).is_some_and(|worker| {
+            let is_held = self.now.since(worker.renewed) < WORKER_LEASE;
+            worker.status == WorkerStatus::Online && worker.epoch == assignment.epoch && is_held
+        })
     }
 
     /// How long ago a worker renewed its lease; `None` of one that has none.

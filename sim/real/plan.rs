@@ -109,6 +109,8 @@ pub struct Plan {
     pub sharing: u64,
     /// What each of them does.
     pub load: Load,
+    /// Bytes of what they put there; at least those of a number.
+    pub value_bytes: usize,
     /// How many clients submit tasks.
     pub submitters: u64,
     /// In the order of their times.
@@ -145,6 +147,7 @@ impl Plan {
                 compacts: true,
                 idle_permille: 0,
             },
+            value_bytes: *rng.stream("real/values").pick(&[0, 0, 2_000]),
             submitters: load.range(2, 6),
             attacks: attacks(rng, length),
         }
@@ -250,8 +253,10 @@ impl fmt::Display for Plan {
         writeln!(
             f,
             "{MEMBERS} members and a worker, election timeouts {election_timeouts:?}, log entries kept: {kept}, reads under a lease: {lease_reads}; {clients} clients ({sharing} \
-             share a session) on {} keys, pauses up to {:?}; {submitters} submit tasks; attacked for {length:?}:",
-            load.keys, load.pause
+             share a session) on {} keys with values of {} bytes, pauses up to {:?}; {submitters} submit tasks; attacked for {length:?}:",
+            load.keys,
+            self.value_bytes.max(8),
+            load.pause
         )?;
         self.attacks.iter().try_for_each(|planned| writeln!(f, "{planned}"))
     }

@@ -87,9 +87,11 @@ impl Work {
             };
             let rng = self.rng.stream(&format!("real/client {id}"));
             let (history, load, began) = (self.history.clone(), Load { until, ..plan.load }, self.began);
+            let value_bytes = plan.value_bytes;
             tokio::spawn(async move {
                 let (elapsed, ended) = (|| began.elapsed(), |record| history.add(record));
-                load::run(&door, &load, rng, Notes { client: id, elapsed: &elapsed, ended: &ended }).await;
+                let notes = Notes { client: id, value_bytes, elapsed: &elapsed, ended: &ended };
+                load::run(&door, &load, rng, notes).await;
             })
         });
         let submitters = (1..=plan.submitters).map(|id| {
@@ -125,7 +127,14 @@ impl Work {
             let (elapsed, goes_on) = (|| began.elapsed(), || began.elapsed() < until);
             let (id, what) = (FIRST_READER + place as u64, (load.keys, pause));
             let ended = |record| history.add(record);
-            load::read(&door, what, rng, &goes_on, Notes { client: id, elapsed: &elapsed, ended: &ended }).await;
+            load::read(
+                &door,
+                what,
+                rng,
+                &goes_on,
+                Notes { client: id, value_bytes: 0, elapsed: &elapsed, ended: &ended },
+            )
+            .await;
         }
     }
 
@@ -133,7 +142,7 @@ impl Work {
     pub async fn serve(&self, keys: u64, patience: Duration) -> Result<(), String> {
         let door = Door::Own(self.client(patience));
         let (elapsed, ended) = (|| self.began.elapsed(), |record| self.history.add(record));
-        let notes = Notes { client: LAST_CLIENT, elapsed: &elapsed, ended: &ended };
+        let notes = Notes { client: LAST_CLIENT, value_bytes: 0, elapsed: &elapsed, ended: &ended };
         for key in 0..keys {
             for op in [Op::Get, Op::Put { value: (LAST_CLIENT << 32) | key, expected: None }, Op::Get] {
                 for Record { seen, .. } in notes.perform(&door, Ask::One(key, op)).await {

@@ -60,7 +60,7 @@ pub fn assign(head: &v1::Head, rows: &impl Read) -> Result<Option<v1::Command>, 
         return Ok(None);
     }
     let now = ClusterTime(head.cluster_time_ms);
-    let assignments = scheduler::place(&task::placeable(rows, now)?, &worker::all(rows)?, now);
+    let assignments = scheduler::place(&task::placeable(rows, now)?, &worker::of_members(rows)?, now);
     let wanted = !assignments.is_empty();
     let kind = Kind::AssignTasks(v1::AssignTasks { assignments });
     Ok(wanted.then_some(command::plain(ROOT, kind)))

@@ -248,14 +248,14 @@ impl Blocks {
     fn append(&mut self, at: Position, frame: &[u8]) -> io::Result<()> {
         let (end, mut done) = (at + frame.len() as u64, 0);
         let mut writes: Vec<(u64, Vec<u8>)> = Vec::new();
-        let mut entered = false;
+        let (mut entered, mut again) = (false, false);
         while done < frame.len() {
             let now = at + done as u64;
             let (block, within) = (block_of(now), now % STRETCH);
             let is_new = within == 0;
             let slot = *self.slots.entry(block).or_insert_with(|| {
                 let slot = self.free.pop_first();
-                sometimes!(slot.is_some(), "a block of the log took the place of one that was no longer in use");
+                again |= slot.is_some();
                 slot.unwrap_or(self.count)
             });
             let mut bytes = Vec::new();
@@ -287,6 +287,7 @@ impl Blocks {
         for (offset, bytes) in writes {
             self.file.write(offset, &bytes)?;
         }
+        sometimes!(again, "a block of the log took the place of one that was no longer in use");
         self.file.sync_data()?;
         if entered {
             self.free.extend(self.released.drain(..));

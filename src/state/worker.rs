@@ -43,6 +43,21 @@ pub fn all(rows: &impl Read) -> Result<Vec<Worker>, Fault> {
     Ok(workers)
 }
 
+/// Those of them that were not removed from the cluster: the lease of one that was lasts on for a while, and it may run what it
+/// has, but is to be given nothing more.
+///
+/// # Errors
+/// The database failed.
+pub fn of_members(rows: &impl Read) -> Result<Vec<Worker>, Fault> {
+    let mut workers = Vec::new();
+    for worker in all(rows)? {
+        if member::is_live(rows, NodeId(worker.id))? {
+            workers.push(worker);
+        }
+    }
+    Ok(workers)
+}
+
 /// A worker, if it ever registered.
 ///
 /// # Errors
