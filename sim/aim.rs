@@ -38,7 +38,7 @@ const AIMS: &[(&str, Aim)] = &[
         add(rng, plan, 1_000, Fault::Stall { node, span });
     }),
     ("reads-under-a-lease-of-a-leader-that-is-left-alone", |rng, plan| {
-        under_lease(rng, plan, |rng, Three { leader, .. }, span| {
+        under_lease(rng, plan, |rng, [leader, _], span| {
             let isolate = Fault::Cut { links: Links::Isolate { node: leader }, span };
             match rng.chance(500) {
                 // What it has asked is answered while it stands still, and when it goes on nobody reaches it.
@@ -48,21 +48,9 @@ const AIMS: &[(&str, Aim)] = &[
         });
     }),
     ("reads-under-a-lease-when-others-are-helped-to-lead", |rng, plan| {
-        under_lease(rng, plan, |rng, Three { leader, voter, other }, span| {
-            let cut = |links| Fault::Cut { links, span };
-            match rng.chance(500) {
-                // One of the others wants to lead all the time, and who has kept it from that starts anew.
-                true => {
-                    let at = rng.range(600, 1_200);
-                    vec![
-                        (0, cut(Links::OneWay { from: leader, to: other })),
-                        (at, Fault::Kill { node: voter, down: millis(rng, 5, 60) }),
-                        (at, cut(Links::Isolate { node: leader })),
-                    ]
-                }
-                // It has asked another to lead, and hears no more.
-                false => vec![(0, Fault::Transfer { to: other }), (rng.range(1, 60), cut(Links::LeaderDeaf))],
-            }
+        // It has asked another to lead, and hears no more.
+        under_lease(rng, plan, |rng, [_, other], span| {
+            vec![(0, Fault::Transfer { to: other }), (rng.range(1, 60), Fault::Cut { links: Links::LeaderDeaf, span })]
         });
     }),
     ("the-end-of-sessions-that-are-used-again", |rng, plan| {
@@ -259,16 +247,18 @@ const AIMS: &[(&str, Aim)] = &[
         (plan.nodes, plan.weather) = (*rng.pick(&[3, 5]), Weather::CALM);
         let other = rng.range(1, plan.nodes as u64) as Place;
         plan.early = rng.chance(500);
+        let age = millis(rng, 0, 12_000);
         plan.faults = if plan.early {
             // Least is known of a member while the cluster forms, and nobody knows it when the founder is gone.
             let far = Fault::Far { delay: millis(rng, 1, 150), span: Duration::from_secs(8) };
-            vec![(Duration::ZERO, far), (millis(rng, 50, 4_000), Fault::WrongDisk { node: 0, other })]
+            let wrong = Fault::WrongDisk { node: 0, other, age: Duration::ZERO };
+            vec![(Duration::ZERO, far), (millis(rng, 0, 4_000), wrong)]
         } else {
-            vec![(millis(rng, 8_000, 20_000), Fault::WrongDisk { node: 0, other })]
+            vec![(millis(rng, 500, 8_000), Fault::WrongDisk { node: 0, other, age })]
         };
         if !plan.early && rng.chance(500) {
-            // It is not where it was taken in.
-            add(rng, plan, 3_000, Fault::Move { node: other, down: Duration::from_millis(500) });
+            // It is not where it was taken in, and perhaps not where it was when the copy was made.
+            add(rng, plan, 8_000, Fault::Move { node: other, down: Duration::from_millis(500) });
         }
     }),
     ("a-member-that-moves-while-its-leader-stands-still", |rng, plan| {
@@ -385,19 +375,12 @@ fn look_closely(plan: &mut Plan) {
     (plan.keys, plan.operations) = (plan.keys.min(2), plan.operations.max(40));
 }
 
-/// Three members, of which one leads.
-struct Three {
-    leader: Place,
-    voter: Place,
-    other: Place,
-}
-
-/// Reads under leases, with the clocks as uneven as they may be; again and again one member is brought to lead, and then something
-/// happens, at so many milliseconds.
+/// Reads under leases, with the clocks as uneven as they may be; again and again one of three members is brought to lead, and then
+/// something happens to it and perhaps another, at so many milliseconds.
 fn under_lease(
     rng: &mut RngStream,
     plan: &mut Plan,
-    happens: impl Fn(&mut RngStream, Three, Duration) -> Vec<(u64, Fault)>,
+    happens: impl Fn(&mut RngStream, [Place; 2], Duration) -> Vec<(u64, Fault)>,
 ) {
     run_elsewhere(plan);
     (plan.lease_reads, plan.nodes, plan.voters_max) = (true, 3, 3);
@@ -410,13 +393,13 @@ fn under_lease(
     let leader = rng.range(0, 3) as Place;
     // What leases count on, whatever it is, and whatever the leader's own is.
     (plan.election_timeout, plan.patient) = (ELECTION_TIMEOUT_MIN, if rng.chance(500) { 1 << leader } else { 0 });
-    let (voter, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
     let (bound, always) = (CLOCK_DRIFT_PPM_MAX as i64, Duration::from_secs(60));
     if rng.chance(500) {
         // So that something is always under way; else all goes fast.
         plan.faults.push((Duration::ZERO, Fault::Far { delay: millis(rng, 25, 40), span: always }));
     }
-    for (node, ppm) in [(leader, -bound), (voter, bound), (other, bound)] {
+    for (node, ppm) in [(leader, -bound), (one, bound), (other, bound)] {
         plan.faults.push((Duration::ZERO, Fault::Speed { node, ppm, span: always }));
     }
     let mut at = Duration::from_millis(500);
@@ -424,7 +407,7 @@ fn under_lease(
         plan.faults.push((at, Fault::Transfer { to: leader }));
         at += millis(rng, 3_000, 5_000);
         let span = millis(rng, 2_500, 4_000);
-        let all = happens(rng, Three { leader, voter, other }, span);
+        let all = happens(rng, [leader, other], span);
         plan.faults.extend(all.into_iter().map(|(after, fault)| (at + Duration::from_millis(after), fault)));
         at += span + Duration::from_millis(2_500);
     }

@@ -344,16 +344,25 @@ impl Cluster {
         spawn.spawn("node", Box::pin(life)).detach();
     }
 
-    /// Has a machine start from a copy of another's disk until it ends itself, or for too long.
-    async fn mislead(self: &Arc<Self>, place: Place, other: Place) {
+    /// Has a machine start from a copy of another's disk, of such an age, until it ends itself, or for too long.
+    async fn mislead(self: &Arc<Self>, place: Place, other: Place, age: Duration) {
         let (member, from) = (&self.members[place], &self.members[other]);
-        let there = [member, from].iter().all(|member| member.id().is_some() && member.machine.is_up());
-        if !there || self.misleading.swap(true, Ordering::Relaxed) {
+        let there = || [member, from].iter().all(|member| member.id().is_some() && member.machine.is_up());
+        if self.misleading.swap(true, Ordering::Relaxed) {
             return;
         }
+        if self.plan.early {
+            // Never is less known of who has just been taken in.
+            wait_closely(MISLED_MAX, Duration::from_millis(1), there).await;
+        }
+        if !there() {
+            return self.misleading.store(false, Ordering::Relaxed);
+        }
+        let copy = from.machine.disk.copy();
+        sleep(age).await;
         // Nothing that is asked of its disk is true of it until it has its own again.
         self.watch.on_lost(&member.machine);
-        let own = member.machine.take_copy(&from.machine);
+        let own = member.machine.take_copy(copy);
         member.misled.store(true, Ordering::Relaxed);
         self.boot(place);
         wait(MISLED_MAX, || !member.machine.is_up()).await;
@@ -817,7 +826,7 @@ impl Cluster {
                 }
                 machine(node).crash_nowhere();
             }
-            Fault::WrongDisk { node, other } => self.mislead(node, other).await,
+            Fault::WrongDisk { node, other, age } => self.mislead(node, other, age).await,
             Fault::Speed { node, ppm, span } => {
                 machine(node).clock.set_speed(Some(ppm));
                 sleep(span).await;

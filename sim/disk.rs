@@ -393,18 +393,15 @@ impl SimDisk {
         }
     }
 
-    /// What another disk holds for certain is now on this one, which is off; gives back what was on this one.
-    pub fn swap_for_copy(&self, other: &Self) -> Contents {
-        let copy = {
-            let state = other.state.lock().unwrap();
-            let named = |number: &Number| (*number, File::of(state.files[number].durable.clone()));
-            let files = state.named.values().map(named).collect();
-            Contents { files, names: state.named.clone(), named: state.named.clone() }
-        };
-        self.swap(copy)
+    /// What it holds for certain.
+    pub fn copy(&self) -> Contents {
+        let state = self.state.lock().unwrap();
+        let named = |number: &Number| (*number, File::of(state.files[number].durable.clone()));
+        let files = state.named.values().map(named).collect();
+        Contents { files, names: state.named.clone(), named: state.named.clone() }
     }
 
-    /// Puts back what was on this disk, which is off.
+    /// Puts something on this disk, which is off; gives back what was there.
     pub fn swap(&self, contents: Contents) -> Contents {
         let state = &mut *self.state.lock().unwrap();
         state.cut_after = Some(0);
@@ -808,7 +805,7 @@ mod tests {
             disk.boot().open("f").unwrap().read(0, &mut byte).unwrap();
             byte[0]
         };
-        let own = one.swap_for_copy(&other);
+        let own = one.swap(other.copy());
         assert_eq!(read(&one), 2, "what is not synced is not copied");
         one.swap(own);
         assert_eq!((read(&one), read(&other)), (1, 9));

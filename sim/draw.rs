@@ -109,7 +109,8 @@ const KINDS: &[Kind] = &[
     },
     |d| {
         let (node, further) = (d.place(), d.rng.range(1, d.nodes.max(2)));
-        Fault::WrongDisk { node, other: (node + further as usize) % d.nodes as usize }
+        let age = Duration::from_millis(*d.rng.pick(&[0, 0, 3_000]));
+        Fault::WrongDisk { node, other: (node + further as usize) % d.nodes as usize, age }
     },
     |d| Fault::Transfer { to: d.place() },
     |d| Fault::TransferRace { to: d.place(), other: d.place() },
@@ -238,7 +239,8 @@ pub(super) fn faults(rng: &mut RngStream, nodes: usize) -> Vec<(Duration, Fault)
     faults.sort_by_key(|(at, _)| *at);
     // What others hear of a member tells whose disk is whose: nothing may disturb that.
     if faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. })) {
-        faults.retain(|(_, fault)| nodes >= 3 && matches!(fault, Fault::WrongDisk { node, other } if node != other));
+        faults
+            .retain(|(_, fault)| nodes >= 3 && matches!(fault, Fault::WrongDisk { node, other, .. } if node != other));
     }
     bound(&mut faults, nodes, |fault, late| match fault {
         // The founder cannot be late, nor may all others be.

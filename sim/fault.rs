@@ -199,6 +199,9 @@ pub enum Fault {
         node: Place,
         /// Whose.
         other: Place,
+        /// How old the copy is then.
+        #[serde(default)]
+        age: Duration,
     },
     /// Its clock runs fast or slow, or stands still.
     Speed {
@@ -513,7 +516,7 @@ impl Fault {
             | Self::Join { node, .. } => vec![node],
             Self::Transfer { to } | Self::TransferInJoint { to } => vec![to],
             Self::TransferRace { to, other } => vec![to, other],
-            Self::WrongDisk { node, other } | Self::Behind { node, other, .. } => vec![node, other],
+            Self::WrongDisk { node, other, .. } | Self::Behind { node, other, .. } => vec![node, other],
             Self::Cut { links, .. } => links.places(),
             Self::Blackout { gone, .. } => gone.into_iter().collect(),
             Self::RemoveLeader

@@ -78,6 +78,10 @@ impl Observer for Watch {
         self.state().digests.on_installed(life.0, applied.0, digest, &self.violations);
     }
 
+    fn on_lease(&self, life: (NodeId, Incarnation), term: Term) {
+        self.state().elections.on_lease(life.0, term, &self.violations);
+    }
+
     fn on_status(&self, life: (NodeId, Incarnation), status: &Status) {
         cost::of("oracles of what members say", || self.note_status(life, status));
     }

@@ -296,11 +296,11 @@ impl Machine {
         self.trace.event(format_args!("rot {}: {} pages", self.id, self.disk.counts().rotten));
     }
 
-    /// Its disk holds what is durable on another machine's; gives what it held.
-    pub fn take_copy(&self, other: &Self) -> Contents {
+    /// Its disk holds a copy of what was durable on another machine's; gives what it held.
+    pub fn take_copy(&self, copy: Contents) -> Contents {
         self.down(Down::Power(CLEAN_CUT));
-        self.trace.event(format_args!("machine {} has a copy of the disk of {}", self.id, other.id));
-        self.disk.swap_for_copy(&other.disk)
+        self.trace.event(format_args!("machine {} has a copy of another's disk", self.id));
+        self.disk.swap(copy)
     }
 
     /// Its disk holds its own again.

@@ -1,4 +1,5 @@
-//! Oracle 1: one vote per member and term, at most one leader per term (Raft paper, §5.2, Election Safety).
+//! Oracle 1: one vote per member and term, at most one leader per term (Raft paper, §5.2, Election Safety), and none in a later term
+//! while reads are answered under the lease of one (Raft dissertation, §6.4.1).
 
 use std::collections::BTreeMap;
 
@@ -27,6 +28,14 @@ impl Elections {
         let first = *self.leaders.entry(term).or_insert(leader);
         if first != leader {
             violations.add("one leader per term", format!("{first} and {leader} both lead in term {term}"));
+        }
+    }
+
+    /// A member answers reads under the lease that it has as leader of a term.
+    pub fn on_lease(&self, leader: NodeId, term: Term, violations: &Violations) {
+        if let Some((later, other)) = self.leaders.last_key_value().filter(|(later, _)| **later > term) {
+            let what = format!("{leader} counts on its lease of term {term}, and {other} leads in term {later}");
+            violations.add("nobody leads during another's lease", what);
         }
     }
 

@@ -319,14 +319,12 @@ impl v1::cluster_server::Cluster for ClusterService {
 
     async fn heard(&self, request: Request<HeardRequest>) -> Result<Response<HeardReply>, Status> {
         let id = NodeId(request.into_inner().id);
-        // Where it is heard; a member that has had nothing to say to this one is where the state has it.
-        let (frames, address) = match self.0.raft.heard(id) {
-            Some(heard) => (heard.frames, Some(heard.address)),
-            None => (0, self.0.address_of(id)?),
-        };
-        let address = address.map_or_else(String::new, |address| address.to_string());
+        let (heard, known) = (self.0.raft.heard(id), self.0.address_of(id)?);
+        let frames = heard.as_ref().map_or(0, |heard| heard.frames);
+        let text = |address: Option<Address>| address.map_or_else(String::new, |address| address.to_string());
+        let (address, known) = (text(heard.map(|heard| heard.address)), text(known));
         let Identity { cluster, id, .. } = self.0.identity;
-        Ok(Response::new(HeardReply { cluster_id: cluster.0, frames, address, id: id.0 }))
+        Ok(Response::new(HeardReply { cluster_id: cluster.0, frames, address, id: id.0, known }))
     }
 
     async fn r#move(&self, request: Request<MoveRequest>) -> Result<Response<MoveReply>, Status> {

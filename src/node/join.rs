@@ -159,8 +159,9 @@ pub async fn check_alone(io: &Io, identity: Identity, at: Whereabouts) -> Result
         return Err(runs(place, "where it answers"));
     }
     // A member that follows nobody says nothing to the others, but it answers.
-    let heard_at = before.values().filter_map(|reply| reply.address.parse::<Address>().ok());
-    let places: BTreeSet<Address> = heard_at.chain(known).filter(|place| *place != own).collect();
+    let told = before.values().flat_map(|reply| [&reply.address, &reply.known]);
+    let told = told.filter_map(|address| address.parse::<Address>().ok());
+    let places: BTreeSet<Address> = told.chain(known).filter(|place| *place != own).collect();
     for place in &places {
         if who(io, place).await == Some((identity.cluster, identity.id)) {
             return Err(runs(place, "where it answers"));

@@ -46,6 +46,9 @@ pub trait Observer: Send + Sync + 'static {
 
     /// Term, role, commit or the like changed.
     fn on_status(&self, _life: (NodeId, Incarnation), _status: &Status) {}
+
+    /// Somebody's reads are answered under the lease that this member has as leader of a term.
+    fn on_lease(&self, _life: (NodeId, Incarnation), _term: Term) {}
 }
 
 impl Observer for () {}
@@ -673,12 +676,22 @@ impl Manager {
             return;
         }
         let (reign, now) = (self.core.reign(), self.io.clock.now());
-        if self.reads.holds(reign, now) {
+        if self.has_lease() {
             self.reads.confirm_waiting(self.core.committed());
             self.reads.on_applied(self.core.applied());
         } else if let Some(number) = self.reads.ask(reign, now) {
             self.ask(number);
         }
+    }
+
+    /// Whether what is read now may be answered under a lease.
+    fn has_lease(&mut self) -> bool {
+        let reign = self.core.reign();
+        let holds = self.reads.holds(reign, self.io.clock.now());
+        if let Some((term, _)) = reign.filter(|_| holds) {
+            self.observer.on_lease(self.life, term);
+        }
+        holds
     }
 
     /// Asks the others whether this member leads, or the leader up to where all is committed.
@@ -702,7 +715,7 @@ impl Manager {
     /// A peer's message.
     fn step(&mut self, message: Message) -> Result<(), InvalidMessage> {
         let asks = message.get_msg_type() == MessageType::MsgReadIndex;
-        if asks && self.reads.holds(self.core.reign(), self.io.clock.now()) {
+        if asks && self.has_lease() {
             sometimes!("another member's reads were answered under a lease");
             return self.core.answer_read(message);
         }
