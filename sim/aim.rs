@@ -247,18 +247,20 @@ const AIMS: &[(&str, Aim)] = &[
         (plan.nodes, plan.weather) = (*rng.pick(&[3, 5]), Weather::CALM);
         let other = rng.range(1, plan.nodes as u64) as Place;
         plan.early = rng.chance(500);
-        let age = millis(rng, 0, 12_000);
+        let (at, age) =
+            (millis(rng, 4_000, 12_000), if rng.chance(500) { millis(rng, 5_000, 12_000) } else { Duration::ZERO });
         plan.faults = if plan.early {
             // Least is known of a member while the cluster forms, and nobody knows it when the founder is gone.
             let far = Fault::Far { delay: millis(rng, 1, 150), span: Duration::from_secs(8) };
             let wrong = Fault::WrongDisk { node: 0, other, age: Duration::ZERO };
             vec![(Duration::ZERO, far), (millis(rng, 0, 4_000), wrong)]
         } else {
-            vec![(millis(rng, 500, 8_000), Fault::WrongDisk { node: 0, other, age })]
+            vec![(at, Fault::WrongDisk { node: 0, other, age })]
         };
         if !plan.early && rng.chance(500) {
-            // It is not where it was taken in, and perhaps not where it was when the copy was made.
-            add(rng, plan, 8_000, Fault::Move { node: other, down: Duration::from_millis(500) });
+            // It is not where it was taken in, and perhaps not where it was when the copy was made; but others have heard where it is.
+            let until = (at + age).as_millis() as u64 - 3_500;
+            add(rng, plan, until, Fault::Move { node: other, down: Duration::from_millis(500) });
         }
     }),
     ("a-member-that-moves-while-its-leader-stands-still", |rng, plan| {
