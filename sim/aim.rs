@@ -126,8 +126,11 @@ const AIMS: &[(&str, Aim)] = &[
             let (at, span) = (at + Duration::from_millis(500), millis(rng, 4_000, 7_000));
             plan.faults.push((at, Fault::Stall { node: leader, span }));
             for worker in plan.nodes..plan.nodes + plan.workers {
-                let stop = Fault::Stop { node: worker, exits: rng.chance(500), down: millis(rng, 50, 2_000) };
-                plan.faults.push((at + millis(rng, 0, 4_000), stop));
+                let leaves = match rng.chance(500) {
+                    true => Fault::Stop { node: worker, exits: rng.chance(500), down: millis(rng, 50, 2_000) },
+                    false => Fault::Drain { node: worker, span: millis(rng, 500, 4_000) },
+                };
+                plan.faults.push((at + millis(rng, 0, 4_000), leaves));
             }
         }
     }),

@@ -15,25 +15,23 @@ use crate::client::Client;
 use crate::ids::{Address, Index, NodeId, Term};
 use crate::io::{Channel, ChannelError};
 use crate::limits::{KEYS_QUOTA, WORKER_RENEWAL};
-use crate::node::machine::open_state;
 use crate::node::{NodeBuilder, Origin};
 use crate::proto::etcdserverpb::ResponseHeader;
 use crate::raft::core::Role;
-use crate::raft::log::{self, LOG_FILE, Log};
+use crate::raft::log::{self, LOG_FILE};
 use crate::sim::disk::PowerCut;
 use crate::sim::door::Witness;
 use crate::sim::draw::{CRASH_PATIENCE, MOVES_MAX};
 use crate::sim::fault::{Fault, Links, Place, Places};
 use crate::sim::janitor::Spell;
 use crate::sim::network::MachineId;
-use crate::sim::oracle::budget::{self, Budget};
+use crate::sim::oracle::budget::Budget;
 use crate::sim::oracle::promise::Promised;
 use crate::sim::oracle::{answered, disks, fail_stops};
 use crate::sim::plan::Plan;
 use crate::sim::trace::Note;
 use crate::sim::watch::Watch;
 use crate::sim::world::{CLEAN_CUT, Down, FailStop, Machine, World};
-use crate::state::{format, member};
 
 /// How long a client tries one operation.
 pub const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,28 +41,20 @@ const ROOM_NOTICED: Duration = Duration::from_secs(60);
 const ROT_FOUND: Duration = Duration::from_secs(3);
 /// How long a machine is given to come by as many disk operations as it is to go after.
 const CUT_PATIENCE: Duration = Duration::from_secs(3);
-/// How long a member may take to hear that it was removed before nobody waits to start it again.
-const REMOVAL_TOLD: Duration = Duration::from_secs(20);
 /// How long a machine with another's disk may take to notice.
 const MISLED_MAX: Duration = Duration::from_secs(20);
 /// How long after that nobody else's is mistaken.
 const MISLED_PAUSE: Duration = Duration::from_secs(10);
 /// How long an operator waits for a change of members to transfer leadership in the middle of.
-const JOINT_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a process that ends takes to close what it holds.
-const CLOSED: Duration = Duration::from_millis(20);
+pub(super) const JOINT_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the power goes while a machine starts for the first time.
 const BIRTHS_MAX: u64 = 4;
-/// How long an operator waits for a node to stop in order.
-const STOP_MAX: Duration = Duration::from_secs(15);
-/// How long an operator waits for a state to be written anew.
-const DEFRAGMENT_PATIENCE: Duration = Duration::from_secs(10);
 
 /// One member's machine, and how to stop the node on it in order.
 pub struct Member {
     /// Its machine.
     pub machine: Arc<Machine>,
-    stop: Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>,
+    pub(super) stop: Mutex<Option<(oneshot::Sender<()>, oneshot::Receiver<()>)>>,
     /// Its id in the cluster, once it has one.
     id: Mutex<Option<NodeId>>,
     /// Whether it is there yet.
@@ -80,7 +70,7 @@ pub struct Member {
     /// How often it has moved to another address.
     moves: AtomicU16,
     /// Its node said that it was removed, and ended.
-    removed: AtomicBool,
+    pub(super) removed: AtomicBool,
     /// Its disk is another's.
     misled: AtomicBool,
     /// It is an older version, which takes part in the first format alone.
@@ -235,37 +225,10 @@ impl Cluster {
     }
 
     /// One that was to say that it was removed, and whose disk is lost since, cannot any more.
-    fn condemn(&self, member: Condemned) {
+    pub(super) fn condemn(&self, member: Condemned) {
         let mut condemned = self.condemned.lock().unwrap();
         condemned.retain(|other| other.id != member.id);
         condemned.push(member);
-    }
-
-    /// Has an operator announce a machine that is yet to join: the id that is ready for it, and where.
-    async fn expect(&self, place: Place, expected: Option<bool>) -> Option<(NodeId, Address)> {
-        let (address, standby) = (self.members[place].address(), expected?);
-        let id = self.operator.expect_member(&address, standby).await.ok()?;
-        Some((id, address))
-    }
-
-    /// Who was announced comes to be who it was to be; who stands by is promoted.
-    async fn arrive(&self, place: Place, (awaited, at): (NodeId, Address), was_cut: bool) {
-        let member = &self.members[place];
-        wait(JOINT_PATIENCE, || member.id().is_some()).await;
-        let Some(id) = member.id() else { return };
-        // Where its power was cut, it may have been taken in twice.
-        if id != awaited && member.address() == at && !was_cut {
-            let what = format!("machine {} was awaited as member {awaited}, and is {id}", member.machine.id);
-            self.watch.violations.add("who is awaited is known", what);
-        }
-        // Long enough for a leader that forgets that it stands by.
-        sleep(Duration::from_secs(3)).await;
-        for _ in 0..10 {
-            sleep(Duration::from_millis(500)).await;
-            if self.operator.promote_member(id).await.is_ok() {
-                return;
-            }
-        }
     }
 
     /// Boots every machine whose place is not empty any more; all of them are there from now on.
@@ -428,67 +391,8 @@ impl Cluster {
         member.doubtful.store(false, Ordering::Relaxed);
     }
 
-    /// An operator removes a member, if it can be spared. Says whether that was done.
-    pub(super) async fn remove(self: &Arc<Self>, place: Place) -> bool {
-        let Some(id) = self.members[place].id() else { return false };
-        let again = self.condemned().iter().any(|condemned| condemned.id == id);
-        if !again && !self.affords(place, true) {
-            return false;
-        }
-        sometimes!(again, "two operators removed one member");
-        sometimes!(self.leader() == Some(place), "the leader was removed");
-        if !again {
-            self.condemn(Condemned { id, place, lost: false });
-        }
-        // Nothing while they are about to change.
-        let voters = self.watch.voters();
-        let left: Vec<NodeId> = voters.iter().flatten().copied().filter(|voter| *voter != id).collect();
-        // Others know of one that is off when it has not answered for an election timeout.
-        let long = 3 * self.plan.election_timeout_max();
-        let is_long_off = |member: &&Arc<Member>| member.machine.off_for().is_some_and(|span| span > long);
-        let long_off = self.members.iter().filter(is_long_off).filter_map(|member| member.id());
-        let long_off: Vec<NodeId> = long_off.filter(|member| left.contains(member)).collect();
-        let done = self.operator.remove_member(id).await;
-        self.world.trace.event(format_args!("remove {id}: {done:?}"));
-        // They may have come back while the operator tried.
-        let still_off = self.members.iter().filter(is_long_off).filter_map(|member| member.id());
-        let long_off: Vec<NodeId> = still_off.filter(|member| long_off.contains(member)).collect();
-        if done.is_ok() && !again && place < self.plan.nodes && voters.is_some() {
-            budget::check_removal(id, &left, &long_off, &self.watch.violations);
-        }
-        done.is_ok()
-    }
-
-    /// Starts a member again that was removed, once it says so, perhaps where it reaches nobody: then it must say so by itself, if
-    /// it has learned it from the log.
-    pub(super) async fn return_removed(self: &Arc<Self>, place: Place, alone: bool) {
-        let member = &self.members[place];
-        wait(REMOVAL_TOLD, || member.is_removed()).await;
-        if !member.is_removed() {
-            return;
-        }
-        sometimes!("a removed member was started again");
-        member.machine.down(Down::Kill);
-        let knows =
-            alone && place < self.plan.nodes && member.id().is_some_and(|id| knows_removed(&member.machine, id));
-        member.removed.store(false, Ordering::Relaxed);
-        member.old.store(false, Ordering::Relaxed);
-        if !knows {
-            return self.boot(place);
-        }
-        sometimes!("a removed member was started again where it reaches nobody");
-        self.set_isolated(place, true);
-        self.boot(place);
-        wait(REMOVAL_TOLD, || member.is_removed() || !member.machine.is_up()).await;
-        if !member.is_removed() && member.machine.is_up() {
-            let what = format!("machine {} does not say so, though its disk does", member.machine.id);
-            self.watch.violations.add("a removed member knows it", what);
-        }
-        self.set_isolated(place, false);
-    }
-
     /// Whether a member may be lost, or leave: see `oracle/budget.rs`.
-    fn affords(&self, place: Place, leaves: bool) -> bool {
+    pub(super) fn affords(&self, place: Place, leaves: bool) -> bool {
         if place >= self.plan.nodes {
             return true;
         }
@@ -525,35 +429,6 @@ impl Cluster {
             Ok(None) => log::promised(&journal).is_ok_and(|(_, (last, _))| last > index),
             Err(_) => false,
         })
-    }
-
-    /// Stops a node in order; its machine stays on. If it `exits`, its process ends when it has stopped, and closes what it holds.
-    pub(super) async fn stop(&self, place: Place, exits: bool) {
-        let Member { stop, machine, .. } = &*self.members[place];
-        let Some((stop, stopped)) = stop.lock().unwrap().take() else { return };
-        let has_stopped = stop.send(()).is_ok() && matches!(timeout(STOP_MAX, stopped).await, Ok(Ok(())));
-        if has_stopped && exits {
-            machine.down(Down::Exit);
-            sleep(CLOSED).await;
-        }
-    }
-
-    async fn transfer(&self, to: Place) {
-        sometimes!(self.watch.voters().is_none(), "leadership was to be transferred in a joint configuration");
-        if let Some(id) = self.members[to].id() {
-            let done = self.operator.transfer_leader(Some(id)).await;
-            self.world.trace.event(format_args!("transfer to {id}: {done:?}"));
-        }
-    }
-
-    /// Has a member write its state anew.
-    async fn defragment(&self, place: Place) {
-        let (Some(id), Ok(status)) = (self.members[place].id(), self.operator.status().await) else { return };
-        let rows = status.members.into_iter().filter_map(|row| row.member);
-        for member in rows.filter(|member| NodeId(member.id) == id) {
-            let done = timeout(DEFRAGMENT_PATIENCE, self.operator.defragment(&member)).await;
-            self.world.trace.event(format_args!("defragment {id}: {done:?}"));
-        }
     }
 
     /// Who leads, as far as anyone said.
@@ -839,6 +714,7 @@ impl Cluster {
                 let _ = timeout(after, self.defragment(node)).await;
                 off(node, Down::Power(cut), after).await;
             }
+            Fault::Drain { node, span } => self.drain(node, span).await,
             Fault::TransferRace { to, other } => drop(join(self.transfer(to), self.transfer(other)).await),
             Fault::Remove { node, returns, cut } => {
                 let removed = self.remove(node).await;
@@ -956,13 +832,6 @@ pub(super) async fn wait_closely(patience: Duration, look: Duration, holds: impl
         left = left.saturating_sub(look);
     }
     left
-}
-
-/// Whether the state on a machine's disk has it that a member was removed.
-fn knows_removed(machine: &Machine, id: NodeId) -> bool {
-    let disk = machine.disk.boot();
-    let state = Log::open(&*disk).and_then(|log| open_state(&disk, &log, format::NEWEST));
-    state.is_ok_and(|state| state.reader().view().is_ok_and(|(_, rows)| member::is_removed(&rows, id).unwrap_or(false)))
 }
 
 fn ids(ids: &[NodeId]) -> Vec<u64> {

@@ -113,6 +113,7 @@ const KINDS: &[Kind] = &[
         Fault::WrongDisk { node, other: (node + further as usize) % d.nodes as usize, age }
     },
     |d| Fault::Transfer { to: d.place() },
+    |d| Fault::Drain { node: d.place(), span: d.span() },
     |d| Fault::TransferRace { to: d.place(), other: d.place() },
     |d| {
         let cut = if d.rng.chance(300) { Some((Duration::from_millis(d.rng.range(0, 10)), d.cut())) } else { None };
@@ -164,6 +165,7 @@ const WORKER_KINDS: &[Kind] = &[
         Fault::Crash { node, marks, cut: d.cut(), down: d.span() }
     },
     |d| Fault::Move { node: d.place(), down: d.span() },
+    |d| Fault::Drain { node: d.place(), span: d.span() },
     |d| Fault::Remove { node: d.place(), returns: d.rng.chance(500), cut: None },
     |d| Fault::Replace { node: d.place(), down: d.span() },
     |d| Fault::Join {

@@ -224,6 +224,13 @@ pub enum Fault {
         /// Which.
         to: Place,
     },
+    /// An operator has it take no new tasks for a while.
+    Drain {
+        /// Which.
+        node: Place,
+        /// For how long.
+        span: Duration,
+    },
     /// Two operators ask two members to lead, at once.
     TransferRace {
         /// Which.
@@ -475,6 +482,7 @@ impl Fault {
             Self::WallStep { .. } | Self::Speed { .. } => Class::Clock,
             Self::Transfer { .. }
             | Self::TransferRace { .. }
+            | Self::Drain { .. }
             | Self::Remove { .. }
             | Self::RemoveLeader
             | Self::RemoveInMinority { .. }
@@ -513,6 +521,7 @@ impl Fault {
             | Self::LateReturn { node, .. }
             | Self::RemoveAndIsolate { node }
             | Self::Defragment { node, .. }
+            | Self::Drain { node, .. }
             | Self::Join { node, .. } => vec![node],
             Self::Transfer { to } | Self::TransferInJoint { to } => vec![to],
             Self::TransferRace { to, other } => vec![to, other],
@@ -582,6 +591,7 @@ impl Fault {
             | Self::Cut { span, .. }
             | Self::Strand { span, .. }
             | Self::Stall { span, .. }
+            | Self::Drain { span, .. }
             | Self::Speed { span, .. }
             | Self::Far { span, .. }
             | Self::Crowded { span, .. }

@@ -94,6 +94,7 @@ pub const MARKS: &[&str] = &[
     "a worker left a server that did not answer in time",
     "a worker registered again after its lease had ended",
     "a worker renewed its lease before its expiry was applied",
+    "a worker was drained",
     "a worker was gone before it was given a task",
     "a worker was sent away by a server that was not up to date",
     "a worker without state came back after its lease",

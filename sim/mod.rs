@@ -27,6 +27,7 @@ pub mod load;
 pub mod mark;
 pub mod mutant;
 pub mod network;
+mod operator;
 pub mod oracle;
 pub mod plan;
 pub mod restore;

@@ -743,6 +743,8 @@ impl Run {
         self.finish_removals().await?;
         self.finish_moves().await?;
         self.finish_upgrade().await?;
+        let resumed = self.cluster.resume_workers(RECOVERY_MAX).await;
+        resumed.map_err(|left| Verdict::Liveness(format!("workers do not take tasks again: {left}")))?;
         self.finish_tasks().await?;
         self.finish_leases().await?;
         self.finish_history().await?;

@@ -678,7 +678,7 @@ fn what_is_aimed_at_happens_and_is_survived() {
         "a removed member was started again where it reaches nobody",
         "a worker came back just before its lease was over, and was heard after",
         "a worker renewed its lease before its expiry was applied",
-        "a worker was gone before it was given a task",
+        "a worker was drained",
         "another member's reads were answered under a lease",
         "the leader was gone just after it carried out what was passed on",
         "the power went for the last voter just after the last but one was removed",

@@ -1,7 +1,7 @@
 //! Oracle 8, from within: a lease that a worker was given or has renewed lasts its time, in the time of the cluster, whatever was
 //! decided on an older one, and who has none, or takes nothing new, is given nothing (Gray & Cheriton, "Leases", 1989).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use prost::Message;
@@ -23,6 +23,8 @@ pub struct Leases {
     renewed: BTreeMap<NodeId, (ClusterTime, u64)>,
     expired: BTreeMap<NodeId, ClusterTime>,
     workers: BTreeMap<NodeId, Known>,
+    /// What was carried out under sessions: what comes again is not.
+    done: BTreeSet<(u64, u64)>,
     now: ClusterTime,
     last: Index,
 }
@@ -94,7 +96,9 @@ impl Leases {
                 if set.status() == WorkerStatus::Offline {
                     self.renewed.remove(&NodeId(set.worker));
                 }
-                if !matches!(reply, Some(reply::Kind::Rejection(_))) {
+                let header = command.session.as_ref();
+                let refused = matches!(reply, Some(reply::Kind::Rejection(_)));
+                if !refused && header.is_none_or(|header| self.done.insert((header.session, header.seq))) {
                     let worker = self.workers.entry(NodeId(set.worker)).or_default();
                     worker.status = set.status();
                     worker.drain_wanted =
