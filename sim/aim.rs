@@ -188,8 +188,8 @@ const AIMS: &[(&str, Aim)] = &[
             let (node, down) = ((first + turn) % plan.nodes, millis(rng, 100, 2_000));
             // What gathers while its disk is held up is written at once, and is more than a sector of a block.
             if rng.chance(700) {
-                plan.faults
-                    .push((Duration::from_millis(at - 500), Fault::Stall { node, span: millis(rng, 2_000, 4_000) }));
+                let span = millis(rng, 2_000, 4_000);
+                plan.faults.push((Duration::from_millis(at - 500), Fault::Stall { node, span }));
             }
             // Whole writes are lost, or what a write is made of: the header of a block without what follows, or that without it.
             let (drop_permille, tear_permille) = *rng.pick(&[(500, 0), (0, 1_000), (0, 1_000)]);
@@ -250,8 +250,8 @@ const AIMS: &[(&str, Aim)] = &[
         (plan.nodes, plan.weather) = (*rng.pick(&[3, 5]), Weather::CALM);
         let other = rng.range(1, plan.nodes as u64) as Place;
         plan.early = rng.chance(500);
-        let (at, age) =
-            (millis(rng, 4_000, 12_000), if rng.chance(500) { millis(rng, 5_000, 12_000) } else { Duration::ZERO });
+        let (at, old) = (millis(rng, 4_000, 12_000), millis(rng, 5_000, 12_000));
+        let age = *rng.pick(&[Duration::ZERO, old]);
         plan.faults = if plan.early {
             // Least is known of a member while the cluster forms, and nobody knows it when the founder is gone.
             let far = Fault::Far { delay: millis(rng, 1, 150), span: Duration::from_secs(8) };

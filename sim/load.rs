@@ -164,16 +164,16 @@ pub(super) fn number(bytes: &[u8]) -> u64 {
     u64::from_be_bytes(bytes.try_into().unwrap_or_default())
 }
 
-/// A value of so many bytes: a number, and what follows from it.
+/// A value of so many bytes: a number, and before it what follows from it, so that the beginning of a value is none.
 fn value(number: u64, bytes: usize) -> Bytes {
     let number = number.to_be_bytes();
-    let rest = (number.len()..bytes).map(|at| !number[at % number.len()]);
-    number.into_iter().chain(rest).collect()
+    let before = (number.len()..bytes).map(|at| !number[at % number.len()]);
+    before.chain(number).collect()
 }
 
 /// The number that a value is, if every byte is as it was written; 0 of what is none.
 pub(super) fn number_of_value(bytes: &[u8]) -> u64 {
-    let number = bytes.first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+    let number = bytes.last_chunk().map_or(0, |last| u64::from_be_bytes(*last));
     if value(number, bytes.len()) == bytes { number } else { 0 }
 }
 

@@ -17,12 +17,11 @@ use crate::time::ClusterTime;
 /// After a renewal a lease is over for the cluster when so much of its time has passed.
 pub const LEASE_OVER: Duration = WORKER_LEASE.saturating_add(WORKER_LEASE_MARGIN);
 
-/// When each worker's lease was renewed last, and in which epoch, as the committed entries tell.
+/// Which workers there are, and until when they have their leases, as the committed entries tell.
 #[derive(Default)]
 pub struct Leases {
-    renewed: BTreeMap<NodeId, (ClusterTime, u64)>,
-    expired: BTreeMap<NodeId, ClusterTime>,
     workers: BTreeMap<NodeId, Known>,
+    expired: BTreeMap<NodeId, ClusterTime>,
     /// What was carried out under sessions: what comes again is not.
     done: BTreeSet<(u64, u64)>,
     now: ClusterTime,
@@ -38,79 +37,71 @@ struct Known {
     drain_wanted: bool,
 }
 
+impl Known {
+    /// Whether it has a lease, as far as anyone has said.
+    fn is_there(&self) -> bool {
+        matches!(self.status, WorkerStatus::Online | WorkerStatus::Draining)
+    }
+}
+
 impl Leases {
     /// A member applied an entry. The first to do so tells, for all give the same answers.
     pub fn on_applied(&mut self, entry: &Entry, outcome: &Outcome, violations: &Violations) {
+        let Body::Commands { stamp, commands } = &entry.body else { return };
         if entry.index <= self.last {
             return;
         }
         self.last = entry.index;
-        match &entry.body {
-            Body::Empty => {}
-            Body::Commands { stamp, commands } => {
-                self.now = self.now.max(*stamp);
-                for (command, reply) in commands.iter().zip(&outcome.replies) {
-                    if let (Ok(command), Ok(reply)) = (v1::Command::decode(&**command), v1::Reply::decode(&**reply)) {
-                        self.on_command(&command, &reply, violations);
-                    }
-                }
-            }
-            // Who leaves has no lease any more; who else changes renews it soon.
-            Body::Members { change, .. } => {
-                let change = v1::MemberChange::decode(&**change).unwrap_or_default();
-                self.renewed.retain(|id, _| change.members.iter().all(|member| member.id != id.0));
+        self.now = self.now.max(*stamp);
+        for (command, reply) in commands.iter().zip(&outcome.replies) {
+            if let (Ok(command), Ok(reply)) = (v1::Command::decode(&**command), v1::Reply::decode(&**reply)) {
+                self.on_command(&command, &reply, violations);
             }
         }
     }
 
     fn on_command(&mut self, command: &v1::Command, reply: &v1::Reply, violations: &Violations) {
-        let offline = match &reply.kind {
-            Some(reply::Kind::Rejection(rejection)) => {
-                matches!(rejection.kind, Some(rejection::Kind::WorkerOffline(_)))
-            }
-            _ => false,
+        let now = self.now;
+        let refusal = match &reply.kind {
+            Some(reply::Kind::Rejection(rejection)) => rejection.kind.as_ref(),
+            _ => None,
         };
         match (&command.kind, &reply.kind) {
             (Some(command::Kind::RegisterWorker(register)), Some(reply::Kind::WorkerLease(lease))) => {
-                let id = NodeId(register.worker);
-                self.renewed.insert(id, (self.now, lease.epoch));
-                let worker = self.workers.entry(id).or_default();
-                (worker.renewed, worker.epoch) = (self.now, lease.epoch);
+                let worker = self.workers.entry(NodeId(register.worker)).or_default();
+                (worker.renewed, worker.epoch) = (now, lease.epoch);
                 worker.status = if worker.drain_wanted { WorkerStatus::Draining } else { WorkerStatus::Online };
             }
-            (Some(command::Kind::RenewWorker(renew)), Some(reply::Kind::WorkerLease(lease))) => {
-                let id = NodeId(renew.worker);
-                self.renewed.insert(id, (self.now, lease.epoch));
-                self.workers.entry(id).or_default().renewed = self.now;
+            (Some(command::Kind::RenewWorker(renew)), Some(reply::Kind::WorkerLease(_))) => {
+                self.workers.entry(NodeId(renew.worker)).or_default().renewed = now;
             }
-            (Some(command::Kind::RenewWorker(renew)), _) if offline => {
-                let worker = NodeId(renew.worker);
-                let Some((at, epoch)) = self.renewed.remove(&worker) else { return };
-                let age = self.now.since(at);
-                if epoch == renew.epoch && age < LEASE_OVER {
-                    let what = format!("the lease of worker {worker} was over {age:?} after it was renewed");
+            (Some(command::Kind::RenewWorker(renew)), _)
+                if matches!(refusal, Some(rejection::Kind::WorkerOffline(_))) =>
+            {
+                let worker = self.workers.entry(NodeId(renew.worker)).or_default();
+                let age = now.since(worker.renewed);
+                if worker.is_there() && worker.epoch == renew.epoch && age < LEASE_OVER {
+                    let what = format!("the lease of worker {} was over {age:?} after it was renewed", renew.worker);
                     violations.add("a lease lasts its time", what);
                 }
             }
-            (Some(command::Kind::SetWorkerStatus(set)), reply) => {
-                if set.status() == WorkerStatus::Offline {
-                    self.renewed.remove(&NodeId(set.worker));
-                }
+            (Some(command::Kind::SetWorkerStatus(set)), _) => {
                 let header = command.session.as_ref();
-                let refused = matches!(reply, Some(reply::Kind::Rejection(_)));
-                if !refused && header.is_none_or(|header| self.done.insert((header.session, header.seq))) {
+                let is_first = |done: &mut BTreeSet<_>| header.is_none_or(|it| done.insert((it.session, it.seq)));
+                if refusal.is_none() && is_first(&mut self.done) {
                     let worker = self.workers.entry(NodeId(set.worker)).or_default();
                     worker.status = set.status();
-                    worker.drain_wanted =
-                        if set.wish { worker.status == WorkerStatus::Draining } else { worker.drain_wanted };
+                    if set.wish {
+                        worker.drain_wanted = worker.status == WorkerStatus::Draining;
+                    }
                 }
             }
             (Some(command::Kind::ExpireWorkers(expire)), _) => {
                 for id in expire.workers.iter().copied().map(NodeId) {
-                    self.expired.insert(id, self.now);
-                    if let Some(worker) =
-                        self.workers.get_mut(&id).filter(|it| self.now.since(it.renewed) >= LEASE_OVER)
-                    {
+                    self.expired.insert(id, now);
+                    let worker = self.workers.entry(id).or_default();
+                    // One that was over too early is noticed when its worker wants to renew it.
+                    if now.since(worker.renewed) >= LEASE_OVER {
                         worker.status = WorkerStatus::Offline;
                     }
                 }
@@ -139,7 +130,8 @@ impl Leases {
 
     /// How long ago a worker renewed its lease; `None` of one that has none.
     pub fn age(&self, worker: NodeId) -> Option<Duration> {
-        self.renewed.get(&worker).map(|(at, _)| self.now.since(*at))
+        let worker = self.workers.get(&worker).filter(|worker| worker.is_there())?;
+        Some(self.now.since(worker.renewed))
     }
 
     /// When a worker was last to lose its lease.
