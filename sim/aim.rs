@@ -35,7 +35,7 @@ const AIMS: &[(&str, Aim)] = &[
         (plan.keys, plan.one_session, plan.operations) = (1, false, 40);
         let (node, delay, span) = (member(rng, plan), millis(rng, 20, 60), millis(rng, 10_000, 20_000));
         add(rng, plan, 1_000, Fault::Far { delay, span });
-        add(rng, plan, 1_000, Fault::Stall { node, span });
+        add(rng, plan, 1_000, Fault::Stall { node, files: Files::All, span });
     }),
     ("reads-under-a-lease-of-a-leader-that-is-left-alone", |rng, plan| {
         under_lease(rng, plan, |rng, [leader, _], span| {
@@ -124,7 +124,7 @@ const AIMS: &[(&str, Aim)] = &[
             let at = Duration::from_secs(1 + 9 * round);
             plan.faults.push((at, Fault::Transfer { to: leader }));
             let (at, span) = (at + Duration::from_millis(500), millis(rng, 4_000, 7_000));
-            plan.faults.push((at, Fault::Stall { node: leader, span }));
+            plan.faults.push((at, Fault::Stall { node: leader, files: Files::All, span }));
             for worker in plan.nodes..plan.nodes + plan.workers {
                 let leaves = match rng.chance(500) {
                     true => Fault::Stop { node: worker, exits: rng.chance(500), down: millis(rng, 50, 2_000) },
@@ -132,6 +132,21 @@ const AIMS: &[(&str, Aim)] = &[
                 };
                 plan.faults.push((at + millis(rng, 0, 4_000), leaves));
             }
+        }
+    }),
+    ("a-new-leader-whose-state-is-behind", |rng, plan| {
+        // It has all of the log, and gives tasks to workers that have tried them since; who tells these of it is not behind.
+        run_elsewhere(plan);
+        (plan.workers, plan.submitters, plan.tasks) = (plan.workers.max(4), 10, 20);
+        let ahead = member(rng, plan);
+        let behind: Vec<Place> = (0..plan.nodes).filter(|node| *node != ahead).collect();
+        for node in behind.iter().copied() {
+            let (files, span) = (Files::State, Duration::from_secs(25));
+            plan.faults.push((Duration::from_secs(1), Fault::Stall { node, files, span }));
+        }
+        for round in 0..12 {
+            let at = Duration::from_secs(2 + 2 * round) + millis(rng, 0, 1_000);
+            plan.faults.push((at, Fault::Transfer { to: *rng.pick(&behind) }));
         }
     }),
     ("renewals-about-the-end-of-a-lease", |rng, plan| {
@@ -189,7 +204,7 @@ const AIMS: &[(&str, Aim)] = &[
             // What gathers while its disk is held up is written at once, and is more than a sector of a block.
             if rng.chance(700) {
                 let span = millis(rng, 2_000, 4_000);
-                plan.faults.push((Duration::from_millis(at - 500), Fault::Stall { node, span }));
+                plan.faults.push((Duration::from_millis(at - 500), Fault::Stall { node, files: Files::All, span }));
             }
             // Whole writes are lost, or what a write is made of: the header of a block without what follows, or that without it.
             let (drop_permille, tear_permille) = *rng.pick(&[(500, 0), (0, 1_000), (0, 1_000)]);
@@ -210,7 +225,7 @@ const AIMS: &[(&str, Aim)] = &[
         let node = member(rng, plan);
         let (at, span) = (millis(rng, 300, 3_000), millis(rng, 1_000, 4_000));
         match rng.range(0, 4) {
-            0 => plan.faults.push((at, Fault::Stall { node, span })),
+            0 => plan.faults.push((at, Fault::Stall { node, files: Files::All, span })),
             1 => {
                 // A snapshot comes meanwhile.
                 plan.retention.entries = 1;

@@ -19,7 +19,7 @@ use crate::node::{NodeBuilder, Origin};
 use crate::proto::etcdserverpb::ResponseHeader;
 use crate::raft::core::Role;
 use crate::raft::log::{self, LOG_FILE};
-use crate::sim::disk::PowerCut;
+use crate::sim::disk::{Files, PowerCut};
 use crate::sim::door::Witness;
 use crate::sim::draw::{CRASH_PATIENCE, MOVES_MAX};
 use crate::sim::fault::{Fault, Links, Place, Places};
@@ -268,7 +268,8 @@ impl Cluster {
         *member.stop.lock().unwrap() = Some((stop, stopped));
         let (spawn, watch) = (io.spawn.clone(), self.watch.clone());
         let builder = NodeBuilder::new(io.clone(), address).origin(origin).observer(self.watch.clone());
-        let builder = builder.log_kept(self.plan.retention).snapshot_chunk_bytes(self.plan.chunk_bytes);
+        let builder = builder.log_kept(self.plan.retention).log_flow(self.plan.flow);
+        let builder = builder.snapshot_chunk_bytes(self.plan.chunk_bytes);
         let builder = builder.watch_batch_events(self.plan.events_max).history(self.plan.history);
         let builder = builder.keys_quota(self.plan.keys_quota.unwrap_or(KEYS_QUOTA)).password_rounds(NonZeroU32::MIN);
         let builder = builder
@@ -657,10 +658,10 @@ impl Cluster {
                 sleep(span).await;
                 machine(node).disk.set_capacity(u64::MAX);
             }
-            Fault::Stall { node, span } => {
-                machine(node).stall.set(true);
+            Fault::Stall { node, files, span } => {
+                machine(node).stall.set(Some(files));
                 sleep(span).await;
-                machine(node).stall.set(false);
+                machine(node).stall.set(None);
             }
             Fault::DiskError { node, op, down } => {
                 machine(node).disk.fail_next(Some(op));
@@ -769,10 +770,10 @@ impl Cluster {
             | Fault::LateUse { .. }
             | Fault::LateReturn { .. } => self.stage(fault).await,
             Fault::TransferInJoint { to } => {
-                machine(to).stall.set(true);
+                machine(to).stall.set(Some(Files::All));
                 wait(JOINT_PATIENCE, || self.watch.voters().is_none()).await;
                 self.transfer(to).await;
-                machine(to).stall.set(false);
+                machine(to).stall.set(None);
             }
         }
     }

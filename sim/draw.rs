@@ -19,6 +19,9 @@ const LOSSES_MAX: usize = 4;
 /// How long a machine waits for a marked place to crash at.
 pub const CRASH_PATIENCE: Duration = Duration::from_secs(10);
 
+/// What of a disk is slow: all of it, or so little that one side runs ahead of the other.
+const STALLED: [Files; 4] = [Files::All, Files::All, Files::State, Files::Log];
+
 /// What the network is like.
 pub(super) fn weather(rng: &mut RngStream) -> Weather {
     if rng.chance(200) {
@@ -77,7 +80,7 @@ const KINDS: &[Kind] = &[
         let left = *d.rng.pick(&[1 << 20, FREE_SPACE_FLOOR / 3, FREE_SPACE_FLOOR - 1, 2 * FREE_SPACE_FLOOR]);
         Fault::Full { node: d.place(), left, span: d.span() }
     },
-    |d| Fault::Stall { node: d.place(), span: d.span() },
+    |d| Fault::Stall { node: d.place(), files: *d.rng.pick(&STALLED), span: d.span() },
     |d| {
         let op = *d.rng.pick(&[DiskOp::Read, DiskOp::Write, DiskOp::Sync]);
         Fault::DiskError { node: d.place(), op, down: d.span() }
@@ -154,7 +157,7 @@ const WORKER_KINDS: &[Kind] = &[
     // The one that it hears of the state falls behind.
     |d| Fault::Cut { links: Links::Isolate { node: d.other() }, span: d.span() },
     |d| Fault::Pause { node: d.other(), span: d.span() },
-    |d| Fault::Stall { node: d.place(), span: d.span() },
+    |d| Fault::Stall { node: d.place(), files: *d.rng.pick(&STALLED), span: d.span() },
     |d| {
         let bound = CLOCK_DRIFT_PPM_MAX as i64;
         Fault::Speed { node: d.place(), ppm: *d.rng.pick(&[-bound, bound, -bound, bound, FROZEN_PPM]), span: d.span() }

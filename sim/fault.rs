@@ -147,6 +147,8 @@ pub enum Fault {
     Stall {
         /// Which.
         node: Place,
+        /// Where on the disk.
+        files: Files,
         /// For how long.
         span: Duration,
     },

@@ -162,7 +162,8 @@ impl Cluster {
         let deadline = TimeHandle::current().elapsed() + patience;
         loop {
             let workers = self.operator.list_workers().await.map_err(|error| error.to_string());
-            let stays = |worker: &&Worker| self.staying().any(|member| member.id() == Some(NodeId(worker.id)));
+            let staying = self.members.iter().filter(|member| !member.is_removed());
+            let stays = |worker: &&Worker| staying.clone().any(|member| member.id() == Some(NodeId(worker.id)));
             let drained = workers.map(|workers| {
                 let drained = workers.iter().filter(stays).filter(|worker| worker.drain_wanted);
                 drained.map(|worker| NodeId(worker.id)).collect::<Vec<_>>()

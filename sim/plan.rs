@@ -6,12 +6,13 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::controller::History;
-use crate::io::{Io, Rng, Tokens};
+use crate::io::{Io, Rng, RngStream, Tokens};
 use crate::limits::{
     CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT, ELECTION_TIMEOUT_MIN, EVENTS_MAX, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT,
     SNAPSHOT_CHUNK_BYTES, TAIL_BYTES_MAX, VOTERS_TARGET_MAX,
 };
 use crate::node::Role;
+use crate::raft::core::Flow;
 use crate::raft::tail::Retention;
 use crate::sim::fault::{Class, Fault, Place, Places};
 use crate::sim::load::Load;
@@ -92,6 +93,9 @@ pub struct Plan {
     pub lease_reads: bool,
     /// How much of the log the members keep for those behind: less than what happens, so that snapshots are needed.
     pub retention: Retention,
+    /// How much of the log the members have under way at once.
+    #[serde(default)]
+    pub flow: Flow,
     /// Bytes of a snapshot's chunk.
     pub chunk_bytes: usize,
     /// Changes that are read at once for those who watch.
@@ -113,6 +117,18 @@ pub struct Plan {
     pub beyond_budget: bool,
     /// What draws the majority that must serve while the others stay broken.
     pub core: u64,
+}
+
+/// Mostly all that they may, and sometimes what little there is to have under way is more than that.
+fn flow(rng: &mut RngStream) -> Flow {
+    let all = Flow::default();
+    let append_bytes = *rng.pick(&[all.append_bytes, all.append_bytes, 1, 500]);
+    Flow {
+        append_bytes,
+        appends: *rng.pick(&[all.appends, all.appends, 1, 3]),
+        uncommitted_bytes: *rng.pick(&[all.uncommitted_bytes, all.uncommitted_bytes, append_bytes.max(1_000)]),
+        committed_bytes: *rng.pick(&[all.committed_bytes, all.committed_bytes, 1, 500]),
+    }
 }
 
 fn events_max() -> usize {
@@ -212,6 +228,7 @@ impl Plan {
             stock: 5,
             lease_reads: false,
             retention: Retention::default(),
+            flow: Flow::default(),
             chunk_bytes: SNAPSHOT_CHUNK_BYTES,
             events_max: EVENTS_MAX,
             keys_quota: None,
@@ -287,6 +304,7 @@ impl Plan {
                 bytes: *load.pick(&[2_000, LOG_BYTES_KEPT, LOG_BYTES_KEPT]),
                 in_memory: *load.pick(&[0, 2_000, TAIL_BYTES_MAX, TAIL_BYTES_MAX]),
             },
+            flow: flow(&mut rng.stream("plan/flow")),
             chunk_bytes: *load.pick(&[1, 100, SNAPSHOT_CHUNK_BYTES]),
             keys_quota: None,
             history: History::All,
@@ -363,8 +381,14 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "reads under a lease: {}, {:?}, snapshots in chunks of {} bytes, {} changes at once; keys may take {:?} bytes, and of their past is kept {:?}",
-            self.lease_reads, self.retention, self.chunk_bytes, self.events_max, self.keys_quota, self.history
+            "reads under a lease: {}, {:?}, {:?}, snapshots in chunks of {} bytes, {} changes at once; keys may take {:?} bytes, and of their past is kept {:?}",
+            self.lease_reads,
+            self.retention,
+            self.flow,
+            self.chunk_bytes,
+            self.events_max,
+            self.keys_quota,
+            self.history
         )?;
         writeln!(f, "{:?}", self.weather)?;
         for (at, fault) in &self.faults {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::raft::core::Flow;
 use crate::raft::tail::Retention;
 use crate::sim::fault::Fault;
 use crate::sim::network::Weather;
@@ -187,6 +188,7 @@ impl Shrinker<'_> {
             |plan| plan.holders = 0,
             |plan| plan.readers = 0,
             |plan| plan.retention = Retention::default(),
+            |plan| plan.flow = Flow::default(),
             |plan| plan.chunk_bytes = crate::limits::SNAPSHOT_CHUNK_BYTES,
             |plan| plan.events_max = crate::limits::EVENTS_MAX,
             |plan| plan.early = false,

@@ -14,6 +14,7 @@ use madsim::runtime::NodeHandle;
 use crate::error::Fault;
 use crate::io::{BlockingLoop, Rng, Spawn, TaskHandle};
 use crate::sim::cost;
+use crate::sim::disk::Files;
 
 /// What a boot reports when it ends itself.
 pub type FailStop = Arc<dyn Fn(Fault) + Send + Sync>;
@@ -21,14 +22,24 @@ pub type FailStop = Arc<dyn Fn(Fault) + Send + Sync>;
 /// Blocking work that has begun but not happened yet: it waits out its simulated delay.
 type Pending = Arc<Mutex<Option<Box<dyn BlockingLoop>>>>;
 
-/// Whether a machine's disk is held up, for all its boots.
+/// Which files of a machine's disk are held up, for all its boots.
 #[derive(Clone, Default)]
-pub struct Stall(Arc<AtomicBool>);
+pub struct Stall(Arc<Mutex<Option<Files>>>);
 
 impl Stall {
-    /// Blocking work that begins from now on takes up to [`STALLED_MAX`] longer, or no longer does.
-    pub fn set(&self, stalled: bool) {
-        self.0.store(stalled, Ordering::Relaxed);
+    /// Blocking work on these files that begins from now on takes up to [`STALLED_MAX`] longer; none any more does without any.
+    pub fn set(&self, files: Option<Files>) {
+        *self.0.lock().unwrap() = files;
+    }
+
+    /// Whether the work of a thread takes longer.
+    fn holds_up(&self, thread: &str) -> bool {
+        match *self.0.lock().unwrap() {
+            None => false,
+            Some(Files::All) => true,
+            Some(Files::Log) => thread == "log",
+            Some(Files::State) => ["apply", "snapshot"].contains(&thread),
+        }
     }
 }
 
@@ -120,14 +131,14 @@ pub fn drop_quietly<T>(held: T) {
 }
 
 /// How long simulated blocking work takes: mostly around a fast disk's sync, now and then far longer.
-fn delay(rng: &Rng, stall: &Stall, lane: u64, counter: u64) -> Duration {
+fn delay(rng: &Rng, held_up: bool, lane: u64, counter: u64) -> Duration {
     let draw = rng.draw("blocking", lane, counter);
     let micros = match draw % 100 {
         0 => 20_000 + draw / 100 % 80_000,
         1..5 => 4_000 + draw / 100 % 16_000,
         _ => 1_000 + draw / 100 % 1_500,
     };
-    let held_up = match stall.0.load(Ordering::Relaxed) {
+    let held_up = match held_up {
         true => crate::io::scale(rng.draw("held up", lane, counter), STALLED_MAX.as_micros() as u64),
         false => 0,
     };
@@ -189,7 +200,7 @@ impl Spawn for SimSpawn {
             while work.ready().await {
                 counter += 1;
                 *slot.lock().unwrap() = Some(work);
-                madsim::time::sleep(delay(&rng, &stall, lane, counter)).await;
+                madsim::time::sleep(delay(&rng, stall.holds_up(name), lane, counter)).await;
                 // Gone only if the machine went down meanwhile, and then this task never runs again.
                 let Some(taken) = slot.lock().unwrap().take() else { return };
                 work = taken;

@@ -15,7 +15,7 @@ use crate::io::Io;
 use crate::limits::SESSION_TTL;
 use crate::proto::etcdserverpb::{PutRequest, PutResponse};
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, wait, wait_closely};
-use crate::sim::disk::PowerCut;
+use crate::sim::disk::{Files, PowerCut};
 use crate::sim::door::{Door, Etcd};
 use crate::sim::fault::{Fault, Place};
 use crate::sim::history::Seen;
@@ -246,11 +246,11 @@ impl Cluster {
                 let watched = self.watch.state();
                 watched.statuses.get(&id).is_none_or(|status| !status.voters.contains(&id))
             };
-            self.members[last].machine.stall.set(stalled && voters.len() == 2);
+            self.members[last].machine.stall.set((stalled && voters.len() == 2).then_some(Files::All));
             let cluster = self.clone();
             let removal = madsim::task::spawn(async move { cluster.remove(removed).await });
             wait_closely(PATIENCE, CLOSELY, knows).await;
-            self.members[last].machine.stall.set(false);
+            self.members[last].machine.stall.set(None);
             if voters.len() == 2 && knows() {
                 sometimes!("the power went for the last voter just after the last but one was removed");
                 self.members[last].machine.down(Down::Power(cut));

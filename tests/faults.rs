@@ -17,7 +17,7 @@ use cairn::ids::Address;
 use cairn::io::{BlockingLoop, Io, Rng};
 use cairn::sim::aim;
 use cairn::sim::clock::FROZEN_PPM;
-use cairn::sim::disk::PowerCut;
+use cairn::sim::disk::{Files, PowerCut};
 use cairn::sim::draw;
 use cairn::sim::fault::Fault;
 use cairn::sim::mark::{self, MARKS, Marks};
@@ -638,18 +638,25 @@ impl BlockingLoop for Jobs {
 
 #[test]
 fn a_stalled_disk_is_slow() {
-    let [quick, slow] = [false, true].map(|stalled| {
+    let took = |stalled, thread| {
         simulate(move |world| async move {
             let machine = world.machine();
             machine.stall.set(stalled);
             let (ended, end) = oneshot::channel();
             let began = now();
-            machine.boot().0.spawn.blocking("jobs", Box::new(Jobs(50, Some(ended))));
+            machine.boot().0.spawn.blocking(thread, Box::new(Jobs(50, Some(ended))));
             end.await.unwrap();
             now() - began
         })
-    });
-    assert!(slow > 10 * quick && slow < 50 * (STALLED_MAX + Duration::from_millis(100)), "{quick:?} and {slow:?}");
+    };
+    let quick = took(None, "log");
+    let bounds = 10 * quick..50 * (STALLED_MAX + Duration::from_millis(100));
+    for (files, log, apply) in [(Files::All, true, true), (Files::Log, true, false), (Files::State, false, true)] {
+        for (thread, slow) in [("log", log), ("apply", apply)] {
+            let took = took(Some(files), thread);
+            assert_eq!(bounds.contains(&took), slow, "{files:?}, {thread}: {took:?}, and {quick:?} without");
+        }
+    }
 }
 
 #[test]

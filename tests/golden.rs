@@ -24,7 +24,7 @@ use cairn::proto::etcdserverpb::{
 use cairn::proto::mvccpb::KeyValue;
 use cairn::proto::v1::{self, change_auth::Change, command::Kind, reply};
 use cairn::raft::codec;
-use cairn::raft::core::{Core, CoreConfig, genesis};
+use cairn::raft::core::{Core, CoreConfig, Flow, genesis};
 use cairn::raft::log::{Recovered, Write as LogWrite};
 use cairn::raft::tail::Retention;
 use cairn::scheduler;
@@ -460,7 +460,12 @@ impl Runner for CoreRunner {
                     compacted: (Index(0), Term(0)),
                     entries: vec![genesis(&founder)],
                 };
-                let config = CoreConfig { id: NodeId(id), election_ticks: 10, retention: Retention::default() };
+                let config = CoreConfig {
+                    id: NodeId(id),
+                    election_ticks: 10,
+                    retention: Retention::default(),
+                    flow: Flow::default(),
+                };
                 let core = Core::new(config, recovered, Index(1), state, Rng::from_seed([id as u8; 32]))?;
                 self.nodes.insert(id, CoreNode { core, writes: Vec::new(), applied: Vec::new() });
                 return Ok(String::new());

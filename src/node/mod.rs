@@ -43,7 +43,7 @@ use crate::io::{Channel, Io, Listener, Shown, TaskHandle};
 use crate::limits;
 use crate::metrics::Metrics;
 use crate::proto::v1::{JoinReply, Member, MemberRole};
-use crate::raft::core::{Status, genesis};
+use crate::raft::core::{Flow, Status, genesis};
 use crate::raft::log::{Identity, Log};
 use crate::raft::manager::{self, Observer, Setup};
 use crate::raft::owner::Machine;
@@ -105,6 +105,7 @@ pub struct NodeBuilder {
     election_timeout: Duration,
     voters_max: usize,
     retention: Retention,
+    flow: Flow,
     chunk_bytes: usize,
     events_max: usize,
     role: Role,
@@ -131,6 +132,7 @@ impl NodeBuilder {
             election_timeout: limits::ELECTION_TIMEOUT,
             voters_max: limits::VOTERS_TARGET_MAX,
             retention: Retention::default(),
+            flow: Flow::default(),
             chunk_bytes: limits::SNAPSHOT_CHUNK_BYTES,
             events_max: limits::EVENTS_MAX,
             role: Role::default(),
@@ -175,6 +177,12 @@ impl NodeBuilder {
     /// How much of the applied log it keeps for members that are behind; one entry at least.
     pub fn log_kept(mut self, retention: Retention) -> Self {
         self.retention = retention;
+        self
+    }
+
+    /// How much of the log it has under way at once: to each member, and to its own state.
+    pub fn log_flow(mut self, flow: Flow) -> Self {
+        self.flow = flow;
         self
     }
 
@@ -312,6 +320,7 @@ impl NodeBuilder {
             election_ticks: (self.election_timeout.as_millis() / limits::TICK.as_millis()) as usize,
             lease_reads: self.lease_reads,
             retention: self.retention,
+            flow: self.flow,
             log,
             snapshots: StateSnapshots {
                 reader: reader.clone(),
@@ -376,6 +385,11 @@ impl NodeBuilder {
         within("election timeout", &self.election_timeout, timeouts)?;
         within("number of voters", &self.voters_max, 1..=limits::MEMBERS_MAX)?;
         within("number of log entries kept", &self.retention.entries, 1..=u64::MAX)?;
+        let Flow { append_bytes, appends, uncommitted_bytes, committed_bytes } = self.flow;
+        within("bytes of an append message", &append_bytes, 1..=limits::APPEND_BYTES_MAX)?;
+        within("append messages before an answer", &appends, 1..=limits::APPENDS_IN_FLIGHT_MAX)?;
+        within("bytes not committed", &uncommitted_bytes, append_bytes..=limits::UNCOMMITTED_BYTES_MAX)?;
+        within("bytes handed to the state at once", &committed_bytes, 1..=limits::COMMITTED_BYTES_MAX)?;
         within("bytes of a snapshot's chunk", &self.chunk_bytes, 1..=limits::MESSAGE_BYTES_MAX / 2)?;
         within("number of changes read at once", &self.events_max, 1..=limits::EVENTS_MAX)?;
         within("bytes that keys may take", &self.keys_quota, 1..=u64::MAX)?;

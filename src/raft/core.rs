@@ -26,6 +26,7 @@ use raft::eraftpb::{
     Message, MessageType,
 };
 use raft::{CAMPAIGN_TRANSFER, Config, ProgressState, RawNode, ReadOnlyOption, SnapshotStatus, StateRole};
+use serde::{Deserialize, Serialize};
 
 use super::codec;
 use super::log::{Recovered, Write};
@@ -160,6 +161,32 @@ pub struct CoreConfig {
     pub election_ticks: usize,
     /// How much of the log is kept for members that are behind.
     pub retention: Retention,
+    /// How much is under way at once.
+    pub flow: Flow,
+}
+
+/// How much a member has under way at once. One entry always is, however large.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flow {
+    /// Bytes of the entries in one append message; at most [`limits::APPEND_BYTES_MAX`].
+    pub append_bytes: u64,
+    /// Append messages to one follower before an answer; at most [`limits::APPENDS_IN_FLIGHT_MAX`].
+    pub appends: usize,
+    /// Bytes of entries proposed but not committed, and not fewer than in one message; above it proposals are refused as exhausted.
+    pub uncommitted_bytes: u64,
+    /// Bytes of committed entries handed to the state at once; at most [`limits::COMMITTED_BYTES_MAX`].
+    pub committed_bytes: u64,
+}
+
+impl Default for Flow {
+    fn default() -> Self {
+        Self {
+            append_bytes: limits::APPEND_BYTES_MAX,
+            appends: limits::APPENDS_IN_FLIGHT_MAX,
+            uncommitted_bytes: limits::UNCOMMITTED_BYTES_MAX,
+            committed_bytes: limits::COMMITTED_BYTES_MAX,
+        }
+    }
 }
 
 /// A write that is not durable yet.
@@ -269,13 +296,13 @@ impl Core {
             election_tick: config.election_ticks,
             heartbeat_tick: 1,
             applied: applied.0,
-            max_size_per_msg: limits::APPEND_BYTES_MAX,
-            max_inflight_msgs: limits::APPENDS_IN_FLIGHT_MAX,
+            max_size_per_msg: config.flow.append_bytes,
+            max_inflight_msgs: config.flow.appends,
             check_quorum: true,
             pre_vote: true,
             read_only_option: ReadOnlyOption::Safe,
-            max_uncommitted_size: limits::UNCOMMITTED_BYTES_MAX,
-            max_committed_size_per_ready: limits::COMMITTED_BYTES_MAX,
+            max_uncommitted_size: config.flow.uncommitted_bytes,
+            max_committed_size_per_ready: config.flow.committed_bytes,
             ..Config::default()
         };
         let logger = slog::Logger::root(Bridge, slog::o!());
@@ -745,7 +772,7 @@ impl Core {
             self.changes.extend(changes(&entries));
         }
         // Whoever knows of a configuration only from memory could not count votes in it after a crash. That it is committed is said
-        // from now on; the entry itself may be handed out later, when it has been read from the disk.
+        // from now on; the entry itself may be handed out later, when those before it have been.
         let pending = self.changes.split_off(&Index(hard_state.commit).next());
         let said = !std::mem::replace(&mut self.changes, pending).is_empty();
         let reconfigured = said || changes(ready.committed_entries()).next().is_some();

@@ -16,7 +16,7 @@ use raft::eraftpb::{Message, MessageType};
 use tokio::sync::{mpsc, oneshot};
 
 use super::codec;
-use super::core::{Announced, Compaction, Core, CoreConfig, Effects, Refused, Role, Status};
+use super::core::{Announced, Compaction, Core, CoreConfig, Effects, Flow, Refused, Role, Status};
 use super::handle::{ProposeError, RaftHandle, Reply, Request, Shared};
 use super::log::{Identity, Log};
 use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine, Now};
@@ -69,6 +69,8 @@ pub struct Setup<M, S> {
     pub lease_reads: bool,
     /// How much of the log is kept for members that are behind.
     pub retention: Retention,
+    /// How much is under way at once.
+    pub flow: Flow,
     /// The opened log; its identity is established.
     pub log: Log,
     /// The opened state.
@@ -94,6 +96,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         election_ticks,
         lease_reads,
         retention,
+        flow,
         mut log,
         machine,
         snapshots,
@@ -113,7 +116,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     let incarnation = recovered.incarnation;
     let conf_state = codec::conf_state(machine.conf_state()).context(|| "read the membership of the state".into())?;
     let (applied, _) = machine.applied();
-    let config = CoreConfig { id: identity.id, election_ticks, retention };
+    let config = CoreConfig { id: identity.id, election_ticks, retention, flow };
     let core = match Core::new(config, recovered, applied, conf_state, io.rng.child("raft")) {
         Ok(core) => core,
         Err(fault) => return Err(leave_open((log, machine), fault)),
