@@ -7,7 +7,7 @@ use cairn::ids::{Index, NodeId, Term};
 use cairn::io::Rng;
 use cairn::proto::v1::{self, RaftFrame};
 use cairn::raft::codec;
-use cairn::raft::core::{Core, CoreConfig};
+use cairn::raft::core::{Core, CoreConfig, Flow};
 use cairn::raft::log::Recovered;
 use cairn::raft::tail::Retention;
 use cairn::time::ClusterTime;
@@ -36,6 +36,7 @@ fn core() -> Core {
         id: NodeId(1),
         election_ticks: 10,
         retention: Retention { entries: 4, bytes: 1 << 20, in_memory: 256 },
+        flow: Flow::default(),
     };
     Core::new(config, recovered, Index(8), conf_state, Rng::from_seed([7; 32])).unwrap()
 }
