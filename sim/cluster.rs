@@ -575,7 +575,7 @@ impl Cluster {
         let cluster = self.clone();
         async move {
             let trace = &cluster.world.trace;
-            trace.event(format_args!("fault {fault:?}"));
+            trace.planned(format_args!("fault {fault:?}"));
             trace.note(|| Note::Span(format!("{fault:?}"), true));
             cluster.perform(fault).await;
             trace.note(|| Note::Span(format!("{fault:?}"), false));

@@ -138,9 +138,10 @@ struct State {
     files: BTreeMap<Number, File>,
     /// Files made so far.
     made: Number,
-    /// The directory, and what of it is durable.
+    /// The directory, what of it is durable, and what was done to it since.
     names: BTreeMap<String, Number>,
     named: BTreeMap<String, Number>,
+    unnamed: Vec<Naming>,
     /// Operations until the disk stops answering; `None` while it works.
     cut_after: Option<u64>,
     /// Counts boots: a handle of an earlier one is dead.
@@ -154,11 +155,33 @@ struct State {
     counts: DiskCounts,
 }
 
+/// A change of a directory.
+#[derive(Clone)]
+enum Naming {
+    Made(String, Number),
+    Removed(String),
+    /// From one name to another.
+    Renamed(String, String),
+}
+
+impl Naming {
+    fn apply(self, names: &mut BTreeMap<String, Number>) {
+        match self {
+            Self::Made(name, number) => drop(names.insert(name, number)),
+            Self::Removed(name) => drop(names.remove(&name)),
+            Self::Renamed(from, to) => {
+                if let Some(number) = names.remove(&from) {
+                    names.insert(to, number);
+                }
+            }
+        }
+    }
+}
+
 /// Everything on a disk.
 pub struct Contents {
     files: BTreeMap<Number, File>,
     names: BTreeMap<String, Number>,
-    named: BTreeMap<String, Number>,
 }
 
 /// What becomes of a page that was durable.
@@ -288,15 +311,18 @@ impl SimDisk {
     pub fn power_cut(&self, fate: PowerCut, rng: &mut RngStream) {
         let mut state = self.state.lock().unwrap();
         state.cut_after = Some(0);
-        let State { files, names, named, counts, .. } = &mut *state;
-        names.retain(|name, number| {
-            let before = named.get(name).copied();
-            let undone = before != Some(*number) && rng.chance(fate.drop_permille);
-            sometimes!(undone && before.is_some(), "a power cut undid that a file took another's place");
-            *number = before.filter(|_| undone).unwrap_or(*number);
-            !undone || before.is_some()
-        });
-        *named = names.clone();
+        let State { files, names, named, unnamed, counts, .. } = &mut *state;
+        // Of what was done to the directory any part may be left, but nothing is left in half.
+        for naming in unnamed.drain(..) {
+            let undone = rng.chance(fate.drop_permille);
+            let replaces = matches!(&naming, Naming::Renamed(_, to) if named.contains_key(to));
+            sometimes!(undone && replaces, "a power cut undid that a file took another's place");
+            sometimes!(undone && matches!(naming, Naming::Removed(_)), "a power cut undid that a file was removed");
+            if !undone {
+                naming.apply(named);
+            }
+        }
+        *names = named.clone();
         for number in names.values() {
             let file = files.get_mut(number).expect("a file with a name is there");
             let mut image = file.durable.clone();
@@ -398,7 +424,7 @@ impl SimDisk {
         let state = self.state.lock().unwrap();
         let named = |number: &Number| (*number, File::of(state.files[number].durable.clone()));
         let files = state.named.values().map(named).collect();
-        Contents { files, names: state.named.clone(), named: state.named.clone() }
+        Contents { files, names: state.named.clone() }
     }
 
     /// Puts something on this disk, which is off; gives back what was there.
@@ -407,10 +433,11 @@ impl SimDisk {
         state.cut_after = Some(0);
         // Numbers of what is made on it from now on are those of nothing that was on either.
         state.made = state.made.max(contents.files.keys().next_back().copied().unwrap_or_default());
+        state.unnamed.clear();
+        state.named = contents.names.clone();
         Contents {
             files: std::mem::replace(&mut state.files, contents.files),
             names: std::mem::replace(&mut state.names, contents.names),
-            named: std::mem::replace(&mut state.named, contents.named),
         }
     }
 
@@ -420,6 +447,7 @@ impl SimDisk {
         state.files.clear();
         state.names.clear();
         state.named.clear();
+        state.unnamed.clear();
         state.cut_after = Some(0);
     }
 }
@@ -457,17 +485,29 @@ impl State {
     /// The number of a file, which is made if there is none.
     fn make(&mut self, name: &str) -> Number {
         self.forget_orphans();
-        *self.names.entry(name.to_owned()).or_insert_with(|| {
-            self.made += 1;
-            self.files.insert(self.made, File::default());
-            self.made
-        })
+        if let Some(number) = self.names.get(name) {
+            return *number;
+        }
+        self.made += 1;
+        self.files.insert(self.made, File::default());
+        self.rename(Naming::Made(name.to_owned(), self.made));
+        self.made
+    }
+
+    /// Does something to the directory, which is not durable yet.
+    fn rename(&mut self, naming: Naming) {
+        naming.clone().apply(&mut self.names);
+        self.unnamed.push(naming);
     }
 
     /// Lets go of files that have no name any more, not even after a power cut, and are not open.
     fn forget_orphans(&mut self) {
-        let Self { files, names, named, .. } = self;
-        let is_named = |number| names.values().chain(named.values()).any(|other| *other == number);
+        let Self { files, names, named, unnamed, .. } = self;
+        let made = |naming: &Naming, number| matches!(naming, Naming::Made(_, other) if *other == number);
+        let is_named = |number| {
+            let is_it = |other: &Number| *other == number;
+            names.values().chain(named.values()).any(is_it) || unnamed.iter().any(|naming| made(naming, number))
+        };
         files.retain(|number, file| Arc::strong_count(&file.open) > 1 || is_named(*number));
     }
 
@@ -528,8 +568,7 @@ impl Disk for Mounted {
     fn remove(&self, name: &str) -> io::Result<()> {
         self.with(|state| {
             state.find(name)?;
-            state.named.remove(name);
-            state.names.remove(name);
+            state.rename(Naming::Removed(name.to_owned()));
             state.forget_orphans();
             Ok(())
         })
@@ -538,9 +577,7 @@ impl Disk for Mounted {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.with(|state| {
             state.find(from)?;
-            let number = state.names.remove(from).expect("it was found");
-            state.named.remove(from);
-            state.names.insert(to.to_owned(), number);
+            state.rename(Naming::Renamed(from.to_owned(), to.to_owned()));
             Ok(())
         })
     }
@@ -548,6 +585,7 @@ impl Disk for Mounted {
     fn sync_dir(&self) -> io::Result<()> {
         self.with(|state| {
             state.named = state.names.clone();
+            state.unnamed.clear();
             Ok(())
         })
     }
@@ -561,6 +599,10 @@ impl Disk for Mounted {
             image.set_len(bytes);
             state.files.insert(number, File::of(image));
             state.named.insert(name.to_owned(), number);
+            state.unnamed.retain(|naming| match naming {
+                Naming::Made(other, _) | Naming::Removed(other) => other != name,
+                Naming::Renamed(..) => true,
+            });
             Ok(())
         })
     }
@@ -680,6 +722,28 @@ mod tests {
         let lost = PowerCut { drop_permille: 1000, tear_permille: 0 };
         disk.power_cut(lost, &mut Rng::from_seed([1; 32]).stream("t"));
         assert!(disk.boot().list().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_removal_or_a_new_name_may_be_undone_until_the_directory_is_durable() {
+        let names_after = |synced: bool, drop_permille: u64| {
+            let disk = SimDisk::new("disk".into());
+            let mounted = disk.boot();
+            for name in ["gone", "new", "old"] {
+                mounted.open(name).unwrap().sync_data().unwrap();
+            }
+            mounted.sync_dir().unwrap();
+            mounted.remove("gone").unwrap();
+            mounted.rename("new", "old").unwrap();
+            if synced {
+                mounted.sync_dir().unwrap();
+            }
+            disk.power_cut(PowerCut { drop_permille, tear_permille: 0 }, &mut Rng::from_seed([1; 32]).stream("t"));
+            disk.boot().list().unwrap()
+        };
+        assert_eq!(names_after(true, 1000), ["old"]);
+        assert_eq!(names_after(false, 1000), ["gone", "new", "old"]);
+        assert_eq!(names_after(false, 0), ["old"]);
     }
 
     #[test]

@@ -11,16 +11,19 @@
 //! found; a get has `value` and `revision`, both null if the key was absent; a delete has `existed`.
 //!
 //! ```text
-//! {:process 1, :type :invoke, :f :put, :key "0", :value "4294967296", :time 1200000000}
-//! {:process 1, :type :ok, :f :put, :key "0", :value "4294967296", :revision 4, :time 1210000000}
+//! {:process 1, :type :invoke, :f :put, :key "0", :value "4294967296"}
+//! {:process 1, :type :ok, :f :put, :key "0", :value "4294967296"}
+//! {:process 2, :type :invoke, :f :get, :key "0", :value nil}
+//! {:process 2, :type :ok, :f :get, :key "0", :value "4294967296"}
 //! ```
 //!
-//! EDN is as Jepsen writes it and porcupine's key-value model reads it: events in the order of their times, a process does one
-//! thing at a time, and one whose operation ended as `:info` goes on under another number. Puts and gets are `:put` and
-//! `:get`. What that model lacks has names and fields of its own: `:cas` with the `:expected` revision, `:delete` with `:existed`.
+//! EDN has events in their order, as Jepsen writes them, in the very form that porcupine reads for its key-value model (its
+//! `parseKvLog`, with `:append` left out). A process does one thing at a time: who does several has more of them, numbered by the
+//! thousand, and one whose operation ended as `:info` goes on as another. What that model lacks is told in its terms: what is absent
+//! has the value `""`, a removal puts that, and a put that found the revision that it expects is a put. What certainly did nothing
+//! is left out; how it was answered stands in the JSON.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -70,59 +73,41 @@ fn line(record: &Record) -> Value {
 
 /// The events of a history in EDN.
 pub fn edn(records: &[Record]) -> String {
-    let mut events: Vec<(Duration, usize, String)> = Vec::new();
     // Clients are numbered below this, so that numbers of processes tell whose they are.
     const STRIDE: u64 = 1_000;
-    let mut processes: BTreeMap<u64, u64> = BTreeMap::new();
+    let mut events: Vec<(Duration, usize, String)> = Vec::new();
+    // Until when the processes of each client are busy.
+    let mut processes: BTreeMap<u64, Vec<Duration>> = BTreeMap::new();
     let mut ordered: Vec<&Record> = records.iter().filter(|record| record.is_of_now()).collect();
     ordered.sort_by_key(|record| record.from);
     for (number, record) in ordered.into_iter().enumerate() {
-        let process = processes.entry(record.client).or_insert(record.client);
-        let (begins, ends) = edn_fields(record);
-        let head = |kind: &str| format!("{{:process {process}, :type :{kind}, ");
-        let kind = match record.seen {
-            Seen::NotDone | Seen::Denied | Seen::Full => "fail",
-            Seen::Unknown => "info",
-            _ => "ok",
+        let Some((name, asked, got)) = edn_fields(record) else { continue };
+        let busy = processes.entry(record.client).or_default();
+        let free = busy.iter().position(|until| *until <= record.from).unwrap_or(busy.len());
+        busy.resize(busy.len().max(free + 1), Duration::ZERO);
+        let is_known = record.seen != Seen::Unknown;
+        busy[free] = if is_known { record.to } else { Duration::MAX };
+        let process = record.client + STRIDE * free as u64;
+        let line = |kind: &str, value: &str| {
+            format!("{{:process {process}, :type :{kind}, :f :{name}, :key \"{}\", :value {value}}}\n", record.key)
         };
-        let tail = |at: Duration| format!(", :time {}}}\n", at.as_nanos());
-        events.push((record.from, 2 * number, head("invoke") + &begins + &tail(record.from)));
-        events.push((record.to, 2 * number + 1, head(kind) + &ends + &tail(record.to)));
-        if record.seen == Seen::Unknown {
-            *process += STRIDE;
-        }
+        events.push((record.from, 2 * number, line("invoke", &asked)));
+        events.push((record.to, 2 * number + 1, line(if is_known { "ok" } else { "info" }, &got)));
     }
     events.sort();
     events.into_iter().map(|(_, _, line)| line).collect()
 }
 
-/// What an operation was asked, and what it saw.
-fn edn_fields(record: &Record) -> (String, String) {
-    let name = match record.op {
-        Op::Put { expected: None, .. } => "put",
-        Op::Put { expected: Some(_), .. } => "cas",
-        Op::Delete => "delete",
-        Op::Get => "get",
-        Op::GetAt { .. } | Op::Compact { .. } => unreachable!("what is not of a key as it is has no line"),
-    };
-    let mut begins = format!(":f :{name}, :key \"{}\"", record.key);
-    let _ = match record.op {
-        Op::Put { value, expected: None } => write!(begins, ", :value \"{value}\""),
-        Op::Put { value, expected: Some(expected) } => write!(begins, ", :value \"{value}\", :expected {expected}"),
-        _ => write!(begins, ", :value nil"),
-    };
-    let mut ends = begins.clone();
-    let _ = match record.seen {
-        Seen::Put(revision) => write!(ends, ", :revision {revision}"),
-        Seen::Mismatch(actual) => write!(ends, ", :mismatch {actual}"),
-        Seen::Deleted(existed) => write!(ends, ", :existed {existed}"),
-        Seen::Got(Some((value, revision))) => {
-            ends.truncate(ends.len() - "nil".len());
-            write!(ends, "\"{value}\", :revision {revision}")
-        }
-        _ => Ok(()),
-    };
-    (begins, ends)
+/// What an operation is called, was asked, and saw; nothing of one that did nothing, or nothing that can be told.
+fn edn_fields(record: &Record) -> Option<(&'static str, String, String)> {
+    let text = |value: Option<u64>| format!("{:?}", value.map(|value| value.to_string()).unwrap_or_default());
+    match (record.op, record.seen) {
+        (_, Seen::NotDone | Seen::Denied | Seen::Full | Seen::Mismatch(_)) | (Op::Get, Seen::Unknown) => None,
+        (Op::Put { value, .. }, _) => Some(("put", text(Some(value)), text(Some(value)))),
+        (Op::Delete, _) => Some(("put", text(None), text(None))),
+        (Op::Get, Seen::Got(found)) => Some(("get", "nil".into(), text(found.map(|(value, _)| value)))),
+        (Op::Get | Op::GetAt { .. } | Op::Compact { .. }, _) => None,
+    }
 }
 
 #[cfg(test)]
@@ -130,23 +115,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn events_are_in_order_and_a_process_that_does_not_know_goes_on_as_another() {
+    fn events_are_in_order_and_a_process_does_one_thing_at_a_time() {
         let ms = Duration::from_millis;
         let record =
             |client, from, to, op, seen| Record { client, key: 0, op, from: ms(from), to: ms(to), seen, at: 0 };
-        let put = Op::Put { value: 7, expected: None };
+        let put = |value, expected| Op::Put { value, expected };
         let text = edn(&[
-            record(1, 1, 5, put, Seen::Unknown),
+            record(1, 1, 5, put(7, None), Seen::Unknown),
             record(2, 2, 3, Op::Get, Seen::Got(Some((7, 3)))),
-            record(1, 6, 7, Op::Put { value: 8, expected: Some(3) }, Seen::Mismatch(4)),
+            record(2, 3, 4, Op::Get, Seen::Got(None)),
+            record(1, 6, 7, put(8, Some(3)), Seen::Mismatch(4)),
+            record(1, 6, 8, put(9, Some(4)), Seen::Put(5)),
+            record(1, 6, 8, Op::Delete, Seen::Deleted(true)),
         ]);
         let lines = [
-            "{:process 1, :type :invoke, :f :put, :key \"0\", :value \"7\", :time 1000000}",
-            "{:process 2, :type :invoke, :f :get, :key \"0\", :value nil, :time 2000000}",
-            "{:process 2, :type :ok, :f :get, :key \"0\", :value \"7\", :revision 3, :time 3000000}",
-            "{:process 1, :type :info, :f :put, :key \"0\", :value \"7\", :time 5000000}",
-            "{:process 1001, :type :invoke, :f :cas, :key \"0\", :value \"8\", :expected 3, :time 6000000}",
-            "{:process 1001, :type :ok, :f :cas, :key \"0\", :value \"8\", :expected 3, :mismatch 4, :time 7000000}",
+            "{:process 1, :type :invoke, :f :put, :key \"0\", :value \"7\"}",
+            "{:process 2, :type :invoke, :f :get, :key \"0\", :value nil}",
+            "{:process 2, :type :ok, :f :get, :key \"0\", :value \"7\"}",
+            "{:process 2, :type :invoke, :f :get, :key \"0\", :value nil}",
+            "{:process 2, :type :ok, :f :get, :key \"0\", :value \"\"}",
+            "{:process 1, :type :info, :f :put, :key \"0\", :value \"7\"}",
+            "{:process 1001, :type :invoke, :f :put, :key \"0\", :value \"9\"}",
+            "{:process 2001, :type :invoke, :f :put, :key \"0\", :value \"\"}",
+            "{:process 1001, :type :ok, :f :put, :key \"0\", :value \"9\"}",
+            "{:process 2001, :type :ok, :f :put, :key \"0\", :value \"\"}",
         ];
         assert_eq!(text.lines().collect::<Vec<_>>(), lines);
     }

@@ -49,6 +49,7 @@ pub const MARKS: &[&str] = &[
     "a node recovered under a disk that was about to go",
     "a node was refused that takes no part in the format of the cluster",
     "a power cut undid that a file took another's place",
+    "a power cut undid that a file was removed",
     "a proposal was superseded",
     "a read was asked for anew",
     "a removed member was started again",

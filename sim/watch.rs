@@ -125,10 +125,11 @@ impl Watch {
         }
         inner.monotonic.on_status(life, status, &self.violations);
         let Watched { membership, promises, machines, .. } = inner;
+        let term = promises.sent(status.term, status.commit);
         let promises = std::cell::RefCell::new(promises);
         // A member that has not spoken yet, or whose disk is lost, may have held it.
         let holds = |id: NodeId, index: Index| match machines.get(&id) {
-            Some(Some(machine)) => promises.borrow_mut().holds(machine.id, &machine.disk, index),
+            Some(Some(machine)) => promises.borrow_mut().holds(machine.id, &machine.disk, index, term),
             Some(None) | None => true,
         };
         membership.on_status(status, holds, &self.violations);
@@ -212,9 +213,14 @@ impl Watch {
             if !matches!(kind, MessageType::MsgRequestPreVote | MessageType::MsgRequestPreVoteResponse) {
                 inner.monotonic.on_message(NodeId(message.from), Term(message.term));
             }
-            if kind == MessageType::MsgRequestVoteResponse && !message.reject {
-                let (voter, candidate) = (NodeId(message.from), NodeId(message.to));
-                inner.elections.on_vote(voter, Term(message.term), candidate, &self.violations);
+            // Who asks for votes has given itself its own.
+            let candidate = match kind {
+                MessageType::MsgRequestVote => Some(message.from),
+                MessageType::MsgRequestVoteResponse => Some(message.to).filter(|_| !message.reject),
+                _ => None,
+            };
+            if let Some(candidate) = candidate.map(NodeId) {
+                inner.elections.on_vote(NodeId(message.from), Term(message.term), candidate, &self.violations);
             }
         }
     }

@@ -667,13 +667,16 @@ fn every_kind_of_fault_alone_is_survived_and_does_something() {
     assert_eq!(undisturbed.verdict, Verdict::Passed);
     let kinds = draw::one_of_each_kind(&mut Rng::from_seed([3; 32]).stream("kinds"), base.nodes);
     assert!(kinds.len() > 25);
+    let mut idle = Vec::new();
     for fault in kinds {
         let report =
             run_with(vec![(Duration::from_secs(2), fault.with_span(fault.span().min(Duration::from_secs(8))))]);
         assert_eq!(report.verdict, Verdict::Passed, "{fault:?}: {report}");
-        // What is noted is the fault itself and, but for those that may find nothing to do, what comes of it.
-        assert!(report.trace.1 > 0 && report.trace.0 != undisturbed.trace.0, "{fault:?} left no trace");
+        if report.trace.0 == undisturbed.trace.0 {
+            idle.push(fault);
+        }
     }
+    assert!(idle.is_empty(), "nothing came of {idle:?}");
 }
 
 #[test]

@@ -12,7 +12,6 @@ use super::Violations;
 use crate::ids::{TaskId, Token};
 use crate::proto::v1::Resources;
 use crate::sim::network::MachineId;
-use crate::state::worker;
 
 const ONE_LIVE: &str = "one live attempt per task";
 const TOKENS: &str = "tokens grow";
@@ -72,7 +71,10 @@ impl Ledger {
             memory_bytes: sum.memory_bytes + wants.memory_bytes,
             disk_bytes: sum.disk_bytes + wants.disk_bytes,
         });
-        if !worker::fits(&used, has) {
+        let fits = used.cpu_milli <= has.cpu_milli
+            && used.memory_bytes <= has.memory_bytes
+            && used.disk_bytes <= has.disk_bytes;
+        if !fits {
             self.violations.add(CAPACITY, format!("machine {machine} runs {used:?} at once"));
         }
     }

@@ -14,7 +14,7 @@ pub struct Elections {
 }
 
 impl Elections {
-    /// A granted vote left a member.
+    /// A granted vote left a member, or a request of votes: that is one for itself.
     pub fn on_vote(&mut self, voter: NodeId, term: Term, candidate: NodeId, violations: &Violations) {
         let first = *self.votes.entry((voter, term)).or_insert(candidate);
         if first != candidate {

@@ -1,6 +1,7 @@
 //! Oracle 5: what clients saw is what one store would have given, had each operation happened at one instant between
-//! its beginning and its end (Herlihy and Wing, 1990). Checked key by key, which is complete because linearizability
-//! is local; an operation of unknown outcome may have happened at any time after its beginning, or never.
+//! its beginning and its end (Herlihy and Wing, 1990). Checked key by key, which is complete for what is about one key, because
+//! linearizability is local; what a transaction on several adds, oracle 16 sees by its revision. An operation of unknown outcome may
+//! have happened at any time after its beginning, or never.
 //!
 //! The search is Wing and Gong's with Lowe's memory of visited configurations (2017), led by what the revisions tell: an answer
 //! names the revision of the store that it is of, and the store never goes back. Operations of unknown outcome are tried only

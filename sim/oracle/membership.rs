@@ -8,7 +8,7 @@ use raft::eraftpb::{ConfState, Entry as RaftEntry, EntryType, Message, MessageTy
 
 use super::Violations;
 use crate::entry::{Body, Entry};
-use crate::ids::{Index, NodeId};
+use crate::ids::{Index, NodeId, Term};
 use crate::proto::v1::{self, MemberRole};
 use crate::raft::codec;
 use crate::raft::core::{Role, Status};
@@ -21,7 +21,8 @@ const LACKS_MAX: u64 = 101;
 pub struct Membership {
     configurations: BTreeMap<Index, (NodeId, ConfState)>,
     rows: BTreeMap<u64, v1::Member>,
-    counted: Index,
+    /// By term.
+    counted: BTreeMap<Term, Index>,
     /// Changes of members that were sent, and that nobody has applied.
     sent: BTreeSet<Index>,
     /// Who said that an entry is committed when its own disk did not know it.
@@ -152,21 +153,31 @@ impl Membership {
 
     /// A member says where it is; `holds` tells whether a member's disk has the log up to an index.
     pub fn on_status(&mut self, status: &Status, holds: impl Fn(NodeId, Index) -> bool, violations: &Violations) {
-        if status.role != Role::Leader || status.joint || status.commit <= self.counted {
+        let counted = self.counted.entry(status.term).or_default();
+        if status.role != Role::Leader || status.commit <= *counted {
             return;
         }
-        self.counted = status.commit;
-        self.checked += 1;
+        *counted = status.commit;
         let (leader, commit) = (status.id, status.commit);
-        let majority = |voters: &[NodeId]| voters.iter().filter(|id| holds(**id, commit)).count() * 2 > voters.len();
+        let majority = |ids: &[u64]| ids.iter().filter(|id| holds(NodeId(**id), commit)).count() * 2 > ids.len();
+        let of_both = |state: &ConfState| {
+            majority(&state.voters) && (state.voters_outgoing.is_empty() || majority(&state.voters_outgoing))
+        };
         // What made a change of members committed was counted before that took effect.
-        let before = self.configurations.range(..=commit).rev().take(2);
-        let mut before = before.map(|(_, (_, state))| state.voters.iter().copied().map(NodeId).collect::<Vec<_>>());
-        if !majority(&status.voters) && !before.any(|voters| majority(&voters)) {
-            let holders: Vec<NodeId> = status.voters.iter().copied().filter(|id| holds(*id, commit)).collect();
-            let voters = &status.voters;
-            let what =
-                format!("leader {leader} says that {commit} is committed: of {voters:?} only {holders:?} hold it");
+        let mut states = self.configurations.range(..=status.applied.max(commit)).rev().map(|(_, (_, state))| state);
+        let voters: Vec<u64> = status.voters.iter().map(|id| id.0).collect();
+        let newest = states.clone().next();
+        // The one in force is not known yet until somebody has applied it.
+        let is_known = newest.is_some_and(|state| state.voters_outgoing.is_empty() != status.joint);
+        if status.joint && !is_known {
+            return;
+        }
+        self.checked += 1;
+        if !(!status.joint && majority(&voters) || states.by_ref().take(2).any(of_both)) {
+            let holders: Vec<u64> = voters.iter().copied().filter(|id| holds(NodeId(*id), commit)).collect();
+            let what = format!(
+                "leader {leader} says that {commit} is committed: of {voters:?} only {holders:?} hold it, of {newest:?}"
+            );
             violations.add("committed on a majority", what);
         }
     }

@@ -4,7 +4,8 @@
 //! The disk is asked the way a restart would ask: its durable image is opened as a log's journal, once in each boot; after that
 //! what was added is read, unless what it said last already implies the promise: within a boot it takes nothing back. (A reboot reads all
 //! of it again, and must find what was promised.) A term is promised by any
-//! message sent in it, a vote by its grant, entries by their acknowledgement. Pre-votes promise nothing.
+//! message sent in it, a vote by its grant and by asking for others, entries by their acknowledgement: those that the leader of the
+//! term sent, and no others of the same length. Pre-votes promise nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -69,20 +70,25 @@ impl Promised {
                 format!("member {from} sent {kind:?} of term {}, its disk knows term {}", message.term, state.term);
             return Some(text);
         }
-        let granted = kind == MessageType::MsgRequestVoteResponse && !message.reject;
-        if granted && state.term == message.term && state.vote != message.to {
-            let text = format!(
-                "member {from} voted for {} in term {}, its disk says {}",
-                message.to, message.term, state.vote
-            );
-            return Some(text);
+        let candidate = match kind {
+            MessageType::MsgRequestVote => Some(from),
+            MessageType::MsgRequestVoteResponse => Some(message.to).filter(|_| !message.reject),
+            _ => None,
+        };
+        if let Some(candidate) = candidate.filter(|id| state.term == message.term && state.vote != *id) {
+            let (term, vote) = (message.term, state.vote);
+            return Some(format!("member {from} voted for {candidate} in term {term}, its disk says {vote}"));
         }
         // Once the disk knows a later term, that term's leader may have replaced what was acknowledged; one sync can
         // make both durable, and then the acknowledgement leaves after what it speaks of has come and gone.
-        let accepted = kind == MessageType::MsgAppendResponse && !message.reject && state.term == message.term;
-        let beyond = accepted && last.0 < message.index;
+        let beyond = accepts(message) && state.term == message.term && last.0 < message.index;
         beyond.then(|| format!("member {from} acknowledged index {}, its disk ends at {last}", message.index))
     }
+}
+
+/// Whether a message acknowledges entries.
+fn accepts(message: &Message) -> bool {
+    message.get_msg_type() == MessageType::MsgAppendResponse && !message.reject
 }
 
 impl fmt::Display for Promised {
@@ -122,12 +128,34 @@ impl Look {
         }
         Ok(())
     }
+
+    /// How a message promises more than this; `sent` is of which term the entry is that it acknowledges.
+    fn broken(&self, message: &Message, sent: Option<Term>) -> Option<String> {
+        let (from, index) = (message.from, Index(message.index));
+        let lacks = || {
+            let found = match log::term_at(&self.journal, index) {
+                Ok(found) => found?,
+                Err(fault) => return Some(fault.to_string()),
+            };
+            let other = sent.filter(|sent| *sent != found && self.promised.hard_state.term == message.term)?;
+            Some(format!("member {from} acknowledged {index} of term {other}, its disk has one of term {found}"))
+        };
+        self.promised.broken(message).or_else(lacks)
+    }
+
+    /// Whether it holds the log up to an entry of that term, if that is known.
+    fn holds(&self, index: Index, term: Option<Term>) -> bool {
+        let same = |term: Term| log::term_at(&self.journal, index).is_ok_and(|found| found.is_none_or(|it| it == term));
+        self.promised.last.0 >= index && term.is_none_or(same)
+    }
 }
 
 /// What each machine's disk promised when it was last asked.
 #[derive(Default)]
 pub struct Promises {
     looks: BTreeMap<MachineId, Look>,
+    /// Of which term the entries are that leaders sent, by the terms that they led in.
+    sent: BTreeMap<(Term, Index), Term>,
     /// Promises checked.
     pub checked: u64,
 }
@@ -141,9 +169,15 @@ impl Promises {
             return;
         }
         self.checked += 1;
-        match self.find(machine, disk, |promised| promised.broken(message).is_none()) {
-            Ok(promised) => {
-                if let Some(what) = promised.broken(message) {
+        if kind == T::MsgAppend {
+            let entries = message.entries.iter().map(|entry| (entry.index, entry.term));
+            let all = entries.chain([(message.index, message.log_term)]);
+            self.sent.extend(all.map(|(index, term)| ((Term(message.term), Index(index)), Term(term))));
+        }
+        let sent = self.sent(Term(message.term), Index(message.index)).filter(|_| accepts(message));
+        match self.look(machine, disk, |look| look.broken(message, sent).is_none()) {
+            Ok(look) => {
+                if let Some(what) = look.broken(message, sent) {
                     violations.add("promises are durable", what);
                 }
             }
@@ -151,24 +185,35 @@ impl Promises {
         }
     }
 
-    /// What a disk promises: as it was last seen in this boot, if that `will_do`, for within a boot it takes nothing back.
+    /// Of which term an entry is that was sent by the leader of a term.
+    pub fn sent(&self, leader: Term, index: Index) -> Option<Term> {
+        self.sent.get(&(leader, index)).copied()
+    }
+
+    /// What a disk says, as it was last seen in this boot if that `will_do`: within a boot it takes back neither term nor vote,
+    /// nor within a term what its leader sent.
+    fn look(&mut self, machine: MachineId, disk: &SimDisk, will_do: impl Fn(&Look) -> bool) -> Result<&Look, String> {
+        match self.looks.get_mut(&machine).filter(|look| look.at.boots == disk.counts().boots) {
+            Some(look) if will_do(look) => {}
+            Some(look) => look.again(disk)?,
+            None => drop(self.looks.insert(machine, Look::at(disk)?)),
+        }
+        Ok(&self.looks[&machine])
+    }
+
+    /// What a disk promises: as it was last seen in this boot, if that `will_do`.
     pub fn find(
         &mut self,
         machine: MachineId,
         disk: &SimDisk,
         will_do: impl Fn(&Promised) -> bool,
     ) -> Result<&Promised, String> {
-        match self.looks.get_mut(&machine).filter(|look| look.at.boots == disk.counts().boots) {
-            Some(look) if will_do(&look.promised) => {}
-            Some(look) => look.again(disk)?,
-            None => drop(self.looks.insert(machine, Look::at(disk)?)),
-        }
-        Ok(&self.looks[&machine].promised)
+        Ok(&self.look(machine, disk, |look| will_do(&look.promised))?.promised)
     }
 
-    /// Whether a disk holds the log up to an index.
-    pub fn holds(&mut self, machine: MachineId, disk: &SimDisk, index: Index) -> bool {
-        self.find(machine, disk, |promised| promised.last.0 >= index).is_ok_and(|promised| promised.last.0 >= index)
+    /// Whether a disk holds the log up to an entry, of that term if it is known.
+    pub fn holds(&mut self, machine: MachineId, disk: &SimDisk, index: Index, term: Option<Term>) -> bool {
+        self.look(machine, disk, |look| look.holds(index, term)).is_ok_and(|look| look.holds(index, term))
     }
 
     /// What a machine's disk was last seen to promise, in whichever boot.

@@ -5,7 +5,7 @@
 //! Linearizability is checked key by key. This sees what several keys, and past revisions, add to that, without a search: what
 //! clients were told of changes is a list in the order of revisions, and every read must agree with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Violations;
@@ -54,6 +54,23 @@ fn changes(records: &[Record], violations: &Violations) -> BTreeMap<u64, Changes
             let first = *whose.entry(revision).or_insert(who);
             if first != who {
                 violations.add(ORACLE, format!("{first:?} and {who:?} were both given revision {revision}"));
+            }
+        }
+    }
+    // Whoever saw one key of a transaction tells of the others, too, though nobody was told that it was carried out.
+    let mut together: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+    for record in records {
+        if let Op::Put { value, .. } = record.op {
+            together.entry(value).or_default().insert(record.key);
+        }
+    }
+    for (revision, value) in records.iter().filter_map(|record| record.change().and_then(|(at, now)| Some((at, now?))))
+    {
+        for key in together.get(&value).into_iter().flatten() {
+            let before = *keys.entry(*key).or_default().known.entry(revision).or_insert(Some(value));
+            if before != Some(value) {
+                let what = format!("{value} was written at revision {revision}, and made key {key} {before:?}");
+                violations.add(ORACLE, what);
             }
         }
     }
@@ -167,6 +184,11 @@ mod tests {
         assert!(!with(&[got(0, (5, 6), Some((7, 5)), 5), got(1, (5, 6), None, 5)]), "half of it");
         assert!(!with(&[got(0, (5, 6), Some((7, 5)), 4)]), "before it was there");
         assert!(!holds(&[put(1, 0, (0, 10), 7, 5), put(2, 1, (0, 10), 8, 5)]), "two changes at one revision");
+        let half = |key| record(1, key, (0, 10), Op::Put { value: 7, expected: None }, Seen::Unknown, 0);
+        let unheard = |other| holds(&[half(0), half(1), got(0, (11, 12), Some((7, 5)), 5), got(1, (11, 12), other, 5)]);
+        assert!(unheard(Some((7, 5))));
+        assert!(!unheard(None), "half of what nobody was told of");
+        assert!(holds(&[half(0), half(1), got(0, (11, 12), None, 5), got(1, (11, 12), None, 5)]), "nothing of it");
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Oracle 6, from within: a session that is used lives on for its time, in the time of the cluster (Raft dissertation, §6.3:
-//! servers must agree on when to expire a session, and not do so too early, for then a command may be executed twice).
+//! servers must agree on when to expire a session, and not do so too early, for then a command may be executed twice); and what is
+//! sent again is answered as it was the first time, or not at all.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prost::Message;
 
 use super::Violations;
@@ -17,6 +19,8 @@ use crate::time::ClusterTime;
 #[derive(Default)]
 pub struct Sessions {
     used: BTreeMap<u64, ClusterTime>,
+    /// What the commands of sessions were answered.
+    answers: BTreeMap<(u64, u64), Bytes>,
     now: ClusterTime,
     last: Index,
 }
@@ -30,8 +34,11 @@ impl Sessions {
         }
         self.last = entry.index;
         self.now = self.now.max(*stamp);
-        for (command, reply) in commands.iter().zip(&outcome.replies) {
-            if let (Ok(command), Ok(reply)) = (v1::Command::decode(&**command), v1::Reply::decode(&**reply)) {
+        for (command, answer) in commands.iter().zip(&outcome.replies) {
+            if let (Ok(command), Ok(reply)) = (v1::Command::decode(&**command), v1::Reply::decode(&**answer)) {
+                if let Some(header) = &command.session {
+                    self.on_answer((header.session, header.seq), answer, &reply, violations);
+                }
                 self.on_command(&command, &reply, violations);
             }
         }
@@ -45,6 +52,23 @@ impl Sessions {
     /// How long a session has been idle; `None` of one that is not there.
     pub fn idle(&self, session: u64) -> Option<Duration> {
         self.used.get(&session).map(|used| self.now.since(*used))
+    }
+
+    fn on_answer(&mut self, whose: (u64, u64), answer: &Bytes, reply: &v1::Reply, violations: &Violations) {
+        use rejection::Kind as Refused;
+        if let Some(reply::Kind::Rejection(rejection)) = &reply.kind
+            && let Some(Refused::SessionExpired(_) | Refused::Stale(_) | Refused::WindowFull(_) | Refused::Auth(_)) =
+                &rejection.kind
+        {
+            // It was not looked up, or its user may not see what it gave.
+            return;
+        }
+        let first = self.answers.entry(whose).or_insert_with(|| answer.clone());
+        if first != answer {
+            let first = v1::Reply::decode(&**first);
+            let what = format!("command {whose:?} was answered {first:?}, and then {reply:?}");
+            violations.add("a retry gets the first answer", what);
+        }
     }
 
     fn on_command(&mut self, command: &v1::Command, reply: &v1::Reply, violations: &Violations) {

@@ -337,6 +337,7 @@ impl Core {
             loyal,
             handed_over: None,
         };
+        core.was_member = core.is_inside();
         core.after_call();
         Ok(core)
     }
@@ -834,9 +835,7 @@ impl Core {
                     sometimes!("a leader found itself in no configuration");
                     self.raw.raft.become_follower(self.raw.raft.term, 0);
                 }
-                self.was_member |= !change.changes.is_empty() && {
-                    change.changes.iter().any(|single| single.node_id == self.config.id.0)
-                };
+                self.was_member |= self.is_inside();
                 Body::Members { conf_state: codec::conf_state_bytes(&self.conf_state), change: entry.context }
             }
         };
@@ -861,10 +860,13 @@ impl Core {
 
     /// Whether this member was in a configuration and is no more.
     pub fn has_left(&self) -> bool {
+        self.was_member && !self.is_inside()
+    }
+
+    /// Whether this member is in the configuration.
+    fn is_inside(&self) -> bool {
         let ConfState { voters, learners, voters_outgoing, learners_next, .. } = &self.conf_state;
-        let inside =
-            [voters, learners, voters_outgoing, learners_next].iter().any(|ids| ids.contains(&self.config.id.0));
-        self.was_member && !inside
+        [voters, learners, voters_outgoing, learners_next].iter().any(|ids| ids.contains(&self.config.id.0))
     }
 
     /// Ticks of an election timeout.
