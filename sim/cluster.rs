@@ -658,6 +658,12 @@ impl Cluster {
                 sleep(span).await;
                 machine(node).disk.set_capacity(u64::MAX);
             }
+            Fault::Link { from, to, weather, span } => {
+                let (from, to) = (machine(from).id, machine(to).id);
+                self.world.network.set_link(from, to, Some(weather));
+                sleep(span).await;
+                self.world.network.set_link(from, to, None);
+            }
             Fault::Stall { node, files, span } => {
                 machine(node).stall.set(Some(files));
                 sleep(span).await;

@@ -24,9 +24,10 @@ const STALLED: [Files; 4] = [Files::All, Files::All, Files::State, Files::Log];
 
 /// What the network is like.
 pub(super) fn weather(rng: &mut RngStream) -> Weather {
-    if rng.chance(200) {
-        return Weather::CALM;
-    }
+    if rng.chance(200) { Weather::CALM } else { rough(rng) }
+}
+
+fn rough(rng: &mut RngStream) -> Weather {
     let maybe = |rng: &mut RngStream, permille: u64, most: u64| match rng.chance(permille) {
         true => rng.range(0, most),
         false => 0,
@@ -80,6 +81,7 @@ const KINDS: &[Kind] = &[
         let left = *d.rng.pick(&[1 << 20, FREE_SPACE_FLOOR / 3, FREE_SPACE_FLOOR - 1, 2 * FREE_SPACE_FLOOR]);
         Fault::Full { node: d.place(), left, span: d.span() }
     },
+    |d| Fault::Link { from: d.place(), to: d.place(), weather: rough(d.rng), span: d.span() },
     |d| Fault::Stall { node: d.place(), files: *d.rng.pick(&STALLED), span: d.span() },
     |d| {
         let op = *d.rng.pick(&[DiskOp::Read, DiskOp::Write, DiskOp::Sync]);

@@ -8,6 +8,7 @@ use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 #[cfg(doc)]
 use crate::sim::draw::CRASH_PATIENCE;
 use crate::sim::mark::Marks;
+use crate::sim::network::Weather;
 
 /// A machine of the cluster, by its place in it: 0 is the founder's, and after those that keep the state come the workers
 /// that keep none.
@@ -289,6 +290,17 @@ pub enum Fault {
         /// For how long.
         span: Duration,
     },
+    /// One link has a weather of its own; the other direction keeps that of all.
+    Link {
+        /// From.
+        from: Place,
+        /// To.
+        to: Place,
+        /// What it is like.
+        weather: Weather,
+        /// For how long.
+        span: Duration,
+    },
     /// They have too few processors: whenever one of their tasks has something to do it waits for its turn.
     Crowded {
         /// Which.
@@ -467,6 +479,7 @@ impl Fault {
             Self::Cut { .. }
             | Self::Strand { .. }
             | Self::Far { .. }
+            | Self::Link { .. }
             | Self::Unanswered { .. }
             | Self::Diverge { .. }
             | Self::Echo { .. }
@@ -527,6 +540,7 @@ impl Fault {
             | Self::Join { node, .. } => vec![node],
             Self::Transfer { to } | Self::TransferInJoint { to } => vec![to],
             Self::TransferRace { to, other } => vec![to, other],
+            Self::Link { from, to, .. } => vec![from, to],
             Self::WrongDisk { node, other, .. } | Self::Behind { node, other, .. } => vec![node, other],
             Self::Cut { links, .. } => links.places(),
             Self::Blackout { gone, .. } => gone.into_iter().collect(),
@@ -596,6 +610,7 @@ impl Fault {
             | Self::Drain { span, .. }
             | Self::Speed { span, .. }
             | Self::Far { span, .. }
+            | Self::Link { span, .. }
             | Self::Crowded { span, .. }
             | Self::PauseLeader { span }
             | Self::Echo { span, .. }

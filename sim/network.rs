@@ -91,6 +91,8 @@ const LINGER: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The path whose messages may be lost, repeated and reordered one by one.
 const RAFT_STREAM: &str = "/cairn.v1.Peer/Raft";
+/// Where the bodies of snapshots travel.
+const SNAPSHOT_STREAM: &str = "/cairn.v1.Peer/Snapshot";
 
 /// The paths of commands.
 const COMMANDS: [&str; 2] = ["/cairn.v1.Store/Execute", "/cairn.v1.Store/PassOn"];
@@ -129,6 +131,8 @@ struct State {
     /// How many faults cut each link.
     cuts: BTreeMap<(MachineId, MachineId), u32>,
     weather: Weather,
+    /// What it is like on single links, where it is another there.
+    links: BTreeMap<(MachineId, MachineId), Weather>,
     draws: BTreeMap<(MachineId, MachineId), u64>,
     /// When each narrow link has sent what it was given.
     busy: BTreeMap<(MachineId, MachineId), madsim::time::Instant>,
@@ -138,6 +142,12 @@ struct State {
     ports: u16,
     bound: u64,
     counts: NetworkCounts,
+}
+
+impl State {
+    fn weather(&self, from: MachineId, to: MachineId) -> Weather {
+        self.links.get(&(from, to)).copied().unwrap_or(self.weather)
+    }
 }
 
 /// Whose commands are carried out but not answered.
@@ -194,6 +204,7 @@ impl SimNetwork {
             remembered: BTreeMap::new(),
             cuts: BTreeMap::new(),
             weather: Weather::CALM,
+            links: BTreeMap::new(),
             draws: BTreeMap::new(),
             busy: BTreeMap::new(),
             ghosts: BTreeMap::new(),
@@ -220,9 +231,20 @@ impl SimNetwork {
         drop_quietly(closed);
     }
 
-    /// Changes the weather for messages sent from now on.
+    /// Changes the weather for messages sent from now on, on every link.
     pub fn set_weather(&self, weather: Weather) {
-        self.state.lock().unwrap().weather = weather;
+        let mut state = self.state.lock().unwrap();
+        state.weather = weather;
+        state.links.clear();
+    }
+
+    /// Has one link have a weather of its own, or that of all others again; the other direction is another link.
+    pub fn set_link(&self, from: MachineId, to: MachineId, weather: Option<Weather>) {
+        let mut state = self.state.lock().unwrap();
+        match weather {
+            Some(weather) => state.links.insert((from, to), weather),
+            None => state.links.remove(&(from, to)),
+        };
     }
 
     /// Cuts the link from one machine to another once more, or once less; the other direction is another link.
@@ -341,7 +363,7 @@ impl SimNetwork {
     fn delay(&self, from: MachineId, to: MachineId) -> Duration {
         let (weather, far) = {
             let state = self.state.lock().unwrap();
-            (state.weather, state.far)
+            (state.weather(from, to), state.far)
         };
         if from == to {
             return Duration::from_millis(1);
@@ -358,7 +380,7 @@ impl SimNetwork {
     fn stall(&self, from: MachineId, to: MachineId, path: &str) -> Duration {
         let state = self.state.lock().unwrap();
         let late = state.late.contains(&from) || state.late.contains(&to);
-        let permille = if late { 1000 } else { state.weather.stall_permille };
+        let permille = if late { 1000 } else { state.weather(from, to).stall_permille };
         drop(state);
         if from == to || path == RAFT_STREAM || permille == 0 || self.draw(from, to, 1000) >= permille {
             return Duration::ZERO;
@@ -369,7 +391,8 @@ impl SimNetwork {
     /// How much longer `bytes` take because the link is narrow; `None` if it lags too far behind for more to queue up.
     fn transfer(&self, from: MachineId, to: MachineId, bytes: usize) -> Option<Duration> {
         let state = &mut *self.state.lock().unwrap();
-        if from == to || state.weather.bytes_per_ms == 0 {
+        let bytes_per_ms = state.weather(from, to).bytes_per_ms;
+        if from == to || bytes_per_ms == 0 {
             return Some(Duration::ZERO);
         }
         let now = self.time.now_instant();
@@ -377,14 +400,14 @@ impl SimNetwork {
         if *busy > now + QUEUED_MAX {
             return None;
         }
-        let takes = Duration::from_micros(bytes as u64 * 1000 / state.weather.bytes_per_ms);
+        let takes = Duration::from_micros(bytes as u64 * 1000 / bytes_per_ms);
         *busy = now.max(*busy) + takes;
         Some(*busy - now)
     }
 
     /// Whether a connection is reset at this frame.
     fn reset(&self, from: MachineId, to: MachineId) -> bool {
-        let per_100k = self.state.lock().unwrap().weather.reset_per_100k;
+        let per_100k = self.state.lock().unwrap().weather(from, to).reset_per_100k;
         let reset = per_100k > 0 && from != to && self.draw(from, to, 100_000) < per_100k;
         self.state.lock().unwrap().counts.resets += u64::from(reset);
         reset
@@ -404,6 +427,13 @@ impl SimNetwork {
         }
         state.counts.replayed += risen.len() as u64;
         risen
+    }
+
+    /// A gRPC message as it arrives: in some weathers it may be damaged.
+    fn maybe_corrupt(&self, from: MachineId, to: MachineId, message: Bytes) -> Bytes {
+        let per_100k = self.state.lock().unwrap().weather(from, to).corrupt_per_100k;
+        let corrupt = per_100k > 0 && self.draw(from, to, 100_000) < per_100k;
+        if corrupt { self.corrupt(from, to, &message) } else { message }
     }
 
     /// A gRPC message with a bit changed, or without its end.
@@ -684,6 +714,8 @@ enum Carriage {
     Frames,
     /// In messages, in order.
     Messages,
+    /// In messages, in order, and any may be damaged.
+    Bodies,
     /// In messages, each of which meets a fate of its own.
     Loose,
 }
@@ -692,6 +724,7 @@ impl Carriage {
     fn of(path: &str) -> Self {
         match path {
             RAFT_STREAM => Self::Loose,
+            SNAPSHOT_STREAM => Self::Bodies,
             WATCH_STREAM => Self::Messages,
             _ => Self::Frames,
         }
@@ -708,6 +741,11 @@ async fn pump(mut sender: Sender, mut body: Body, carriage: Carriage) {
                 while let Some(message) = splitter.next() {
                     let sent = match carriage {
                         Carriage::Loose => sender.send_message(message).await,
+                        Carriage::Bodies => {
+                            let (from, to) = (sender.from, sender.to);
+                            let message = sender.network.maybe_corrupt(from, to, message);
+                            sender.send(Freight::Frame(Frame::data(message)), Duration::ZERO).await
+                        }
                         _ => {
                             let to = sender.to;
                             sender.network.wait_while(|state| state.deaf.contains(&to)).await;
@@ -798,12 +836,13 @@ impl Sender {
             if let Some(sent) = state.remembered.get_mut(&to).filter(|sent| sent.len() < REMEMBERED_MAX) {
                 sent.push((from, message.clone()));
             }
-            (state.weather, state.deaf.contains(&to))
+            (state.weather(from, to), state.deaf.contains(&to))
         };
         if self.reset().await {
             return false;
         }
-        for ghost in network.risen(from, to) {
+        let cut = network.is_cut(from, to);
+        for ghost in if cut { Vec::new() } else { network.risen(from, to) } {
             let at = network.time.now_instant() + network.delay(from, to);
             if !self.post(at, Freight::Frame(Frame::data(ghost))).await {
                 return false;
@@ -824,8 +863,7 @@ impl Sender {
                 network.time.now_instant() + Duration::from_millis(network.draw(from, to, most.as_millis() as u64));
             network.state.lock().unwrap().ghosts.entry((from, to)).or_default().push((at, message.clone()));
         }
-        if queued.is_none() || deaf || network.is_cut(from, to) || network.draw(from, to, 1000) < weather.lose_permille
-        {
+        if queued.is_none() || deaf || cut || network.draw(from, to, 1000) < weather.lose_permille {
             network.state.lock().unwrap().counts.lost += 1;
             deliveries.clear();
         }
@@ -836,8 +874,7 @@ impl Sender {
         });
         for delay in deliveries {
             let at = network.time.now_instant() + delay;
-            let corrupt = weather.corrupt_per_100k > 0 && network.draw(from, to, 100_000) < weather.corrupt_per_100k;
-            let data = if corrupt { network.corrupt(from, to, &message) } else { message.clone() };
+            let data = network.maybe_corrupt(from, to, message.clone());
             if !self.post(at, Freight::Frame(Frame::data(data))).await {
                 return false;
             }

@@ -40,6 +40,8 @@ use tower::ServiceExt;
 /// The stream of Raft messages, which meet their fate one by one, and one that is like TCP.
 const MESSAGES: &str = "/cairn.v1.Peer/Raft";
 const BYTES: &str = "/bytes";
+/// The stream of a snapshot's chunks.
+const CHUNKS: &str = "/cairn.v1.Peer/Snapshot";
 /// The call that carries commands.
 const COMMANDS: &str = "/cairn.v1.Store/Execute";
 
@@ -73,7 +75,7 @@ async fn listen(machine: &Arc<Machine>, arrived: &Arrived) {
         })
     };
     let router = Router::new().route(MESSAGES, note(arrived.clone())).route(BYTES, note(arrived.clone()));
-    let router = router.route(COMMANDS, note(arrived.clone()));
+    let router = router.route(COMMANDS, note(arrived.clone())).route(CHUNKS, note(arrived.clone()));
     let listener = io.network.bind(&at(machine)).await.unwrap();
     node.spawn(async move {
         let forever = Box::pin(std::future::pending());
@@ -212,32 +214,57 @@ fn messages_come_once_more_minutes_later_and_after_a_restart() {
 }
 
 #[test]
+fn one_link_has_a_weather_of_its_own() {
+    let lost = Weather { lose_permille: 1_000, ..Weather::CALM };
+    let arrived = simulate(move |world| async move {
+        let (server, clients) = (world.machine(), [world.machine(), world.machine()]);
+        let arrived = Arrived::default();
+        listen(&server, &arrived).await;
+        let io = [0, 1].map(|which| clients[which].boot().0);
+        let senders = [0, 1].map(|which| stream(&io[which], &at(&server), MESSAGES));
+        sleep(Duration::from_millis(100)).await;
+        for weather in [Some(lost), None] {
+            world.network.set_link(clients[0].id, server.id, weather);
+            for (which, sender) in senders.iter().enumerate() {
+                sender.send(number(which as u64, 8)).await.unwrap();
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        arrived.lock().unwrap().iter().map(|(_, message)| number_of(message)).collect::<Vec<_>>()
+    });
+    let count = |which| arrived.iter().filter(|number| **number == Some(which)).count();
+    assert_eq!((count(0), count(1)), (1, 2), "{arrived:?}");
+}
+
+#[test]
 fn messages_are_corrupted_and_cut_short() {
     let weather = Weather { corrupt_per_100k: 30_000, ..Weather::CALM };
     let (server, client) = (0, 1);
-    let arrived = simulate(move |world| async move {
-        let machines = [world.machine(), world.machine()];
-        let arrived = Arrived::default();
-        listen(&machines[server], &arrived).await;
-        let (io, _) = machines[client].boot();
-        let sender = stream(&io, &at(&machines[server]), MESSAGES);
-        world.network.set_weather(weather);
-        for _ in 0..500 {
-            sender.send(Bytes::from_static(&[0; 16])).await.unwrap();
-            sleep(Duration::from_millis(1)).await;
-        }
-        sleep(Duration::from_secs(1)).await;
-        (
-            Arc::try_unwrap(arrived)
-                .map_or_else(|shared| shared.lock().unwrap().clone(), |own| own.into_inner().unwrap()),
-            world.network.counts(),
-        )
-    });
-    let (arrived, counts) = arrived;
-    let short = arrived.iter().filter(|(_, message)| message.len() < 16).count();
-    let flipped = arrived.iter().filter(|(_, m)| m.iter().map(|byte| byte.count_ones()).sum::<u32>() == 1).count();
-    assert!(short > 10 && flipped > 50, "{short} cut short, {flipped} with a bit changed");
-    assert!(counts.corrupted as usize >= short + flipped && counts.corrupted < 200, "{counts:?}");
+    for path in [MESSAGES, CHUNKS] {
+        let arrived = simulate(move |world| async move {
+            let machines = [world.machine(), world.machine()];
+            let arrived = Arrived::default();
+            listen(&machines[server], &arrived).await;
+            let (io, _) = machines[client].boot();
+            let sender = stream(&io, &at(&machines[server]), path);
+            world.network.set_weather(weather);
+            for _ in 0..500 {
+                sender.send(Bytes::from_static(&[0; 16])).await.unwrap();
+                sleep(Duration::from_millis(1)).await;
+            }
+            sleep(Duration::from_secs(1)).await;
+            (
+                Arc::try_unwrap(arrived)
+                    .map_or_else(|shared| shared.lock().unwrap().clone(), |own| own.into_inner().unwrap()),
+                world.network.counts(),
+            )
+        });
+        let (arrived, counts) = arrived;
+        let short = arrived.iter().filter(|(_, message)| message.len() < 16).count();
+        let flipped = arrived.iter().filter(|(_, m)| m.iter().map(|byte| byte.count_ones()).sum::<u32>() == 1).count();
+        assert!(short > 10 && flipped > 50, "{path}: {short} cut short, {flipped} with a bit changed");
+        assert!(counts.corrupted as usize >= short + flipped && counts.corrupted < 200, "{counts:?}");
+    }
 }
 
 #[test]
