@@ -152,6 +152,8 @@ struct State {
     failing: Option<DiskOp>,
     /// What `counts.failed` was when it was mounted last.
     failed_before: u64,
+    /// Its capacity was limited at some time.
+    limited: bool,
     counts: DiskCounts,
 }
 
@@ -176,6 +178,19 @@ impl Naming {
             }
         }
     }
+}
+
+/// What was done to a disk that may stop a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Suffered {
+    /// An operation has failed since it was mounted, because it was told to.
+    pub failed: bool,
+    /// Everything fails on it.
+    pub off: bool,
+    /// There was an end to its space at some time.
+    pub full: bool,
+    /// Pages of it were damaged.
+    pub rotten: bool,
 }
 
 /// Everything on a disk.
@@ -217,7 +232,7 @@ impl Files {
 pub enum DiskOp {
     /// Reading.
     Read,
-    /// Writing.
+    /// Writing, also of lengths and names.
     Write,
     /// Making durable. What was written since the last time is gone, though the next sync succeeds.
     Sync,
@@ -298,13 +313,15 @@ impl SimDisk {
 
     /// Limits the bytes of all files together.
     pub fn set_capacity(&self, bytes: u64) {
-        self.state.lock().unwrap().capacity = bytes;
+        let mut state = self.state.lock().unwrap();
+        state.limited |= bytes < u64::MAX;
+        state.capacity = bytes;
     }
 
     /// Limits the bytes of all files together so that this many are left.
     pub fn set_free(&self, bytes: u64) {
-        let mut state = self.state.lock().unwrap();
-        state.capacity = state.used() + bytes;
+        let used = self.state.lock().unwrap().used();
+        self.set_capacity(used + bytes);
     }
 
     /// The power goes: what was not synced meets its fate, by draws of `rng`. The disk is off until the next boot.
@@ -378,10 +395,15 @@ impl SimDisk {
         self.state.lock().unwrap().counts
     }
 
-    /// Whether an operation has failed since it was mounted, because it was told to.
-    pub fn has_failed(&self) -> bool {
+    /// What was done to it.
+    pub fn suffered(&self) -> Suffered {
         let state = self.state.lock().unwrap();
-        state.counts.failed > state.failed_before
+        Suffered {
+            failed: state.counts.failed > state.failed_before,
+            off: state.cut_after == Some(0),
+            full: state.limited,
+            rotten: state.counts.rotten > 0,
+        }
     }
 
     /// Has the next operation of a kind fail; with `None`, none any more.
@@ -568,6 +590,7 @@ impl Disk for Mounted {
     fn remove(&self, name: &str) -> io::Result<()> {
         self.with(|state| {
             state.find(name)?;
+            state.fail(DiskOp::Write, name, |_| {})?;
             state.rename(Naming::Removed(name.to_owned()));
             state.forget_orphans();
             Ok(())
@@ -577,6 +600,7 @@ impl Disk for Mounted {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         self.with(|state| {
             state.find(from)?;
+            state.fail(DiskOp::Write, from, |_| {})?;
             state.rename(Naming::Renamed(from.to_owned(), to.to_owned()));
             Ok(())
         })
@@ -584,6 +608,7 @@ impl Disk for Mounted {
 
     fn sync_dir(&self) -> io::Result<()> {
         self.with(|state| {
+            state.fail(DiskOp::Sync, "the directory", |_| {})?;
             state.named = state.names.clone();
             state.unnamed.clear();
             Ok(())
@@ -653,7 +678,7 @@ impl StorageBackend for Handle {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.mounted.with(|state| {
+        self.operate(DiskOp::Write, |state| {
             state.admit_growth(state.files[&self.number].live.len, len)?;
             let file = state.file(self.number);
             file.live.set_len(len);

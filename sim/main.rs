@@ -304,6 +304,9 @@ fn run(seed: Option<u64>, case: Option<&Path>, files: &Files, mode: Mode) -> i32
         println!("{}{report}", report.plan);
         let marks: Vec<String> = report.marks.iter().map(|(name, count)| format!("{name} ({count})")).collect();
         println!("came by: {}", marks.join("; "));
+        if let Some(failed) = &report.failed {
+            println!("{failed}");
+        }
         let page = report.recording.as_ref().map(|recording| diagram::page(&report, recording));
         if let (Some(path), Some(page)) = (&files.html, page) {
             write(path, page)?;

@@ -164,10 +164,11 @@ impl Plan {
         self.faults.is_empty() && self.weather == Weather::CALM
     }
 
-    /// Whether nothing goes wrong but that machines are far from each other.
+    /// Whether nothing goes wrong but that machines are far from each other, and nothing is refused because too much is under way.
     pub fn is_only_far(&self) -> bool {
         let far = |(_, fault): &(Duration, Fault)| matches!(fault, Fault::Far { .. });
-        self.faults.iter().all(far) && self.weather == Weather::CALM
+        let room = self.flow.uncommitted_bytes == Flow::default().uncommitted_bytes;
+        self.faults.iter().all(far) && self.weather == Weather::CALM && room
     }
 
     /// Whether all clocks run as evenly as leases demand.

@@ -116,6 +116,8 @@ pub struct Report {
     pub recording: Option<Box<Recording>>,
     /// What everything was like where the run was stopped, if it was to be.
     pub stopped: Option<String>,
+    /// What everything was like when it had failed.
+    pub failed: Option<String>,
 }
 
 /// What a diagram shows.
@@ -207,6 +209,7 @@ pub fn run_plan(seed: Seed, plan: Plan, mode: Mode) -> Report {
             history: Vec::new(),
             recording: None,
             stopped: None,
+            failed: None,
         })
         .with_seed(seed)
 }
@@ -263,6 +266,7 @@ impl Run {
                 (self.check().err().unwrap_or(Verdict::Passed), Some(dump))
             }
         };
+        let failed = (verdict != Verdict::Passed).then(|| self.cluster.describe());
         let machines = self.cluster.members.iter().enumerate().map(|(place, member)| {
             let lost = self.cluster.condemned().into_iter().filter(|lost| lost.place == place).map(|lost| lost.id);
             (member.machine.id, member.id().into_iter().chain(lost).collect())
@@ -287,6 +291,7 @@ impl Run {
             costs: cost::take(),
             recording: record.then(|| Box::new(recording)),
             stopped,
+            failed,
             history: records,
         }
     }

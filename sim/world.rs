@@ -12,7 +12,7 @@ use crate::error::Fault;
 use crate::ids::Address;
 use crate::io::{Io, Rng};
 use crate::sim::clock::SimClock;
-use crate::sim::disk::{Contents, Damage, Files, PowerCut, SimDisk};
+use crate::sim::disk::{Contents, Damage, Files, PowerCut, SimDisk, Suffered};
 use crate::sim::launcher::SimLauncher;
 use crate::sim::mark::{self, Marks, Trap};
 use crate::sim::network::{MachineId, SimNetwork};
@@ -76,8 +76,8 @@ pub struct FailStop {
     pub machine: MachineId,
     /// In its own words.
     pub why: String,
-    /// An operation of its disk had failed before, because it was told to.
-    pub disk_failed: bool,
+    /// What had been done to its disk before.
+    pub suffered: Suffered,
 }
 
 /// The machines, their network, and the record of what happened.
@@ -341,8 +341,8 @@ impl Machine {
         }
         self.trace.event(format_args!("fail-stop {}: {fault}", self.id));
         self.trace.note(|| Note::Machine(self.id, "fail-stop"));
-        let (why, disk_failed) = (fault.to_string(), self.disk.has_failed());
-        self.fail_stops.lock().unwrap().push(FailStop { machine: self.id, why, disk_failed });
+        let (why, suffered) = (fault.to_string(), self.disk.suffered());
+        self.fail_stops.lock().unwrap().push(FailStop { machine: self.id, why, suffered });
         self.down(Down::Kill);
     }
 }

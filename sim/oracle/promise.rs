@@ -42,13 +42,13 @@ impl Promised {
 
     /// Whether this takes nothing back of what was promised before. In a later term its leader may have replaced entries, and
     /// in the same one those that are older than it, by some that may be older, too; but what remains of the entries of a term
-    /// when their end is gone are no others.
+    /// when their end is gone are no others. What was known to be committed stays so.
     pub fn keeps(&self, before: &Self) -> bool {
         let (now, then) = (&self.hard_state, &before.hard_state);
         let replaced = self.last.1 != before.last.1 && before.last.1.0 < now.term;
         let same_log = self.last.0 >= before.last.0 || replaced;
         let same_term = now.term == then.term && (then.vote == 0 || now.vote == then.vote) && same_log;
-        now.term > then.term || same_term
+        (now.term > then.term || same_term) && now.commit >= then.commit
     }
 
     /// Up to where the log is known to be committed.
@@ -248,5 +248,8 @@ mod tests {
         assert!(!promised(8, 3, 222, 7).keeps(&before), "another vote");
         assert!(!promised(7, 2, 222, 7).keeps(&before), "an earlier term");
         assert!(!promised(8, 2, 221, 8).keeps(&promised(8, 2, 222, 8)), "a leader replaces nothing of its own");
+        let mut committed = before.clone();
+        committed.hard_state.commit = 5;
+        assert!(!promised(9, 0, 222, 7).keeps(&committed), "less is committed");
     }
 }
