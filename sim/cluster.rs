@@ -532,14 +532,16 @@ impl Cluster {
                 self.set_between(one, other, false);
             }
             Links::Flap { one, other, period } => {
-                let mut left = span;
+                let (mut left, mut cut) = (span, false);
                 while !left.is_zero() {
                     let phase = period.min(left);
-                    self.set_between(|place| place == one, |place| place == other, true);
-                    sleep(phase).await;
-                    self.set_between(|place| place == one, |place| place == other, false);
+                    cut = !cut;
+                    self.set_between(|place| place == one, |place| place == other, cut);
                     sleep(phase).await;
                     left -= phase;
+                }
+                if cut {
+                    self.set_between(|place| place == one, |place| place == other, false);
                 }
             }
             Links::Swizzle { these } => {

@@ -164,16 +164,14 @@ impl Membership {
             majority(&state.voters) && (state.voters_outgoing.is_empty() || majority(&state.voters_outgoing))
         };
         // What made a change of members committed was counted before that took effect.
-        let mut states = self.configurations.range(..=status.applied.max(commit)).rev().map(|(_, (_, state))| state);
-        let voters: Vec<u64> = status.voters.iter().map(|id| id.0).collect();
-        let newest = states.clone().next();
-        // The one in force is not known yet until somebody has applied it.
-        let is_known = newest.is_some_and(|state| state.voters_outgoing.is_empty() != status.joint);
-        if status.joint && !is_known {
-            return;
+        let states = self.configurations.range(..=status.applied.max(commit)).rev().map(|(_, (_, state))| state);
+        let (newest, voters) = (states.clone().next(), status.voters.iter().map(|id| id.0).collect::<Vec<_>>());
+        if status.joint && newest.is_none_or(|state| state.voters_outgoing.is_empty()) {
+            return; // the one in force is not known: nobody has applied it yet
         }
         self.checked += 1;
-        if !(!status.joint && majority(&voters) || states.by_ref().take(2).any(of_both)) {
+        let is_held = !status.joint && majority(&voters) || states.take(2).any(of_both);
+        if !is_held {
             let holders: Vec<u64> = voters.iter().copied().filter(|id| holds(NodeId(*id), commit)).collect();
             let what = format!(
                 "leader {leader} says that {commit} is committed: of {voters:?} only {holders:?} hold it, of {newest:?}"
