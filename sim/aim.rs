@@ -298,7 +298,7 @@ const AIMS: &[(&str, Aim)] = &[
         plan.nodes = *rng.pick(&[3, 5]);
         let (node, expected) = (plan.nodes - 1, Some(rng.chance(700)));
         // Its log may end at each of the entries that are about it.
-        plan.flow.append_bytes = *rng.pick(&[1, plan.flow.append_bytes]);
+        (plan.flow.append_bytes, plan.flow.appends) = *rng.pick(&[(1, 1), (plan.flow.append_bytes, plan.flow.appends)]);
         if !plan.is_late(node) {
             add(rng, plan, 3_000, Fault::Join { node, birth: None, removed: None, expected });
         }
