@@ -9,6 +9,8 @@
 //! was not written lately: damage in the very last commit
 //! is what a power cut does, and it is told apart from nothing else (ARCHITECTURE, known limits).
 
+mod directory;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
@@ -17,6 +19,7 @@ use std::sync::{Arc, Mutex};
 use redb::StorageBackend;
 use serde::{Deserialize, Serialize};
 
+use self::directory::{Directory, Names, Naming};
 use crate::io::{Backend, Disk, RngStream};
 use crate::raft::log::LOG_FILE;
 
@@ -138,10 +141,7 @@ struct State {
     files: BTreeMap<Number, File>,
     /// Files made so far.
     made: Number,
-    /// The directory, what of it is durable, and what was done to it since.
-    names: BTreeMap<String, Number>,
-    named: BTreeMap<String, Number>,
-    unnamed: Vec<Naming>,
+    directory: Directory,
     /// Operations until the disk stops answering; `None` while it works.
     cut_after: Option<u64>,
     /// Counts boots: a handle of an earlier one is dead.
@@ -155,29 +155,6 @@ struct State {
     /// Its capacity was limited at some time.
     limited: bool,
     counts: DiskCounts,
-}
-
-/// A change of a directory.
-#[derive(Clone)]
-enum Naming {
-    Made(String, Number),
-    Removed(String),
-    /// From one name to another.
-    Renamed(String, String),
-}
-
-impl Naming {
-    fn apply(self, names: &mut BTreeMap<String, Number>) {
-        match self {
-            Self::Made(name, number) => drop(names.insert(name, number)),
-            Self::Removed(name) => drop(names.remove(&name)),
-            Self::Renamed(from, to) => {
-                if let Some(number) = names.remove(&from) {
-                    names.insert(to, number);
-                }
-            }
-        }
-    }
 }
 
 /// What was done to a disk that may stop a node.
@@ -196,7 +173,7 @@ pub struct Suffered {
 /// Everything on a disk.
 pub struct Contents {
     files: BTreeMap<Number, File>,
-    names: BTreeMap<String, Number>,
+    names: Names,
 }
 
 /// What becomes of a page that was durable.
@@ -328,19 +305,9 @@ impl SimDisk {
     pub fn power_cut(&self, fate: PowerCut, rng: &mut RngStream) {
         let mut state = self.state.lock().unwrap();
         state.cut_after = Some(0);
-        let State { files, names, named, unnamed, counts, .. } = &mut *state;
-        // Of what was done to the directory any part may be left, but nothing is left in half.
-        for naming in unnamed.drain(..) {
-            let undone = rng.chance(fate.drop_permille);
-            let replaces = matches!(&naming, Naming::Renamed(_, to) if named.contains_key(to));
-            sometimes!(undone && replaces, "a power cut undid that a file took another's place");
-            sometimes!(undone && matches!(naming, Naming::Removed(_)), "a power cut undid that a file was removed");
-            if !undone {
-                naming.apply(named);
-            }
-        }
-        *names = named.clone();
-        for number in names.values() {
+        let State { files, directory, counts, .. } = &mut *state;
+        directory.power_cut(fate.drop_permille, rng);
+        for number in directory.live().values() {
             let file = files.get_mut(number).expect("a file with a name is there");
             let mut image = file.durable.clone();
             for change in file.unsynced.drain(..) {
@@ -383,10 +350,11 @@ impl SimDisk {
     /// Brings such a second disk up to date. Whoever has the file open there sees the image of now.
     pub fn copy_durable(&self, name: &str, copy: &Self) {
         let state = self.state.lock().unwrap();
-        if let Some(number) = state.named.get(name) {
+        if let Some(number) = state.directory.durable().get(name) {
             let mut there = copy.state.lock().unwrap();
             there.files.insert(*number, File::of(state.files[number].durable.clone()));
-            there.names.insert(name.to_owned(), *number);
+            there.directory.change(Naming::Made(name.to_owned(), *number));
+            there.directory.sync();
         }
     }
 
@@ -414,8 +382,8 @@ impl SimDisk {
     /// Damages each page with this probability, in thousandths, but those written lately. The disk is off.
     pub fn rot(&self, damage: Damage, which: Files, permille: u64, rng: &mut RngStream) {
         let mut state = self.state.lock().unwrap();
-        let State { files, names, counts, .. } = &mut *state;
-        for (_, number) in names.iter().filter(|(name, _)| which.has(name)) {
+        let State { files, directory, counts, .. } = &mut *state;
+        for (_, number) in directory.live().iter().filter(|(name, _)| which.has(name)) {
             let file = files.get_mut(number).expect("a file with a name is there");
             let File { live, durable, fresh, before, .. } = file;
             let is_old = |number: &usize| fresh.iter().all(|pages| !pages.contains(number));
@@ -445,8 +413,8 @@ impl SimDisk {
     pub fn copy(&self) -> Contents {
         let state = self.state.lock().unwrap();
         let named = |number: &Number| (*number, File::of(state.files[number].durable.clone()));
-        let files = state.named.values().map(named).collect();
-        Contents { files, names: state.named.clone() }
+        let names = state.directory.durable().clone();
+        Contents { files: names.values().map(named).collect(), names }
     }
 
     /// Puts something on this disk, which is off; gives back what was there.
@@ -455,21 +423,15 @@ impl SimDisk {
         state.cut_after = Some(0);
         // Numbers of what is made on it from now on are those of nothing that was on either.
         state.made = state.made.max(contents.files.keys().next_back().copied().unwrap_or_default());
-        state.unnamed.clear();
-        state.named = contents.names.clone();
-        Contents {
-            files: std::mem::replace(&mut state.files, contents.files),
-            names: std::mem::replace(&mut state.names, contents.names),
-        }
+        let directory = std::mem::replace(&mut state.directory, Directory::of(contents.names));
+        Contents { files: std::mem::replace(&mut state.files, contents.files), names: directory.live().clone() }
     }
 
     /// Empties the disk: another one is in its place.
     pub fn wipe(&self) {
         let mut state = self.state.lock().unwrap();
         state.files.clear();
-        state.names.clear();
-        state.named.clear();
-        state.unnamed.clear();
+        state.directory = Directory::default();
         state.cut_after = Some(0);
     }
 }
@@ -496,7 +458,7 @@ impl State {
 
     fn find(&self, name: &str) -> io::Result<&File> {
         let missing = || io::Error::new(io::ErrorKind::NotFound, format!("{name} does not exist"));
-        self.names.get(name).map(|number| &self.files[number]).ok_or_else(missing)
+        self.directory.live().get(name).map(|number| &self.files[number]).ok_or_else(missing)
     }
 
     /// A file that has a name or is open.
@@ -507,30 +469,19 @@ impl State {
     /// The number of a file, which is made if there is none.
     fn make(&mut self, name: &str) -> Number {
         self.forget_orphans();
-        if let Some(number) = self.names.get(name) {
+        if let Some(number) = self.directory.live().get(name) {
             return *number;
         }
         self.made += 1;
         self.files.insert(self.made, File::default());
-        self.rename(Naming::Made(name.to_owned(), self.made));
+        self.directory.change(Naming::Made(name.to_owned(), self.made));
         self.made
-    }
-
-    /// Does something to the directory, which is not durable yet.
-    fn rename(&mut self, naming: Naming) {
-        naming.clone().apply(&mut self.names);
-        self.unnamed.push(naming);
     }
 
     /// Lets go of files that have no name any more, not even after a power cut, and are not open.
     fn forget_orphans(&mut self) {
-        let Self { files, names, named, unnamed, .. } = self;
-        let made = |naming: &Naming, number| matches!(naming, Naming::Made(_, other) if *other == number);
-        let is_named = |number| {
-            let is_it = |other: &Number| *other == number;
-            names.values().chain(named.values()).any(is_it) || unnamed.iter().any(|naming| made(naming, number))
-        };
-        files.retain(|number, file| Arc::strong_count(&file.open) > 1 || is_named(*number));
+        let Self { files, directory, .. } = self;
+        files.retain(|number, file| Arc::strong_count(&file.open) > 1 || directory.may_name(*number));
     }
 
     /// Fails if the next operation of this kind is to fail; then `lose` says what that costs.
@@ -545,7 +496,7 @@ impl State {
     }
 
     fn used(&self) -> u64 {
-        self.names.values().map(|number| self.files[number].live.len).sum()
+        self.directory.live().values().map(|number| self.files[number].live.len).sum()
     }
 
     fn admit_growth(&self, now: u64, to: u64) -> io::Result<()> {
@@ -580,7 +531,7 @@ impl Disk for Mounted {
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
-        self.with(|state| Ok(state.names.keys().cloned().collect()))
+        self.with(|state| Ok(state.directory.live().keys().cloned().collect()))
     }
 
     fn size(&self, name: &str) -> io::Result<u64> {
@@ -591,7 +542,7 @@ impl Disk for Mounted {
         self.with(|state| {
             state.find(name)?;
             state.fail(DiskOp::Write, name, |_| {})?;
-            state.rename(Naming::Removed(name.to_owned()));
+            state.directory.change(Naming::Removed(name.to_owned()));
             state.forget_orphans();
             Ok(())
         })
@@ -601,7 +552,7 @@ impl Disk for Mounted {
         self.with(|state| {
             state.find(from)?;
             state.fail(DiskOp::Write, from, |_| {})?;
-            state.rename(Naming::Renamed(from.to_owned(), to.to_owned()));
+            state.directory.change(Naming::Renamed(from.to_owned(), to.to_owned()));
             Ok(())
         })
     }
@@ -609,8 +560,7 @@ impl Disk for Mounted {
     fn sync_dir(&self) -> io::Result<()> {
         self.with(|state| {
             state.fail(DiskOp::Sync, "the directory", |_| {})?;
-            state.named = state.names.clone();
-            state.unnamed.clear();
+            state.directory.sync();
             Ok(())
         })
     }
@@ -623,11 +573,7 @@ impl Disk for Mounted {
             let mut image = Image::default();
             image.set_len(bytes);
             state.files.insert(number, File::of(image));
-            state.named.insert(name.to_owned(), number);
-            state.unnamed.retain(|naming| match naming {
-                Naming::Made(other, _) | Naming::Removed(other) => other != name,
-                Naming::Renamed(..) => true,
-            });
+            state.directory.sync();
             Ok(())
         })
     }
@@ -863,6 +809,27 @@ mod tests {
             file.read(page * PAGE as u64, &mut byte).unwrap();
             byte[0]
         })
+    }
+
+    #[test]
+    fn a_change_of_names_or_lengths_fails_once_and_changes_nothing() {
+        let disk = SimDisk::new("disk".into());
+        let mounted = disk.boot();
+        let file = mounted.open("f").unwrap();
+        mounted.sync_dir().unwrap();
+        let fails = |op, change: &dyn Fn() -> io::Result<()>| {
+            disk.fail_next(Some(op));
+            assert!(change().unwrap_err().to_string().contains(DISK_ERROR));
+            assert_eq!((mounted.list().unwrap(), file.len().unwrap()), (vec!["f".to_owned()], 0));
+        };
+        fails(DiskOp::Write, &|| mounted.remove("f"));
+        fails(DiskOp::Write, &|| mounted.rename("f", "g"));
+        fails(DiskOp::Write, &|| file.set_len(8));
+        mounted.remove("f").unwrap();
+        disk.fail_next(Some(DiskOp::Sync));
+        mounted.sync_dir().unwrap_err();
+        disk.power_cut(PowerCut { drop_permille: 1000, tear_permille: 0 }, &mut Rng::from_seed([1; 32]).stream("t"));
+        assert_eq!(disk.boot().list().unwrap(), ["f"], "what was not made durable was");
     }
 
     #[test]

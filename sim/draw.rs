@@ -65,7 +65,10 @@ const KINDS: &[Kind] = &[
         Fault::Blackout { cut: d.cut(), down: d.span(), gone, after_joint }
     },
     |d| Fault::Strand { node: d.place(), span: Duration::from_millis(d.rng.range(12_000, 25_000)) },
-    |d| Fault::Cut { links: Links::OneWay { from: d.place(), to: d.place() }, span: d.span() },
+    |d| {
+        let (from, to) = d.link();
+        Fault::Cut { links: Links::OneWay { from, to }, span: d.span() }
+    },
     |d| Fault::Cut { links: Links::Isolate { node: d.place() }, span: d.span() },
     |d| Fault::Cut { links: Links::Leader, span: d.span() },
     |d| Fault::Cut { links: Links::LeaderDeaf, span: d.span() },
@@ -73,15 +76,18 @@ const KINDS: &[Kind] = &[
     |d| Fault::Cut { links: Links::Halves { these: d.places() }, span: d.span() },
     |d| Fault::Cut { links: Links::Bridge { these: d.places(), middle: d.place() }, span: d.span() },
     |d| {
-        let period = Duration::from_millis(d.rng.range(50, 3_000));
-        Fault::Cut { links: Links::Flap { one: d.place(), other: d.place(), period }, span: d.span() }
+        let ((one, other), period) = (d.link(), Duration::from_millis(d.rng.range(50, 3_000)));
+        Fault::Cut { links: Links::Flap { one, other, period }, span: d.span() }
     },
     |d| Fault::Cut { links: Links::Swizzle { these: d.places() }, span: d.span() },
     |d| {
         let left = *d.rng.pick(&[1 << 20, FREE_SPACE_FLOOR / 3, FREE_SPACE_FLOOR - 1, 2 * FREE_SPACE_FLOOR]);
         Fault::Full { node: d.place(), left, span: d.span() }
     },
-    |d| Fault::Link { from: d.place(), to: d.place(), weather: rough(d.rng), span: d.span() },
+    |d| {
+        let (from, to) = d.link();
+        Fault::Link { from, to, weather: rough(d.rng), span: d.span() }
+    },
     |d| Fault::Stall { node: d.place(), files: *d.rng.pick(&STALLED), span: d.span() },
     |d| {
         let op = *d.rng.pick(&[DiskOp::Read, DiskOp::Write, DiskOp::Sync]);
@@ -113,9 +119,8 @@ const KINDS: &[Kind] = &[
         Fault::Crash { node, marks, cut: d.cut(), down: d.span() }
     },
     |d| {
-        let (node, further) = (d.place(), d.rng.range(1, d.nodes.max(2)));
-        let age = Duration::from_millis(*d.rng.pick(&[0, 0, 3_000]));
-        Fault::WrongDisk { node, other: (node + further as usize) % d.nodes as usize, age }
+        let (node, other) = d.link();
+        Fault::WrongDisk { node, other, age: Duration::from_millis(*d.rng.pick(&[0, 0, 3_000])) }
     },
     |d| Fault::Transfer { to: d.place() },
     |d| Fault::Drain { node: d.place(), span: d.span() },
@@ -198,8 +203,16 @@ impl Draw<'_> {
         self.rng.range(0, self.first) as usize
     }
 
+    /// One place and another, unless there is but one.
+    fn link(&mut self) -> (Place, Place) {
+        let one = self.rng.range(0, self.nodes);
+        let other = (one + self.rng.range(1, self.nodes.max(2))) % self.nodes;
+        ((self.first + one) as usize, (self.first + other) as usize)
+    }
+
+    /// At least one.
     fn places(&mut self) -> Places {
-        self.rng.range(0, 1 << self.nodes) as Places
+        self.rng.range(1, 1 << self.nodes) as Places
     }
 
     /// Long ones outlast a worker's lease.

@@ -13,6 +13,7 @@ use madsim::runtime::NodeHandle;
 
 use crate::error::Fault;
 use crate::io::{BlockingLoop, Rng, Spawn, TaskHandle};
+use crate::raft::manager::{APPLY_THREAD, LOG_THREAD, SNAPSHOT_THREAD};
 use crate::sim::cost;
 use crate::sim::disk::Files;
 
@@ -37,8 +38,8 @@ impl Stall {
         match *self.0.lock().unwrap() {
             None => false,
             Some(Files::All) => true,
-            Some(Files::Log) => thread == "log",
-            Some(Files::State) => ["apply", "snapshot"].contains(&thread),
+            Some(Files::Log) => thread == LOG_THREAD,
+            Some(Files::State) => [APPLY_THREAD, SNAPSHOT_THREAD].contains(&thread),
         }
     }
 }

@@ -28,3 +28,28 @@ pub fn is_excused(plan: &Plan, stop: &FailStop, machine: impl Fn(Place) -> Machi
         // Whatever a disk has lost, Raft sees nothing that makes no sense to it.
         || rotten && !says(&format!("the task {} panicked", manager::TASK))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_its_own_disk_suffered_excuses_a_node() {
+        let plan = Plan::quiet(3);
+        let excused = |why: &str, suffered| {
+            let stop = FailStop { machine: 1, why: why.into(), suffered };
+            is_excused(&plan, &stop, |place| place as MachineId)
+        };
+        let nothing = Suffered::default();
+        for (why, suffered) in [
+            ("write: no space left on the disk", Suffered { full: true, ..nothing }),
+            (DISK_ERROR, Suffered { failed: true, ..nothing }),
+            ("read: the disk is off", Suffered { off: true, ..nothing }),
+            ("a record is corrupt", Suffered { rotten: true, ..nothing }),
+        ] {
+            assert!(excused(why, suffered) && !excused(why, nothing), "{why}");
+        }
+        let panicked = format!("the task {} panicked: no such entry", manager::TASK);
+        assert!(!excused(&panicked, Suffered { rotten: true, ..nothing }));
+    }
+}

@@ -204,3 +204,55 @@ fn meets(before: &ConfState, after: &ConfState) -> bool {
         (false, false) => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn state(voters: &[u64], outgoing: &[u64]) -> ConfState {
+        ConfState { voters: voters.into(), voters_outgoing: outgoing.into(), ..ConfState::default() }
+    }
+
+    fn leader(term: u64, commit: u64, voters: &[u64], joint: bool) -> Status {
+        let [commit, first] = [commit, 1].map(Index);
+        Status {
+            id: NodeId(1),
+            role: Role::Leader,
+            leader: Some(NodeId(1)),
+            term: Term(term),
+            commit,
+            applied: commit,
+            first,
+            last: commit,
+            matched: BTreeMap::new(),
+            active: Vec::new(),
+            voters: voters.iter().copied().map(NodeId).collect(),
+            learners: Vec::new(),
+            joint,
+        }
+    }
+
+    #[test]
+    fn what_is_committed_is_on_a_majority_in_each_term_and_of_both_configurations() {
+        let mut membership = Membership::default();
+        for (index, state) in [(1, state(&[1, 2, 3], &[])), (2, state(&[4, 5], &[1, 2, 3]))] {
+            let body = Body::Members { conf_state: codec::conf_state_bytes(&state), change: Bytes::new() };
+            let entry = Entry { index: Index(index), term: Term(1), body };
+            membership.on_applied(NodeId(1), &entry, &Violations::default());
+        }
+        let mut holds = |status: &Status, holders: &[u64]| {
+            let violations = Violations::default();
+            membership.on_status(status, |id, _| holders.contains(&id.0), &violations);
+            violations.all().is_empty()
+        };
+        // Whoever takes part only in what was before, or in what is to be, is no majority of both.
+        let both = |commit| leader(2, commit, &[4, 5], true);
+        assert!(!holds(&both(10), &[4, 5, 1]));
+        assert!(holds(&both(11), &[4, 5, 1, 2]));
+        assert!(holds(&both(12), &[1, 2]), "it may have been counted before the change took effect");
+        assert!(!holds(&both(13), &[1, 4, 5]));
+        assert!(holds(&both(12), &[]), "it was counted in this term");
+        assert!(!holds(&leader(3, 12, &[4, 5], true), &[]), "another leader is looked at anew");
+    }
+}

@@ -230,11 +230,47 @@ impl Promises {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use raft::eraftpb::Entry;
 
     fn promised(term: u64, vote: u64, last: u64, last_term: u64) -> Promised {
         let mut hard_state = HardState::default();
         (hard_state.term, hard_state.vote) = (term, vote);
         Promised { hard_state, last: (Index(last), Term(last_term)) }
+    }
+
+    fn message(kind: MessageType, (from, to): (u64, u64), term: u64) -> Message {
+        Message { msg_type: kind, from, to, term, ..Message::default() }
+    }
+
+    /// What is said of a message that member 2 sends in term 3, when its disk has voted for 2 and holds an entry of each of the terms 1
+    /// and 2, of which the leader of term 3 has sent another at the index 2.
+    fn said_of(sent: impl Fn(&mut Message), kind: MessageType) -> bool {
+        let disk = SimDisk::new("disk".into());
+        let mut log = log::Log::open(&*disk.boot()).unwrap();
+        let entries = [(1, 1), (2, 2)].map(|(index, term)| Entry { index, term, ..Entry::default() });
+        let hard_state = HardState { term: 3, vote: 2, ..HardState::default() };
+        let write = log::Write { number: 1, snapshot: None, entries: entries.to_vec(), hard_state };
+        log.write(&[log::Change::Write(write)]).unwrap();
+        let (mut promises, violations) = (Promises::default(), Violations::default());
+        promises.sent.extend([((Term(3), Index(1)), Term(1)), ((Term(3), Index(2)), Term(3))]);
+        let [same, other] = [1, 2].map(|index| {
+            let term = promises.sent(Term(3), Index(index));
+            promises.holds(1, &disk, Index(index), term)
+        });
+        assert!(same && !other && promises.holds(1, &disk, Index(2), None));
+        let mut message = message(kind, (2, 1), 3);
+        sent(&mut message);
+        promises.on_message(1, &disk, &message, &violations);
+        !violations.all().is_empty()
+    }
+
+    #[test]
+    fn an_acknowledgement_is_of_what_was_sent_and_a_candidate_votes_for_itself() {
+        let accepted = |index| said_of(|message| message.index = index, MessageType::MsgAppendResponse);
+        assert_eq!([1, 2, 3].map(accepted), [false, true, true]);
+        assert!(!said_of(|message| (message.index, message.reject) = (2, true), MessageType::MsgAppendResponse));
+        assert!(!said_of(|_| {}, MessageType::MsgRequestVote));
+        assert!(said_of(|message| message.from = 3, MessageType::MsgRequestVote), "the disk has a vote for 2");
     }
 
     #[test]

@@ -90,6 +90,9 @@ pub enum Role {
 /// // What is out of its bounds is named, and nothing is made.
 /// let refused = builder()?.voters_max(0).start().await.err().expect("nobody would lead");
 /// assert_eq!(refused.to_string(), "number of voters 0: must be from 1 to 32");
+/// let flow = cairn::raft::core::Flow { uncommitted_bytes: 1, ..Default::default() };
+/// let refused = builder()?.log_flow(flow).start().await.err().expect("less than in one message");
+/// assert_eq!(refused.to_string(), "bytes not committed 1: must be from 1048576 to 67108864");
 ///
 /// let node = builder()?.voters_max(3).keys_quota(1 << 30).start().await?;
 /// node.wait_ready().await;

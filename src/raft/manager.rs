@@ -35,6 +35,12 @@ use crate::time::{ClusterTime, Monotonic};
 
 /// What its task is called.
 pub const TASK: &str = "raft manager";
+/// The thread that owns the log.
+pub const LOG_THREAD: &str = "log";
+/// The thread that owns the state.
+pub const APPLY_THREAD: &str = "apply";
+/// The thread that makes and takes snapshots of the state.
+pub const SNAPSHOT_THREAD: &str = "snapshot";
 
 /// Is told what this member does. For whoever checks it.
 pub trait Observer: Send + Sync + 'static {
@@ -137,14 +143,14 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
     let log_owner = LogOwner::new(log, done_sender.clone(), &io, metrics.clone());
     let snapshot_owner = SnapshotOwner::new(snapshots, &io, done_sender.clone())?;
     let apply_owner = ApplyOwner::new(machine, done_sender, io.spawn.clone());
-    let snapshots = own(&*io.spawn, "snapshot", snapshot_owner, limits::SNAPSHOT_JOBS_MAX);
+    let snapshots = own(&*io.spawn, SNAPSHOT_THREAD, snapshot_owner, limits::SNAPSHOT_JOBS_MAX);
     let status = core.status();
     let shared = Arc::new(Shared::new(status.clone(), cluster_time, io.clock.now()));
     let manager = Manager {
         life: (identity.id, incarnation),
         next_tick: io.clock.now() + limits::TICK,
-        log: own(&*io.spawn, "log", log_owner, limits::LOG_JOBS_MAX),
-        apply: own(&*io.spawn, "apply", apply_owner, limits::APPLY_JOBS_MAX),
+        log: own(&*io.spawn, LOG_THREAD, log_owner, limits::LOG_JOBS_MAX),
+        apply: own(&*io.spawn, APPLY_THREAD, apply_owner, limits::APPLY_JOBS_MAX),
         applying: 0,
         writing: 0,
         backlog: VecDeque::new(),
