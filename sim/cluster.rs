@@ -1,5 +1,6 @@
 //! The members of a simulated cluster and everything that is done to them.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
@@ -173,10 +174,14 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Machines that are off, with empty disks.
+    /// Machines that are off, with empty disks. The oracles see what leaves them until the network's wiretap is let go.
     pub fn new(world: Arc<World>, plan: Plan, watch: Arc<Watch>) -> Arc<Self> {
         let member = |place| Member::new(world.machine(), !plan.is_late(place), plan.old >> place & 1 == 1);
         let members: Vec<Arc<Member>> = plan.places().map(member).collect();
+        let machines: BTreeMap<MachineId, Arc<Machine>> =
+            members.iter().map(|member| (member.machine.id, member.machine.clone())).collect();
+        let tap = watch.clone();
+        world.network.set_wiretap(Some(Arc::new(move |from, _, frame| tap.on_frame(&machines[&from], frame))));
         let moving = |place: usize| {
             plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Move { node, .. } if *node == place))
         };

@@ -1,6 +1,5 @@
 //! The life of a seed: form a cluster, attack it under load, heal it, see that it recovers, scan what is left.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::pin;
 use std::sync::Arc;
@@ -40,7 +39,7 @@ use crate::sim::tasks::{self, Submissions};
 use crate::sim::trace::{Note, Stop, Trace};
 use crate::sim::watch::Watch;
 use crate::sim::watchers::Watchers;
-use crate::sim::world::{self, Down, Machine, Seed, World};
+use crate::sim::world::{self, Down, Seed, World};
 use crate::state::auth::ROOT;
 use crate::state::format;
 
@@ -239,10 +238,6 @@ impl Run {
         let watch = Watch::new(world.trace.clone());
         watch.state().past.keeps(plan.history);
         let cluster = Cluster::new(world, plan, watch);
-        let machines: BTreeMap<MachineId, Arc<Machine>> =
-            cluster.members.iter().map(|member| (member.machine.id, member.machine.clone())).collect();
-        let tap = cluster.watch.clone();
-        cluster.world.network.set_wiretap(Some(Arc::new(move |from, _, frame| tap.on_frame(&machines[&from], frame))));
         let holders = Arc::new(Holders::new(cluster.plan.holders));
         Self {
             cluster,
