@@ -316,6 +316,16 @@ const AIMS: &[(&str, Aim)] = &[
 const AIMED_PERMILLE: u64 = 650;
 const ALONE_PERMILLE: u64 = 500;
 
+/// What finds something in fewest of the seeds that aim at it, so that more of them do.
+const HARD: &[&str] = &[
+    "reads-under-a-lease-of-a-leader-that-is-left-alone",
+    "a-new-leader-whose-state-is-behind",
+    "a-log-that-is-cut-off-where-it-goes-over-to-another-block",
+    "a-copy-of-anothers-disk",
+];
+/// How often one of those is drawn for each time that another is.
+const HARD_TIMES: usize = 3;
+
 /// The names of what may be aimed at.
 pub fn names() -> impl Iterator<Item = &'static str> {
     AIMS.iter().map(|(name, _)| *name)
@@ -324,7 +334,9 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 /// Has a plan aim at something, or not; where one is wanted, at that, with the same draws otherwise.
 pub(super) fn aim(rng: &mut RngStream, plan: &mut Plan, wanted: Option<&str>) {
     let (drawn, alone, calm) = (rng.chance(AIMED_PERMILLE), rng.chance(ALONE_PERMILLE), rng.chance(700));
-    let (_, picked) = *rng.pick(AIMS);
+    let times = |(name, _): &(&str, Aim)| if HARD.contains(name) { HARD_TIMES } else { 1 };
+    let weighted: Vec<Aim> = AIMS.iter().flat_map(|aim| std::iter::repeat_n(aim.1, times(aim))).collect();
+    let picked = *rng.pick(&weighted);
     let wanted = AIMS.iter().find(|(name, _)| wanted == Some(name)).map(|(_, aim)| *aim);
     let (aimed, aim) = (drawn || wanted.is_some(), wanted.unwrap_or(picked));
     let misled = plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. }));

@@ -19,7 +19,8 @@ struct Inner {
     time: TimeHandle,
     offset: Duration,
     pace: Mutex<Pace>,
-    wall_offset_ms: AtomicU64,
+    /// The time of day when the world began.
+    wall_ms: AtomicU64,
 }
 
 #[derive(Clone, Copy)]
@@ -69,7 +70,7 @@ impl SimClock {
             time: TimeHandle::current(),
             offset: Duration::from_millis(rng.range(0, 1_000_000_000)),
             pace: Mutex::new(Pace { since, ran, ppm: drift_ppm, drift_ppm }),
-            wall_offset_ms: AtomicU64::new(rng.range(0, 120_000)),
+            wall_ms: AtomicU64::new(WALL_START_MS + rng.range(0, 120_000)),
         }))
     }
 
@@ -81,11 +82,9 @@ impl SimClock {
         pace.ppm = ppm.unwrap_or(pace.drift_ppm).max(FROZEN_PPM);
     }
 
-    /// Sets the time of day forward, or back if `millis` is negative, at most to where it began. Time that passes is not
-    /// touched.
+    /// Sets the time of day forward, or back if `millis` is negative. Time that passes is not touched.
     pub fn step_wall(&self, millis: i64) {
-        let step = |offset: u64| Some(offset.saturating_add_signed(millis));
-        let _ = self.0.wall_offset_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, step);
+        self.0.wall_ms.fetch_add(millis.cast_unsigned(), Ordering::Relaxed);
     }
 
     fn ran(&self) -> Duration {
@@ -99,8 +98,7 @@ impl Clock for SimClock {
     }
 
     fn wall(&self) -> WallTime {
-        let offset = self.0.wall_offset_ms.load(Ordering::Relaxed);
-        WallTime(WALL_START_MS + offset + self.ran().as_millis() as u64)
+        WallTime(self.0.wall_ms.load(Ordering::Relaxed) + self.ran().as_millis() as u64)
     }
 
     fn sleep_until(&self, at: Monotonic) -> BoxFuture<'static, ()> {

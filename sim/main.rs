@@ -244,7 +244,7 @@ fn perform(command: Command, mode: Mode) -> i32 {
             json.map_or(0, |path| write_json(&path, &kinds).map_or_else(|why| usage(&why), |()| 0))
         }
         Command::Child => child::serve(mode).map_or_else(|why| usage(&why), |()| 0),
-        Command::Meta { from, count } => meta(from, count),
+        Command::Meta { from, count } => meta(from, count, mode),
         Command::Real(options) => real::run(options).unwrap_or_else(|why| usage(&why)),
         Command::Mutants { names, from, seeds, kills, ablation, jobs, out } => {
             mutants(&names, Effort { from, seeds, kills, ablation, jobs }, out, mode)
@@ -390,8 +390,8 @@ fn sweep(from: u64, count: u64, jobs: usize, options: (bool, Option<PathBuf>), m
     outcome.code(all_marks)
 }
 
-fn meta(from: u64, count: u64) -> i32 {
-    let differing = determinism::differing(from..from + count);
+fn meta(from: u64, count: u64, mode: Mode) -> i32 {
+    let differing = determinism::differing(from..from + count, mode);
     for (seed, [first, second]) in &differing {
         println!("seed {seed}: {first:?} the first time, {second:?} the second");
     }
