@@ -94,9 +94,19 @@ impl Caller {
     pub fn rights<'a>(&self, auth: &'a Auth) -> Result<Rights<'a>, AuthReject> {
         match auth.is_enabled() {
             false if self.is_member => Ok(Rights::All),
+            false => Err(AuthReject::Denied),
             true if self.is_outdated(auth) => Err(AuthReject::TokenInvalid),
-            _ => auth.rights(&self.user),
+            true => auth.rights(&self.user),
         }
+    }
+
+    /// Whether a command of it may go into the log, where it is looked at what its user may do when it is applied. By then users may
+    /// be disabled, and whoever has no name there is somebody who may speak as a member.
+    ///
+    /// # Errors
+    /// It is nobody.
+    pub fn may_ask(&self) -> Result<(), AuthReject> {
+        if self.user.is_empty() && !self.is_member { Err(AuthReject::UserMissing) } else { Ok(()) }
     }
 
     /// Whether it has shown a token that is good no more.
@@ -245,6 +255,7 @@ impl SharedNodeState {
                     self.metrics.commands_refused.inc();
                     return Err(not_done(Code::ResourceExhausted, error.to_string()));
                 }
+                Ok(Err(error @ ProposeError::Stopping)) => return Err(not_done(Code::Unavailable, error.to_string())),
                 Ok(Err(error @ ProposeError::TooLarge(_))) => {
                     return Err(not_done(Code::InvalidArgument, error.to_string()));
                 }
@@ -255,16 +266,10 @@ impl SharedNodeState {
 
     /// Waits until this member's own state has an index: who is told here of what was done is to find it here.
     async fn has_come_to(&self, index: Index, deadline: Monotonic) -> Result<(), Status> {
-        let applied = async {
-            tokio::select! {
-                biased;
-                () = self.raft.wait(|status| (status.applied >= index).then_some(())) => true,
-                () = self.raft.ended() => false,
-            }
-        };
+        let applied = self.raft.wait_or_end(|status| (status.applied >= index).then_some(()));
         match self.io.clock.deadline(deadline, applied).await {
-            Ok(true) => Ok(()),
-            Ok(false) | Err(_) => Err(not_here_yet()),
+            Ok(Some(())) => Ok(()),
+            Ok(None) | Err(_) => Err(not_here_yet()),
         }
     }
 
@@ -388,6 +393,7 @@ impl SharedNodeState {
                 self.metrics.reads.observe(self.io.clock.now().since(began));
                 Ok(index)
             }
+            Ok(Err(error @ ProposeError::Stopping)) => Err(Status::unavailable(error.to_string())),
             Ok(Err(error)) => Err(Status::resource_exhausted(error.to_string())),
             Err(_) => Err(Status::unavailable(
                 "no majority of the members confirmed the read in time; for this member's own view ask for a \

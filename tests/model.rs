@@ -437,14 +437,14 @@ fn a_first_start_that_is_cut_short_leaves_what_can_be_started() {
             let mut rng = Rng::from_seed([seed; 32]).stream("cut");
             let mounted = disk.boot();
             disk.cut_after(operations);
-            let first = Log::open(&*mounted).and_then(|mut log| log.uuid(|| [7; 16]));
+            let first = Log::open(&*mounted).and_then(|mut log| log.uuid(|| ([7; 16], 7)));
             let state = first.is_ok().then(|| State::open(mounted.clone(), Index(0)));
             disk.power_cut(LOSE_SOME, &mut rng);
             drop(state);
             mark::take();
             let mounted = disk.boot();
             let mut log = Log::open(&*mounted).unwrap();
-            let uuid = log.uuid(|| [8; 16]).unwrap();
+            let uuid = log.uuid(|| ([8; 16], 8)).unwrap();
             assert!(first.is_err() || uuid == [7; 16], "an acknowledged write is gone after {operations} operations");
             State::open(mounted, log.installed().unwrap()).unwrap();
             anew +=

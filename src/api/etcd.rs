@@ -79,13 +79,23 @@ pub fn no_leader() -> Status {
     Status::unavailable("etcdserver: no leader")
 }
 
+/// What is said to whoever waits for what this member could not find out in time.
+pub fn too_late() -> Status {
+    Status::unavailable("etcdserver: request timed out")
+}
+
+/// What is said to whoever waits for more from a member that ends.
+pub fn stopped() -> Status {
+    Status::unavailable("etcdserver: server stopped")
+}
+
 /// What kept a request from being carried out, as etcd says it: clients know by the text which they may safely repeat.
 fn failed(status: Status) -> Status {
     let said = match status.code() {
         // Nobody leads, or whoever does has just changed: nothing was done.
         Code::Unavailable => no_leader(),
         // The outcome is unknown.
-        Code::Aborted | Code::DeadlineExceeded => Status::unavailable("etcdserver: request timed out"),
+        Code::Aborted | Code::DeadlineExceeded => too_late(),
         Code::ResourceExhausted if status.message().starts_with(SHORT_OF_SPACE) => {
             rejected(&Reject::Kv(KvReject::NoSpace))
         }
@@ -99,7 +109,7 @@ fn failed(status: Status) -> Status {
 /// What kept a read from being answered: one that nobody confirmed is one that came too late, as in etcd.
 pub fn unread(status: Status) -> Status {
     match status.code() {
-        Code::Unavailable => Status::unavailable("etcdserver: request timed out"),
+        Code::Unavailable => too_late(),
         _ => failed(status),
     }
 }
@@ -173,6 +183,7 @@ pub async fn execute<T>(
     deadline: Monotonic,
     pick: fn(reply::Kind) -> Option<T>,
 ) -> Result<T, Status> {
+    caller.may_ask().map_err(|reject| rejected(&reject.into()))?;
     let mut command = command::plain(&caller.user, kind);
     shared.fill_in(&mut command).await?;
     command::check(&command).map_err(|reject| rejected(&reject))?;

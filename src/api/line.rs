@@ -14,7 +14,7 @@ use futures_util::stream::{self, BoxStream};
 use tonic::{Code, Request, Response, Status};
 
 use super::Entered;
-use super::etcd::{enter, execute, header, only, rejected, unread};
+use super::etcd::{enter, execute, header, only, rejected, stopped, unread};
 use crate::client::{Line, is_at, is_created_at};
 use crate::ids::{Index, LeaseId};
 use crate::limits::{KEY_STREAMS_MAX, REQUEST_TIMEOUT};
@@ -189,8 +189,10 @@ impl Place {
                     return self.confirm().await;
                 }
             }
-            let changed = shared.raft.wait(move |status| (status.applied > seen).then_some(()));
-            let _ = shared.io.clock.timeout(KEEP_ALIVE, changed).await;
+            let changed = shared.raft.wait_or_end(move |status| (status.applied > seen).then_some(()));
+            if let Ok(None) = shared.io.clock.timeout(KEEP_ALIVE, changed).await {
+                return Err(stopped());
+            }
             let now = shared.io.clock.now();
             if self.is_own && now.since(kept_alive) >= KEEP_ALIVE {
                 kept_alive = now;
@@ -313,8 +315,8 @@ impl Election for LineService {
         let told = stream::try_unfold((shared, who, entered, Index(0), 0), |state| async move {
             let (shared, who, entered, mut seen, last) = state;
             loop {
-                let applied = shared.raft.wait(move |status| (status.applied > seen).then_some(status.applied));
-                seen = applied.await;
+                let applied = shared.raft.wait_or_end(move |status| (status.applied > seen).then_some(status.applied));
+                seen = applied.await.ok_or_else(stopped)?;
                 let (row, revision) = first(&shared, &who.0, &who.1, last)?;
                 if let Some(row) = row {
                     let last = row.mod_revision;

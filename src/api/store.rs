@@ -13,6 +13,7 @@ use crate::proto::v1::{
 };
 use crate::shared::{Caller, SharedNodeState};
 use crate::state::auth::is_of_members;
+use crate::state::command;
 
 /// The service for clients.
 pub struct StoreService(pub Arc<SharedNodeState>);
@@ -24,6 +25,9 @@ impl v1::store_server::Store for StoreService {
         let mut command = request.into_inner();
         if command.kind.as_ref().is_some_and(is_of_members) && !caller.is_member {
             return Err(Status::permission_denied("only members ask for this, of themselves"));
+        }
+        if let Err(reject) = caller.may_ask() {
+            return Ok(Response::new(command::refusal(&reject.into())));
         }
         command.user = caller.user.to_string();
         if let Some(Kind::ChangeAuth(_)) = &command.kind {

@@ -180,6 +180,7 @@ impl Watching {
                 },
                 () = changed => None,
                 () = silent => None,
+                () = shared.raft.ended() => return Err(etcd::stopped()),
                 () = left_alone => {
                     sometimes!("a watch ended because its member knew no leader");
                     return Err(etcd::no_leader());
@@ -204,7 +205,8 @@ impl Watching {
     async fn confirm(&self) -> Result<(), Status> {
         let confirmed = self.shared.read_barrier(self.shared.io.clock.now() + WATCH_PATIENCE).await;
         sometimes!(confirmed.is_err(), "a watch was sent away by a member that was not up to date");
-        confirmed.map(|_| ()).map_err(|_| etcd::no_leader())
+        // Whoever is told that there is no leader ends its watches; they are to go on, here or at another member.
+        confirmed.map(|_| ()).map_err(|_| etcd::too_late())
     }
 
     fn header(&self, revision: u64) -> Option<ResponseHeader> {

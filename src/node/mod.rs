@@ -430,10 +430,11 @@ fn check_role(io: &Io, joined: &JoinReply, role: Role) -> Result<(), Fault> {
     Err(Fault::new(format!("{place} holds {holds}: start it {start}, or choose another directory with --data-dir")))
 }
 
-fn draw_uuid(io: &Io) -> [u8; 16] {
-    let mut uuid = [0; 16];
-    io.rng.stream("identity").fill(&mut uuid);
-    uuid
+/// What [`Log::uuid`] keeps.
+fn draw_uuid(io: &Io) -> ([u8; 16], u32) {
+    let (mut uuid, mut drawn) = ([0; 16], io.rng.stream("identity"));
+    drawn.fill(&mut uuid);
+    (uuid, (drawn.bits() >> 32) as u32)
 }
 
 /// A listener that answers, and the way to have it stop.

@@ -1,7 +1,8 @@
 //! A directory of files.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
@@ -11,6 +12,10 @@ use crate::io::{Backend, Disk};
 
 /// The name of the file whose lock says that a process owns the directory.
 const LOCK: &str = "lock";
+/// Who may do what with a data directory that is made here, and with files in it: whoever can read them can read every key, and
+/// what users' tokens are signed with.
+const OWNERS_DIR: u32 = 0o700;
+const OWNERS_FILE: u32 = 0o600;
 
 /// A node's data directory, locked for this process.
 pub struct DataDir {
@@ -25,13 +30,8 @@ impl DataDir {
     /// It cannot be made or written, or another process holds it.
     pub fn open(dir: &Path) -> Result<Self, Fault> {
         let say = |verb: &str| format!("{verb} the data directory {}", dir.display());
-        fs::create_dir_all(dir).context(|| say("make"))?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(dir.join(LOCK))
-            .context(|| say("write to"))?;
+        DirBuilder::new().recursive(true).mode(OWNERS_DIR).create(dir).context(|| say("make"))?;
+        let lock = writable().open(dir.join(LOCK)).context(|| say("write to"))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
             Err(fs::TryLockError::WouldBlock) => Err(Fault::new(format!(
@@ -48,6 +48,13 @@ impl DataDir {
     }
 }
 
+/// How a file is opened that is made if it is not there.
+fn writable() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).read(true).write(true).mode(OWNERS_FILE);
+    options
+}
+
 fn at(path: &Path) -> impl Fn(io::Error) -> io::Error + '_ {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
@@ -55,8 +62,7 @@ fn at(path: &Path) -> impl Fn(io::Error) -> io::Error + '_ {
 impl Disk for DataDir {
     fn open(&self, name: &str) -> io::Result<Backend> {
         let path = self.path(name);
-        let file =
-            OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path).map_err(at(&path))?;
+        let file = writable().open(&path).map_err(at(&path))?;
         let backend = FileBackend::new(file).map_err(|error| at(&path)(io::Error::other(error)))?;
         Ok(Backend(Box::new(backend)))
     }
@@ -95,7 +101,7 @@ impl Disk for DataDir {
 
     fn reserve(&self, name: &str, bytes: u64) -> io::Result<()> {
         let path = self.path(name);
-        let file = File::create(&path).map_err(at(&path))?;
+        let file = writable().truncate(true).open(&path).map_err(at(&path))?;
         let len = i64::try_from(bytes).map_err(io::Error::other)?;
         let taken = nix::fcntl::posix_fallocate(&file, 0, len).map_err(io::Error::from);
         taken.and_then(|()| file.sync_all()).map_err(|error| {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, lookup_host};
 use tonic::service::Routes;
@@ -151,11 +152,18 @@ where
     Ok(())
 }
 
+/// A connection that does not wait to send, and ends when the other machine is gone: HTTP/2 finds that out by itself, HTTP/1.1 does not.
+fn prepared(stream: TcpStream) -> io::Result<TcpStream> {
+    stream.set_nodelay(true)?;
+    SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE))?;
+    Ok(stream)
+}
+
 /// Connections as they come. What cannot be taken, most often because too many are open, is tried again after a pause.
 fn incoming(socket: TcpListener) -> impl Stream<Item = io::Result<TcpStream>> {
     stream::unfold(socket, async |socket| {
         loop {
-            let taken = socket.accept().await.and_then(|(stream, _)| stream.set_nodelay(true).map(|()| stream));
+            let taken = socket.accept().await.and_then(|(stream, _)| prepared(stream));
             match taken {
                 Ok(stream) => return Some((Ok(stream), socket)),
                 Err(error) => {

@@ -400,7 +400,9 @@ impl Core {
     }
 
     fn check(&self, message: &Message) -> Result<(), InvalidMessage> {
-        validate::check(message, self.config.id, self.raw.store().last())
+        let log = &self.raw.raft.raft_log;
+        let term_of = |index: Index| log.term(index.0).ok().filter(|term| *term != 0).map(Term);
+        validate::check(message, self.config.id, Index(log.last_index()), term_of)
     }
 
     /// Whether to listen to a message would help another than the leader to lead, too early. raft-rs sees to that while it knows a
@@ -781,7 +783,11 @@ impl Core {
             self.unpersisted.push_back(Unpersisted { number, promise: promise || reconfigured });
             effects.write = Some(Write { number, snapshot: position, entries, hard_state });
         }
-        let (immediate, persisted) = (ready.take_messages(), ready.take_persisted_messages());
+        let (mut immediate, persisted) = (ready.take_messages(), ready.take_persisted_messages());
+        // Who hears of what it holds is to see whether it is that.
+        for beat in immediate.iter_mut().filter(|message| message.get_msg_type() == MessageType::MsgHeartbeat) {
+            beat.commit_term = self.raw.raft.raft_log.term(beat.commit).unwrap_or_default();
+        }
         let promised = self.unpersisted.iter().rev().find(|write| write.promise).map(|write| write.number);
         let written = self.unpersisted.back().map(|write| write.number);
         effects.send.extend(self.hold(promised, immediate));

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use raft::eraftpb::Message;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::core::Status;
@@ -27,6 +28,9 @@ pub enum ProposeError {
     /// Not done: there is too much to do already.
     #[error("too many proposals are waiting; try again later")]
     Busy,
+    /// Not done: this member is stopping.
+    #[error("this member is stopping; ask another")]
+    Stopping,
     /// Not done: no entry may hold it.
     #[error("the command has {0} bytes; at most {max}", max = limits::COMMAND_BYTES_MAX)]
     TooLarge(usize),
@@ -312,11 +316,14 @@ impl RaftHandle {
     pub async fn read_barrier(&self) -> Result<Index, ProposeError> {
         let (reply, answer) = oneshot::channel();
         self.request(Request::Read { reply })?;
-        answer.await.map_err(|_| ProposeError::Busy)
+        answer.await.map_err(|_| if self.requests.is_closed() { ProposeError::Stopping } else { ProposeError::Busy })
     }
 
     fn request(&self, request: Request) -> Result<(), ProposeError> {
-        self.requests.try_send(request).map_err(|_| ProposeError::Busy)
+        self.requests.try_send(request).map_err(|refused| match refused {
+            TrySendError::Full(_) => ProposeError::Busy,
+            TrySendError::Closed(_) => ProposeError::Stopping,
+        })
     }
 
     /// Takes messages of a peer; false if they were dropped because too many wait.
@@ -376,6 +383,15 @@ impl RaftHandle {
                 return found;
             }
             changed.await;
+        }
+    }
+
+    /// The same, but for nothing if the manager ends before.
+    pub async fn wait_or_end<T>(&self, check: impl Fn(&Status) -> Option<T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            found = self.wait(check) => Some(found),
+            () = self.ended() => None,
         }
     }
 

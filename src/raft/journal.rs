@@ -30,7 +30,8 @@ const STRETCH: u64 = BLOCK - HEADER;
 const MAGIC: [u8; 8] = *b"cairnlg1";
 /// In a header: no frame begins in the block.
 const NO_FRAME: u32 = u32::MAX;
-/// Bytes before a frame's body: its length, the checksum of this and all that follows, that of the frame before it, nothing, and its number.
+/// Bytes before a frame's body: its length, the checksum of this and all that follows, that of the frame before it, the journal's
+/// [salt](Journal::set_salt), and its number.
 const FRAME: u64 = 24;
 /// Frames begin at multiples of this.
 const ALIGN: u64 = 8;
@@ -357,6 +358,7 @@ struct Frame<'a> {
     sum: u32,
     /// The checksum of the one before.
     before: u32,
+    salt: u32,
     number: u64,
     body: &'a [u8],
 }
@@ -366,8 +368,9 @@ impl<'a> Frame<'a> {
     fn at(bytes: &'a [u8]) -> Option<Self> {
         let len = half(bytes.get(..4)?) as usize;
         let bytes = bytes.get(..FRAME as usize + len).filter(|_| len > 0 && (len as u64).is_multiple_of(ALIGN))?;
-        let (sum, before, number) = (half(&bytes[4..8]), half(&bytes[8..12]), word(&bytes[16..24]));
-        (sum == sum_of(bytes)).then(|| Self { sum, before, number, body: &bytes[FRAME as usize..] })
+        let [sum, before, salt] = [4, 8, 12].map(|at| half(&bytes[at..at + 4]));
+        let number = word(&bytes[16..24]);
+        (sum == sum_of(bytes)).then(|| Self { sum, before, salt, number, body: &bytes[FRAME as usize..] })
     }
 }
 
@@ -503,6 +506,8 @@ pub struct Journal {
     blocks: Blocks,
     records: Records,
     newest: Option<Newest>,
+    /// What all its frames have.
+    salt: u32,
     /// Where the stream ends.
     end: Position,
 }
@@ -515,7 +520,7 @@ impl Journal {
     /// The file cannot be read or synced, or is damaged.
     pub fn open(file: Backend) -> io::Result<Self> {
         let (blocks, begin) = Blocks::open(file)?;
-        let mut journal = Self { blocks, records: Records::default(), newest: None, end: begin };
+        let mut journal = Self { blocks, records: Records::default(), newest: None, salt: 0, end: begin };
         if let Some(bytes) = journal.read_on()? {
             tracing::warn!(
                 bytes,
@@ -526,13 +531,14 @@ impl Journal {
             return Err(corrupt("its first frame is damaged".into()));
         }
         // Nothing that came later may be anywhere, not even where no header says what it is.
-        let Self { blocks, newest, end, .. } = &journal;
+        let Self { blocks, newest, salt, end, .. } = &journal;
         let next = newest.map_or(1, |newest| newest.number + 1);
         let numbers = next..=next + u64::from(blocks.count) * BLOCK / FRAME;
         let look = |bytes: Vec<u8>| {
             let later = |at: usize| {
                 let is_later = numbers.contains(&word(bytes[at..].get(16..24)?));
-                is_later.then(|| Frame::at(&bytes[at..])).flatten()
+                // A record may look like a frame, but whoever wrote it does not know the salt.
+                is_later.then(|| Frame::at(&bytes[at..])).flatten().filter(|frame| frame.salt == *salt)
             };
             let found = (0..bytes.len()).step_by(ALIGN as usize).find_map(later);
             found.map_or(Ok(()), |frame| {
@@ -556,20 +562,25 @@ impl Journal {
     /// Reads the frames from its end on, up to one that is not whole or does not follow. If one follows that is not whole, gives its length in
     /// bytes.
     fn read_on(&mut self) -> io::Result<Option<u64>> {
-        let Self { blocks, records, newest, end } = self;
+        let Self { blocks, records, newest, salt, end } = self;
         let whole = blocks.runs().into_iter().find(|run| run.contains(end)).map_or(*end, |run| run.end);
         let mut reader = Reader::new(blocks, whole);
         while let Some(frame) = reader.frame(*end)? {
-            if newest.is_some_and(|newest| frame.number != newest.number + 1 || frame.before != newest.sum) {
+            let follows =
+                |newest: Newest| (frame.number, frame.before, frame.salt) == (newest.number + 1, newest.sum, *salt);
+            if !newest.is_none_or(follows) {
                 break;
             }
             let Frame { number, sum, body, .. } = frame;
+            *salt = frame.salt;
             records.apply(*end, body).ok_or_else(|| corrupt(format!("the frame {number} has no changes")))?;
             *newest = Some(Newest { number, sum, begun: block_of(*end) });
             *end += FRAME + body.len() as u64;
         }
         let follows = |head: &[u8]| {
-            newest.is_some_and(|newest| word(&head[16..24]) == newest.number + 1 && half(&head[8..12]) == newest.sum)
+            newest.is_some_and(|newest| {
+                (word(&head[16..24]), half(&head[8..12]), half(&head[12..16])) == (newest.number + 1, newest.sum, *salt)
+            })
         };
         let torn =
             reader.get(*end, FRAME)?.filter(|head| follows(head)).map(|head| FRAME + u64::from(half(&head[..4])));
@@ -589,6 +600,14 @@ impl Journal {
             return Err(io::Error::other("what follows is no longer in use"));
         }
         self.read_on().map(|_| ())
+    }
+
+    /// Says what all its frames are to have, if nothing was ever written to it: a number that nobody knows who has a say in what records
+    /// hold, so that none is taken for a frame when it is looked whether any are missing.
+    pub fn set_salt(&mut self, salt: u32) {
+        if self.is_empty() {
+            self.salt = salt;
+        }
     }
 
     /// Whether nothing was ever written to it.
@@ -651,6 +670,7 @@ impl Journal {
         let too_large = |_| io::Error::other(format!("a batch has {body} bytes, over the 4 GiB that a frame may have"));
         frame[..4].copy_from_slice(&u32::try_from(body).map_err(too_large)?.to_le_bytes());
         frame[8..12].copy_from_slice(&before.to_le_bytes());
+        frame[12..16].copy_from_slice(&self.salt.to_le_bytes());
         frame[16..24].copy_from_slice(&number.to_le_bytes());
         let sum = sum_of(&frame);
         frame[4..8].copy_from_slice(&sum.to_le_bytes());

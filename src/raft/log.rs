@@ -142,16 +142,18 @@ impl Log {
         members.into_iter().map(peer).collect()
     }
 
-    /// The member's own mark, drawn with `draw` and made durable the first time: it makes joining idempotent.
+    /// The member's own mark, drawn with `draw` and made durable the first time: it makes joining idempotent. With it is drawn the
+    /// [salt](Journal::set_salt) of the journal, which this is the first to write to.
     ///
     /// # Errors
     /// The journal failed or is corrupt.
-    pub fn uuid(&mut self, draw: impl FnOnce() -> [u8; 16]) -> Result<[u8; 16], Fault> {
+    pub fn uuid(&mut self, draw: impl FnOnce() -> ([u8; 16], u32)) -> Result<[u8; 16], Fault> {
         if let Some(bytes) = self.journal.named(UUID) {
             return bytes.try_into().map_err(|_| Fault::new(format!("a uuid of {} bytes", bytes.len())));
         }
-        let (uuid, mut batch) = (draw(), Batch::default());
+        let ((uuid, salt), mut batch) = (draw(), Batch::default());
         batch.name(UUID, uuid);
+        self.journal.set_salt(salt);
         self.journal.commit(&batch).context(|| format!("write the uuid to {}", self.place))?;
         Ok(uuid)
     }

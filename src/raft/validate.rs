@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use raft::eraftpb::{ConfState, Message, MessageType};
 
-use crate::ids::{Index, NodeId};
+use crate::ids::{Index, NodeId, Term};
 
 /// A message that raft-rs must not see.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -16,11 +16,17 @@ pub struct InvalidMessage {
     why: String,
 }
 
-/// Checks a message against what this member can take. `last` is the last index of its log.
+/// Checks a message against what this member can take. `last` is the last index of its log, and `term_of` says of which term an entry
+/// in it is, if it is there.
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn check(message: &Message, me: NodeId, last: Index) -> Result<(), InvalidMessage> {
+pub fn check(
+    message: &Message,
+    me: NodeId,
+    last: Index,
+    term_of: impl Fn(Index) -> Option<Term>,
+) -> Result<(), InvalidMessage> {
     use MessageType as T;
     let kind = message.get_msg_type();
     let invalid = |why: String| Err(InvalidMessage { kind, from: NodeId(message.from), why });
@@ -63,6 +69,14 @@ pub fn check(message: &Message, me: NodeId, last: Index) -> Result<(), InvalidMe
             "it says that this member holds index {}, but the log ends at {last}: has the disk lost something?",
             message.commit
         )),
+        // Of a leader of an older version, which does not say of which term that is, it is 0.
+        T::MsgHeartbeat if message.commit_term != 0 => match term_of(Index(message.commit)) {
+            Some(term) if term.0 != message.commit_term => invalid(format!(
+                "it says that this member holds index {} of term {}, but that is of term {term}: has the disk lost something?",
+                message.commit, message.commit_term
+            )),
+            _ => Ok(()),
+        },
         T::MsgReadIndex | T::MsgReadIndexResp if message.entries.len() != 1 => {
             invalid(format!("{} contexts, not one", message.entries.len()))
         }
@@ -93,6 +107,9 @@ fn snapshot_fault(message: &Message, me: NodeId) -> Option<String> {
     let distinct = |ids: &[u64]| ids.iter().collect::<BTreeSet<_>>().len() == ids.len();
     if meta.index == 0 || meta.term == 0 || meta.term > message.term {
         return Some(format!("it is of index {} and term {} in term {}", meta.index, meta.term, message.term));
+    }
+    if meta.get_conf_state().auto_leave && outgoing.is_empty() {
+        return Some("its configuration is to be left, and is not joint".into());
     }
     if voters.is_empty() || ids().any(|id| *id == 0) || ![voters, learners, outgoing, next].iter().all(|s| distinct(s))
     {
@@ -130,7 +147,8 @@ mod tests {
     }
 
     fn ok(message: &Message) -> bool {
-        check(message, NodeId(1), Index(10)).is_ok()
+        let term_of = |index: Index| (5..=10).contains(&index.0).then_some(Term(3));
+        check(message, NodeId(1), Index(10), term_of).is_ok()
     }
 
     #[test]
@@ -151,7 +169,7 @@ mod tests {
             message.set_msg_type(kind);
             message
         };
-        assert!(check(&message(MessageType::MsgAppend), NodeId(3), Index(0)).is_err(), "for another member");
+        assert!(check(&message(MessageType::MsgAppend), NodeId(3), Index(0), |_| None).is_err(), "for another member");
         for kind in
             [MessageType::MsgHup, MessageType::MsgPropose, MessageType::MsgSnapStatus, MessageType::MsgUnreachable]
         {
@@ -165,6 +183,12 @@ mod tests {
         let mut beat = message(MessageType::MsgHeartbeat);
         beat.commit = 11;
         assert!(!ok(&beat), "a commit beyond the log");
+        (beat.commit, beat.commit_term) = (10, 4);
+        assert!(!ok(&beat), "a commit of another term than what is there");
+        for (commit, term) in [(10, 3), (10, 0), (2, 1)] {
+            (beat.commit, beat.commit_term) = (commit, term);
+            assert!(ok(&beat), "{commit} of term {term}; what is not in the log any more is of any");
+        }
         let mut question = message(MessageType::MsgReadIndex);
         question.entries = vec![Entry::default()].into();
         assert!(!ok(&question), "a read request of a term");

@@ -195,7 +195,8 @@ pub fn rejection(reject: &Reject) -> v1::Rejection {
     v1::Rejection { kind: Some(kind) }
 }
 
-fn refusal(reject: &Reject) -> v1::Reply {
+/// A refusal as an answer.
+pub fn refusal(reject: &Reject) -> v1::Reply {
     v1::Reply { kind: Some(reply::Kind::Rejection(rejection(reject))) }
 }
 

@@ -192,7 +192,7 @@ impl Auth {
     /// It is looked at what users may do, and this is none.
     pub fn rights(&self, user: &str) -> Result<Rights<'_>, AuthReject> {
         match self.users.get(user) {
-            // Who logged in before it was disabled may need more by now than a user's token: it is to call anew.
+            // Whoever has no name here may speak as a member. Who logged in before it was disabled is to call anew.
             _ if !self.enabled && [ROOT, ""].contains(&user) => Ok(Rights::All),
             _ if !self.enabled => Err(AuthReject::Denied),
             Some(user) if user.is_root => Ok(Rights::All),

@@ -1,9 +1,8 @@
 //! What can be checked of a request without the state: by the API before it proposes, and again when it is applied.
 //! The rules are etcd's.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use bytes::Bytes;
 use prost::Message;
 
 use crate::error::KvReject;
@@ -98,20 +97,37 @@ fn check_operations(txn: &TxnRequest, operations_max: usize, depth_max: usize) -
     Ok(())
 }
 
+/// An edge of a range of keys: just before a key, or just after it.
+type Edge<'a> = (&'a [u8], bool);
+
 /// What a list of operations changes.
 #[derive(Default)]
 struct Changes<'a> {
     puts: BTreeSet<&'a [u8]>,
-    deletes: Vec<(&'a Bytes, &'a Bytes)>,
+    /// Ranges that do not overlap: where they begin, and where they end.
+    deletes: BTreeMap<Edge<'a>, Edge<'a>>,
 }
 
 impl<'a> Changes<'a> {
-    /// As etcd has it: a range without an end is not looked at, so that a key of it may also be set, and is then removed or not
+    /// Adds a range. As etcd has it, one without an end is not looked at, so that a key of it may also be set, and is then removed or not
     /// as the operations follow each other.
-    fn deletes(&self, key: &[u8]) -> bool {
-        let within =
-            |(start, end): &(&Bytes, &Bytes)| if end.is_empty() { key == *start } else { key >= *start && key < *end };
-        self.deletes.iter().any(within)
+    fn delete(&mut self, mut from: Edge<'a>, mut to: Edge<'a>) {
+        if from >= to {
+            return;
+        }
+        if let Some((before, end)) = self.deletes.range(..from).next_back().filter(|(_, end)| **end >= from) {
+            (from, to) = (*before, to.max(*end));
+        }
+        while let Some((next, end)) = self.deletes.range(from..=to).next() {
+            let next = *next;
+            to = to.max(*end);
+            self.deletes.remove(&next);
+        }
+        self.deletes.insert(from, to);
+    }
+
+    fn deletes(&self, key: &'a [u8]) -> bool {
+        self.deletes.range(..=(key, false)).next_back().is_some_and(|(_, end)| (key, false) < *end)
     }
 
     fn put(&mut self, key: &'a [u8]) -> Result<(), KvReject> {
@@ -127,7 +143,8 @@ fn changes(operations: &[RequestOp]) -> Result<Changes<'_>, KvReject> {
     let mut all = Changes::default();
     for operation in operations {
         if let Some(Request::RequestDeleteRange(delete)) = &operation.request {
-            all.deletes.push((&delete.key, &delete.range_end));
+            let to = if delete.range_end.is_empty() { (&*delete.key, true) } else { (&*delete.range_end, false) };
+            all.delete((&delete.key, false), to);
         }
     }
     for operation in operations {
@@ -135,8 +152,7 @@ fn changes(operations: &[RequestOp]) -> Result<Changes<'_>, KvReject> {
         let (success, failure) = (changes(&txn.success)?, changes(&txn.failure)?);
         success.puts.union(&failure.puts).try_for_each(|key| all.put(key))?;
         // What an inner transaction removes, no other operation may set; its own puts are known to be others.
-        let inner: Vec<_> = success.deletes.into_iter().chain(failure.deletes).collect();
-        all.deletes.extend(inner);
+        success.deletes.into_iter().chain(failure.deletes).for_each(|(from, to)| all.delete(from, to));
     }
     for operation in operations {
         if let Some(Request::RequestPut(put)) = &operation.request {
@@ -205,6 +221,39 @@ mod tests {
         assert_eq!(check(vec![inner(vec![put("a")], vec![]), inner(vec![], vec![put("a")])]), twice);
         assert_eq!(check(vec![inner(vec![delete("a", "c")], vec![]), put("b")]), twice);
         assert_eq!(check(vec![put("b"), inner(vec![], vec![delete("b", "")])]), twice);
+    }
+
+    #[test]
+    fn overlapping_ranges_are_as_each_alone() {
+        let ranges =
+            [("c", "e"), ("a", "b"), ("b", ""), ("d", "g"), ("f", ""), ("k", "c"), ("x", "\0"), ("e", "f"), ("a", "")];
+        for first in 0..ranges.len() {
+            let removed = || ranges.iter().cycle().skip(first).take(5);
+            for key in ["a", "aa", "b", "ba", "c", "d", "e", "f", "fa", "g", "k", "x", "y"] {
+                let within =
+                    |(from, to): &(&str, &str)| if to.is_empty() { key == *from } else { key >= *from && key < *to };
+                let mut all: Vec<Request> = removed().map(|(from, to)| delete(from, to)).collect();
+                all.push(put(key));
+                assert_eq!(check_txn(&txn(all, vec![])).is_err(), removed().any(within), "{key}, from {first}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_removed_by_many_is_looked_up_at_once() {
+        // As many as fit into a request: compared one with each other they would take minutes.
+        let key = |n: usize| n.to_be_bytes()[5..].to_vec().into();
+        let nest = |operation: &dyn Fn(usize) -> Request, from: usize| {
+            let list = |from: usize| (from..from + 40).map(operation).collect::<Vec<_>>();
+            let second = |from: usize| (0..40).map(|n| inner(list(from + 40 * n), vec![])).collect::<Vec<_>>();
+            inner((0..40).map(|n| inner(second(from + 1_600 * n), vec![])).collect(), vec![])
+        };
+        let removes =
+            |n| Request::RequestDeleteRange(DeleteRangeRequest { key: key(n), ..DeleteRangeRequest::default() });
+        let sets = |n| Request::RequestPut(PutRequest { key: key(n), ..PutRequest::default() });
+        let check = |from| check_txn(&txn(vec![nest(&removes, 0), nest(&sets, from)], vec![]));
+        assert_eq!(check(64_000), Ok(()));
+        assert_eq!(check(63_999), Err(KvReject::DuplicateKey));
     }
 
     #[test]
