@@ -236,7 +236,7 @@ fn a_machine_is_replaced_by_one_that_is_another_member() {
     let before = through(&Plan::quiet(3), Fault::WallStep { node: 1, millis: 0 }, true, look);
     let first = before[0].0.1.unwrap();
     let (up, second, voters) = seen.last().unwrap().0.clone();
-    assert_eq!(seen[0].0.0, false, "{seen:?}");
+    assert!(!seen[0].0.0, "{seen:?}");
     assert!(up && second.is_some_and(|second| second != first), "{seen:?}");
     assert!(voters.as_ref().is_some_and(|voters| voters.len() == 3 && !voters.contains(&first)), "{seen:?}");
 }
