@@ -251,15 +251,13 @@ impl SharedNodeState {
                 Ok(Err(ProposeError::NotLeader(_) | ProposeError::Superseded)) => {
                     self.io.clock.sleep(TICK / 10).await;
                 }
-                Ok(Err(error @ ProposeError::Busy)) => {
-                    self.metrics.commands_refused.inc();
-                    return Err(not_done(Code::ResourceExhausted, error.to_string()));
-                }
-                Ok(Err(error @ ProposeError::Stopping)) => return Err(not_done(Code::Unavailable, error.to_string())),
-                Ok(Err(error @ ProposeError::TooLarge(_))) => {
-                    return Err(not_done(Code::InvalidArgument, error.to_string()));
-                }
                 Ok(Err(ProposeError::Unknown)) | Err(_) => return Err(unknown_outcome()),
+                Ok(Err(error)) => {
+                    if error == ProposeError::Busy {
+                        self.metrics.commands_refused.inc();
+                    }
+                    return Err(not_done(refused_as(error), error.to_string()));
+                }
             }
         }
     }
@@ -326,7 +324,7 @@ impl SharedNodeState {
         match self.io.clock.deadline(deadline, self.raft.propose(raise)).await {
             // Who does not lead any more cannot propose the command either.
             Ok(Ok(_) | Err(ProposeError::NotLeader(_) | ProposeError::Superseded)) => Ok(()),
-            Ok(Err(error)) => Err(not_done(Code::ResourceExhausted, error.to_string())),
+            Ok(Err(error)) => Err(not_done(refused_as(error), error.to_string())),
             Err(_) => Err(not_done(Code::Unavailable, "not done: an alarm could not be raised in time".into())),
         }
     }
@@ -393,8 +391,7 @@ impl SharedNodeState {
                 self.metrics.reads.observe(self.io.clock.now().since(began));
                 Ok(index)
             }
-            Ok(Err(error @ ProposeError::Stopping)) => Err(Status::unavailable(error.to_string())),
-            Ok(Err(error)) => Err(Status::resource_exhausted(error.to_string())),
+            Ok(Err(error)) => Err(Status::new(refused_as(error), error.to_string())),
             Err(_) => Err(Status::unavailable(
                 "no majority of the members confirmed the read in time; for this member's own view ask for a \
                  serializable read",
@@ -700,9 +697,32 @@ fn parse_timeout(text: &str) -> Option<Duration> {
     })
 }
 
+/// What a request that this member did not take is called.
+fn refused_as(error: ProposeError) -> Code {
+    match error {
+        ProposeError::TooLarge(_) => Code::InvalidArgument,
+        ProposeError::Stopping => Code::Unavailable,
+        _ => Code::ResourceExhausted,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_nobody_may_do_nothing_when_users_are_disabled() {
+        let (nobody, auth) = (Caller::default(), Auth::default());
+        let logged_in = Caller { user: ROOT.into(), since: Some(0), is_member: false };
+        let member = Caller { is_member: true, ..Caller::default() };
+        for (caller, may) in [(&nobody, false), (&Caller::outdated(), false), (&logged_in, false), (&member, true)] {
+            assert_eq!(caller.rights(&auth).is_ok(), may, "{caller:?}");
+        }
+        // What is in the log under no name is a member's.
+        for (caller, may) in [(&nobody, false), (&Caller::outdated(), false), (&logged_in, true), (&member, true)] {
+            assert_eq!(caller.may_ask().is_ok(), may, "{caller:?}");
+        }
+    }
 
     #[test]
     fn timeouts() {

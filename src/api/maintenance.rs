@@ -15,7 +15,7 @@ use super::probe::ETCD_VERSION;
 use super::{ClusterService, Entered};
 use crate::entry::Step;
 use crate::error::{Context, Fault};
-use crate::limits::{BACKUPS_MAX, MESSAGE_BYTES_MAX};
+use crate::limits::BACKUPS_MAX;
 use crate::proto::etcdserverpb::alarm_request::AlarmAction;
 use crate::proto::etcdserverpb::maintenance_server::Maintenance;
 use crate::proto::etcdserverpb::{
@@ -123,13 +123,8 @@ impl Reading {
         };
         self.next += 1;
         let blob: Bytes = match payload {
-            Some(payload) if payload.len() > MESSAGE_BYTES_MAX => {
-                // Answers of sessions alone have no bound. Nobody has acknowledged this one yet.
-                let text = "an answer that a client has not acknowledged is longer than a part of a backup may be; try again in a minute";
-                return Err(Fault::because("write a backup", text));
-            }
             Some(payload) => {
-                let frame = writer.frame(&payload);
+                let frame = writer.frame(&payload)?;
                 self.writer = Some(writer);
                 frame.into()
             }

@@ -152,6 +152,22 @@ mod tests {
     }
 
     #[test]
+    fn a_configuration_that_is_to_be_left_is_joint() {
+        let snapshot = |outgoing: &[u64]| {
+            let mut message = Message::default();
+            message.set_msg_type(MessageType::MsgSnapshot);
+            (message.to, message.from, message.term) = (1, 2, 5);
+            let meta = message.mut_snapshot().mut_metadata();
+            (meta.index, meta.term) = (3, 4);
+            let conf_state = meta.mut_conf_state();
+            (conf_state.voters, conf_state.auto_leave) = (vec![1, 2], true);
+            conf_state.voters_outgoing = outgoing.to_vec();
+            message
+        };
+        assert!(ok(&snapshot(&[2])) && !ok(&snapshot(&[])));
+    }
+
+    #[test]
     fn appends() {
         assert!(ok(&append(0, 0, &[(1, 1), (2, 5)])));
         assert!(ok(&append(3, 2, &[])));

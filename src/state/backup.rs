@@ -34,7 +34,6 @@ fn checksum(number: u64, payload: &[u8]) -> u32 {
 
 /// The frame of a number, counted from the head, which is 0.
 fn frame(number: u64, payload: &[u8]) -> Vec<u8> {
-    assert!(payload.len() <= MESSAGE_BYTES_MAX, "a chunk is not larger than a message");
     let mut frame = (payload.len() as u32).to_le_bytes().to_vec();
     frame.extend_from_slice(&checksum(number, payload).to_le_bytes());
     frame.extend_from_slice(payload);
@@ -56,9 +55,20 @@ impl Writer {
 
     /// The frame of the next payload: the head, and then the chunks.
     ///
-    /// # Panics
-    /// If it is larger than a message may be.
-    pub fn frame(&mut self, payload: &[u8]) -> Vec<u8> {
+    /// # Errors
+    /// It is larger than a message may be: of all rows only the answers that sessions keep have no bound.
+    pub fn frame(&mut self, payload: &[u8]) -> Result<Vec<u8>, Fault> {
+        if payload.len() > MESSAGE_BYTES_MAX {
+            let bytes = payload.len();
+            return Err(Fault::new(format!(
+                "a part of the backup has {bytes} bytes, at most {MESSAGE_BYTES_MAX}: a client has not acknowledged a long answer yet; \
+                 try again in a minute"
+            )));
+        }
+        Ok(self.add(payload))
+    }
+
+    fn add(&mut self, payload: &[u8]) -> Vec<u8> {
         let frame = frame(self.frames, payload);
         self.frames += 1;
         self.bytes += frame.len() as u64;
@@ -68,7 +78,7 @@ impl Writer {
 
     /// What comes after the last chunk.
     pub fn end(mut self) -> Vec<u8> {
-        let mut end = self.frame(&[]);
+        let mut end = self.add(&[]);
         let zeros = vec![0; padding(self.bytes) as usize];
         self.sha.update(&zeros);
         end.extend_from_slice(&zeros);

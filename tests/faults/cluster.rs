@@ -12,6 +12,7 @@ use cairn::sim::clock::FROZEN_PPM;
 use cairn::sim::cluster::Cluster;
 use cairn::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use cairn::sim::fault::{Fault, Links, Place};
+use cairn::sim::mark;
 use cairn::sim::plan::Plan;
 use cairn::sim::watch::Watch;
 use cairn::sim::world::World;
@@ -25,6 +26,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(5);
 /// How long is looked after a fault has ended.
 const AFTER: Duration = Duration::from_secs(15);
+/// A fault that changes nothing.
+const NOTHING: Fault = Fault::WallStep { node: 1, millis: 0 };
 const KEPT: PowerCut = PowerCut { drop_permille: 0, tear_permille: 0 };
 
 /// A cluster before a fault, with or without nodes on its machines.
@@ -207,13 +210,29 @@ fn the_disk_of_a_machine_that_recovers_goes_again() {
 }
 
 #[test]
-fn a_node_that_is_stopped_closes_its_state_unless_its_process_lives_on() {
+fn a_node_that_is_stopped_has_ended_when_its_machine_goes_off() {
     for exits in [true, false] {
         let fault = Fault::Stop { node: 1, exits, down: 2 * SECOND };
         let seen = through(&Plan::quiet(3), fault, true, |cluster| ups::<3>(cluster)[1]);
         let states: Vec<bool> = seen.iter().map(|(up, _)| *up).collect();
         assert_eq!(states, [true, false, true], "exits: {exits}");
         assert!(seen[1].1 >= 2 * SECOND, "{seen:?}");
+    }
+}
+
+#[test]
+fn a_process_that_exits_has_closed_its_state() {
+    for exits in [true, false] {
+        let marks = simulate(move |world| async move {
+            let cluster = cluster(world, Plan::quiet(3), true).await;
+            mark::take();
+            cluster.inflict(Fault::Stop { node: 1, exits, down: SECOND }).await;
+            sleep(5 * SECOND).await;
+            cluster.world.network.set_wiretap(None);
+            mark::take()
+        });
+        let opened = ["a state was opened that had been closed", "a state was opened that had not been closed"];
+        assert_eq!(opened.map(|mark| marks.contains_key(mark)), [exits, !exits]);
     }
 }
 
@@ -233,7 +252,7 @@ fn a_machine_is_replaced_by_one_that_is_another_member() {
     let fault = Fault::Replace { node: 1, down: 2 * SECOND };
     let look = |cluster: &Arc<Cluster>| (ups::<3>(cluster)[1], cluster.members[1].id(), cluster.watch.voters());
     let seen = through(&Plan::quiet(3), fault, true, look);
-    let before = through(&Plan::quiet(3), Fault::WallStep { node: 1, millis: 0 }, true, look);
+    let before = through(&Plan::quiet(3), NOTHING, true, look);
     let first = before[0].0.1.unwrap();
     let (up, second, voters) = seen.last().unwrap().0.clone();
     assert!(!seen[0].0.0, "{seen:?}");
@@ -272,10 +291,15 @@ fn pages_of_a_rotten_disk_are_damaged_and_its_machine_is_replaced() {
 
 #[test]
 fn leadership_goes_where_it_is_to_go() {
-    let first = through(&Plan::quiet(3), Fault::WallStep { node: 1, millis: 0 }, true, |cluster| leader(cluster))[0].0;
+    let first = through(&Plan::quiet(3), NOTHING, true, |cluster| leader(cluster))[0].0;
     let to = (first.unwrap() + 1) % 3;
     let seen = through(&Plan::quiet(3), Fault::Transfer { to }, true, |cluster| leader(cluster));
     assert_eq!(seen.iter().map(|(leader, _)| *leader).collect::<Vec<_>>(), [first, Some(to)]);
+}
+
+#[test]
+fn a_leader_that_stands_still_stays_up_and_another_leads() {
+    let first = through(&Plan::quiet(3), NOTHING, true, |cluster| leader(cluster))[0].0;
     let fault = Fault::Pause { node: first.unwrap(), span: 10 * SECOND };
     let seen = through(&Plan::quiet(3), fault, true, |cluster| (leader(cluster), ups::<3>(cluster)));
     assert!(seen.len() > 1 && seen.iter().all(|(look, _)| look.1 == [true; 3]), "{seen:?}");
@@ -291,7 +315,7 @@ fn members_come_and_are_removed() {
     let gone = |cluster: &Arc<Cluster>| cluster.members.iter().map(|member| member.is_removed()).collect::<Vec<bool>>();
     let look = move |cluster: &Arc<Cluster>| (voters_of(cluster), gone(cluster), leader(cluster));
     let last = |fault| through(&Plan::quiet(4), fault, true, look).pop().unwrap().0;
-    let (_, _, Some(first)) = through(&Plan::quiet(4), Fault::WallStep { node: 1, millis: 0 }, true, look)[0].0 else {
+    let (_, _, Some(first)) = through(&Plan::quiet(4), NOTHING, true, look)[0].0 else {
         panic!("nobody leads");
     };
     let all_but = |place: Place| (0..4).map(|other| other != place).collect::<Vec<bool>>();
@@ -346,20 +370,17 @@ fn a_worker_is_drained_and_takes_tasks_again() {
 }
 
 /// What is measured on a machine without a node: before a fault, when it has begun, and when it has ended; and how long it took.
-fn around<T: Send + 'static>(
-    fault: Fault,
-    mut measure: impl FnMut(&Arc<Cluster>, &Io) -> T + Send + 'static,
-) -> ([T; 3], Duration) {
+fn around<T: Send + 'static>(fault: Fault, mut measure: impl FnMut(&Io) -> T + Send + 'static) -> ([T; 3], Duration) {
     simulate(move |world| async move {
         let cluster = cluster(world, Plan::quiet(2), false).await;
         let (io, _) = cluster.members[1].machine.boot();
-        let before = measure(&cluster, &io);
+        let before = measure(&io);
         let (began, faulty) = (now(), madsim::task::spawn(cluster.inflict(fault)));
         sleep(Duration::from_millis(1)).await;
-        let within = measure(&cluster, &io);
+        let within = measure(&io);
         faulty.await.unwrap();
         let took = now() - began;
-        let after = measure(&cluster, &io);
+        let after = measure(&io);
         cluster.world.network.set_wiretap(None);
         ([before, within, after], took)
     })
@@ -369,7 +390,7 @@ fn around<T: Send + 'static>(
 fn a_full_disk_takes_what_there_is_room_for_until_there_is_more() {
     let fault = Fault::Full { node: 1, left: 10_000, span: 2 * SECOND };
     let mut len = 0;
-    let (grown, took) = around(fault, move |_, io| {
+    let (grown, took) = around(fault, move |io| {
         let file = io.disk.open("file").unwrap();
         [20_000, 9_000].map(|more| {
             let grown = file.set_len(len + more).is_ok();
@@ -384,7 +405,7 @@ fn a_full_disk_takes_what_there_is_room_for_until_there_is_more() {
 #[test]
 fn one_operation_of_a_kind_fails() {
     for (op, failing) in [(DiskOp::Read, 1), (DiskOp::Write, 0), (DiskOp::Sync, 2)] {
-        let (worked, _) = around(Fault::DiskError { node: 1, op, down: SECOND }, |_, io| {
+        let (worked, _) = around(Fault::DiskError { node: 1, op, down: SECOND }, |io| {
             let file = io.disk.open("file").unwrap();
             let both = || {
                 let wrote = file.set_len(4096).and_then(|()| file.write(0, &[1; 4096])).is_ok();
@@ -403,12 +424,12 @@ fn one_operation_of_a_kind_fails() {
 fn the_clock_of_one_machine_goes_its_own_way() {
     let span = 10 * SECOND;
     for ppm in [-200_000, 0, 200_000, FROZEN_PPM] {
-        let (at, took) = around(Fault::Speed { node: 1, ppm, span }, |_, io| io.clock.now());
+        let (at, took) = around(Fault::Speed { node: 1, ppm, span }, |io| io.clock.now());
         let ran = at[2].since(at[1]).as_secs_f64() / (took - Duration::from_millis(1)).as_secs_f64();
         assert!((ran - 1.0 - ppm as f64 / 1e6).abs() < 1e-6, "{ppm}: {ran}");
     }
     for millis in [-3_600_000, 20_000] {
-        let (at, _) = around(Fault::WallStep { node: 1, millis }, |_, io| (io.clock.wall(), io.clock.now()));
+        let (at, _) = around(Fault::WallStep { node: 1, millis }, |io| (io.clock.wall(), io.clock.now()));
         let step = |from: usize| at[from + 1].0.0 as i64 - at[from].0.0 as i64;
         assert!((millis..millis + 3).contains(&step(0)) && step(1) == 0, "{millis}: {at:?}");
         assert!(at[1].1.since(at[0].1) < Duration::from_millis(2), "{millis}: {at:?}");
@@ -420,7 +441,7 @@ fn a_paused_machine_stands_still_and_a_slow_one_gets_on_slowly() {
     let span = 10 * SECOND;
     let turns = |fault| {
         let count = Arc::new(AtomicU64::new(0));
-        let (turns, _) = around(fault, move |_, io| {
+        let (turns, _) = around(fault, move |io| {
             let before = count.load(Ordering::Relaxed);
             if before == 0 {
                 let count = count.clone();

@@ -95,6 +95,25 @@ fn stream(io: &Io, to: &Address, path: &str) -> mpsc::Sender<Bytes> {
     sender
 }
 
+/// Two machines, and a stream from one to the other.
+struct Talk {
+    server: Arc<Machine>,
+    client: Arc<Machine>,
+    arrived: Arrived,
+    /// The client's.
+    io: Io,
+    sender: mpsc::Sender<Bytes>,
+}
+
+async fn talk(world: &Arc<World>, path: &str) -> Talk {
+    let (server, client) = (world.machine(), world.machine());
+    let arrived = Arrived::default();
+    listen(&server, &arrived).await;
+    let (io, _) = client.boot();
+    let sender = stream(&io, &at(&server), path);
+    Talk { server, client, arrived, io, sender }
+}
+
 /// A message that is a number, this many bytes long.
 fn number(n: u64, len: usize) -> Bytes {
     let mut bytes = n.to_be_bytes().to_vec();
@@ -110,11 +129,7 @@ fn number_of(message: &[u8]) -> Option<u64> {
 /// Sends `count` messages a millisecond apart in some weather. Gives the numbers that arrived and how long each took, in
 /// the order of arrival; `None` for what was no longer a number.
 async fn send(world: Arc<World>, path: &str, weather: Weather, count: u64, len: usize) -> Vec<(Option<u64>, Duration)> {
-    let (server, client) = (world.machine(), world.machine());
-    let arrived = Arrived::default();
-    listen(&server, &arrived).await;
-    let (io, _) = client.boot();
-    let sender = stream(&io, &at(&server), path);
+    let Talk { arrived, sender, .. } = talk(&world, path).await;
     sleep(Duration::from_millis(100)).await;
     world.network.set_weather(weather);
     let began = now();
@@ -184,11 +199,7 @@ fn messages_are_repeated() {
 fn messages_come_once_more_minutes_later_and_after_a_restart() {
     let weather = Weather { replay_per_100k: 30_000, ..Weather::CALM };
     let again = simulate(move |world| async move {
-        let (server, client) = (world.machine(), world.machine());
-        let arrived = Arrived::default();
-        listen(&server, &arrived).await;
-        let (io, _) = client.boot();
-        let sender = stream(&io, &at(&server), MESSAGES);
+        let Talk { server, arrived, io, sender, .. } = talk(&world, MESSAGES).await;
         world.network.set_weather(weather);
         for n in 0..100 {
             sender.send(number(n, 8)).await.unwrap();
@@ -238,11 +249,7 @@ fn one_link_has_a_weather_of_its_own() {
 fn nothing_comes_once_more_over_a_cut_link() {
     let weather = Weather { replay_per_100k: 100_000, ..Weather::CALM };
     let [while_cut, after] = simulate(move |world| async move {
-        let (server, client) = (world.machine(), world.machine());
-        let arrived = Arrived::default();
-        listen(&server, &arrived).await;
-        let (io, _) = client.boot();
-        let sender = stream(&io, &at(&server), MESSAGES);
+        let Talk { server, client, arrived, sender, .. } = talk(&world, MESSAGES).await;
         sleep(Duration::from_millis(100)).await;
         world.network.set_weather(weather);
         for n in 0..50 {
@@ -465,11 +472,7 @@ fn a_deaf_machine_hears_no_messages_and_others_do() {
 #[test]
 fn what_was_said_in_one_life_comes_again_in_the_next() {
     let again = simulate(|world| async move {
-        let (server, client) = (world.machine(), world.machine());
-        let arrived = Arrived::default();
-        listen(&server, &arrived).await;
-        let (io, _) = client.boot();
-        let sender = stream(&io, &at(&server), MESSAGES);
+        let Talk { server, arrived, io, sender, .. } = talk(&world, MESSAGES).await;
         world.network.remember(server.id);
         for n in 0..20 {
             sender.send(number(n, 8)).await.unwrap();

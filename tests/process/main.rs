@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::disallowed_types)] // tests are the outside world
 #![cfg(not(feature = "sim"))]
 
+mod embedded;
 mod keeping;
 mod leases;
 mod printing;
@@ -13,6 +14,7 @@ mod users;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Output, Stdio};
 
 use running::{Running, node, run, text, three, until, voters};
@@ -38,6 +40,11 @@ fn one_node_keeps_what_it_acknowledged_and_stops_in_order() {
     let node = Running::start(&args);
     assert!(node.kv(&["put", "greeting", "hello"]).status.success());
     assert_eq!(text(&node.kv(&["get", "greeting"]).stdout), "hello\n");
+    // Whoever can read what is there can read every key.
+    let files = fs::read_dir(&data).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_file());
+    for (path, mode) in files.map(|path| (path, 0o600)).chain([(data.clone(), 0o700)]) {
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
+    }
     let refused = node.kv(&["put", "greeting", "again", "--if-revision", "0"]);
     assert_eq!(refused.status.code(), Some(1));
     assert!(text(&refused.stderr).contains("revision is 2, not 0"), "{}", text(&refused.stderr));

@@ -240,8 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_removed_by_many_is_looked_up_at_once() {
-        // As many as fit into a request: compared one with each other they would take minutes.
+    fn as_many_changes_as_fit_into_a_request_are_checked() {
         let key = |n: usize| n.to_be_bytes()[5..].to_vec().into();
         let nest = |operation: &dyn Fn(usize) -> Request, from: usize| {
             let list = |from: usize| (from..from + 40).map(operation).collect::<Vec<_>>();
