@@ -41,7 +41,7 @@ impl Disk for MemoryDisk {
     fn open(&self, name: &str) -> io::Result<Backend> {
         let mut files = self.0.lock().unwrap();
         let file = files.entry(name.into()).or_insert_with(|| Arc::new(InMemoryBackend::new()));
-        Ok(Backend(Box::new(Shared(file.clone()))))
+        Ok(Backend(Box::new(Shared(file.clone())), Arc::new(())))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {

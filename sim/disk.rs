@@ -527,7 +527,7 @@ impl Disk for Mounted {
             Ok((number, state.files[&number].open.clone()))
         })?;
         let mounted = Mounted { disk: self.disk.clone(), boot: self.boot };
-        Ok(Backend(Box::new(Handle { mounted, name: name.to_owned(), number, _open: open })))
+        Ok(Backend(Box::new(Handle { mounted, name: name.to_owned(), number }), open))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
@@ -591,7 +591,6 @@ struct Handle {
     mounted: Mounted,
     name: String,
     number: Number,
-    _open: Arc<()>,
 }
 
 impl fmt::Debug for Handle {

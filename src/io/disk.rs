@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Bound;
+use std::sync::Arc;
 
 use redb::{BackendError, StorageBackend};
 
@@ -82,8 +83,8 @@ pub fn open_for_database(disk: &dyn Disk, name: &str, may_be_new: bool) -> io::R
     Ok(file)
 }
 
-/// An open file in the shape redb takes: a boxed [`StorageBackend`].
-pub struct Backend(pub Box<dyn StorageBackend>);
+/// An open file in the shape redb takes: a boxed [`StorageBackend`], and what is to be held until it is closed.
+pub struct Backend(pub Box<dyn StorageBackend>, pub Arc<dyn Send + Sync>);
 
 impl fmt::Debug for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -4,6 +4,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use redb::backends::FileBackend;
 
@@ -20,7 +21,8 @@ const OWNERS_FILE: u32 = 0o600;
 /// A node's data directory, locked for this process.
 pub struct DataDir {
     dir: PathBuf,
-    _lock: File,
+    /// Every open file has it, too: the directory is in use until the last is closed.
+    lock: Arc<File>,
 }
 
 impl DataDir {
@@ -33,7 +35,7 @@ impl DataDir {
         DirBuilder::new().recursive(true).mode(OWNERS_DIR).create(dir).context(|| say("make"))?;
         let lock = writable().open(dir.join(LOCK)).context(|| say("write to"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { dir: dir.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { dir: dir.to_owned(), lock: Arc::new(lock) }),
             Err(fs::TryLockError::WouldBlock) => Err(Fault::new(format!(
                 "the data directory {} is in use by another node; stop that one, or choose another with --data-dir",
                 dir.display()
@@ -64,7 +66,7 @@ impl Disk for DataDir {
         let path = self.path(name);
         let file = writable().open(&path).map_err(at(&path))?;
         let backend = FileBackend::new(file).map_err(|error| at(&path)(io::Error::other(error)))?;
-        Ok(Backend(Box::new(backend)))
+        Ok(Backend(Box::new(backend), self.lock.clone()))
     }
 
     fn list(&self) -> io::Result<Vec<String>> {
