@@ -11,6 +11,7 @@ use crate::sim::fault::{Fault, Links, Place, Places};
 use crate::sim::mark::Marks;
 use crate::sim::network::Weather;
 use crate::sim::plan::Plan;
+use crate::state::format;
 
 /// How often each of the members moves at most.
 pub const MOVES_MAX: u16 = 3;
@@ -345,6 +346,13 @@ pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
     }
 }
 
+/// Now and then clients ask for more than a session keeps of an answer. It takes room.
+pub fn loud(rng: &mut RngStream, plan: &mut Plan) {
+    if plan.keys_quota.is_none() && rng.chance(100) {
+        plan.loud_permille = *rng.pick(&[30, 100, 300]);
+    }
+}
+
 /// Older members, which are upgraded one after another or at once, and some of which go back before all are.
 pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
     // What tells whose disk is whose, nothing may disturb; and where the last but one is to be removed by the last, no other may lead: it
@@ -358,6 +366,7 @@ pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
     let some = rng.range(1, 1 << plan.nodes) as Places;
     // While the founder is older, the cluster is in the first format, and all can join.
     plan.old = 1 | *rng.pick(&[all, all, some]);
+    plan.old_format = rng.range(format::FIRST.into(), format::NEWEST.into()) as u32;
     if plan.is_undisturbed() {
         return; // they are upgraded at the end
     }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::client::{self, is_at};
 use crate::io::RngStream;
-use crate::limits::SESSION_TTL;
+use crate::limits::{SESSION_ANSWER_BYTES_MAX, SESSION_TTL};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
@@ -38,6 +38,8 @@ pub struct Load {
     pub compacts: bool,
     /// How often, in thousandths, it pauses for about as long as a session lives.
     pub idle_permille: u64,
+    /// How often, in thousandths, it asks for more than a session keeps of an answer.
+    pub loud_permille: u64,
 }
 
 /// What a client asks for at once.
@@ -49,7 +51,14 @@ pub enum Ask {
     Pair(u64, u64, Op),
     /// All of the first keys, this many.
     All(u64),
+    /// A transaction that sets a key to a large value and reads it so often that no session keeps the answer.
+    Loud(u64, u64),
 }
+
+/// Bytes of a large value.
+const LOUD_BYTES: usize = 24 * 1024;
+/// How often it is read at once.
+const LOUD_LOOKS: usize = SESSION_ANSWER_BYTES_MAX / LOUD_BYTES + 1;
 
 /// A client, and where it writes down what it saw.
 pub struct Notes<'a> {
@@ -90,7 +99,11 @@ pub async fn run(door: &Door, load: &Load, mut rng: RngStream, notes: Notes<'_>)
             let span = SESSION_TTL - Duration::from_millis(before) + Duration::from_millis(rng.range(0, most));
             door.pause(span).await;
         }
-        let ask = draw(&mut rng, load, (notes.client << 32) | count, &known);
+        let value = (notes.client << 32) | count;
+        let ask = match load.loud_permille > 0 && rng.chance(load.loud_permille) {
+            true => Ask::Loud(rng.range(0, load.keys), value),
+            false => draw(&mut rng, load, value, &known),
+        };
         for record in notes.perform(door, ask).await {
             known.learn(&record);
         }
@@ -207,6 +220,7 @@ impl Ask {
             }
             Self::One(key, op @ Op::Put { .. }) => put(door, &[key], op, value_bytes).await,
             Self::Pair(key, other, op) => put(door, &[key, other], op, value_bytes).await,
+            Self::Loud(key, value) => vec![loud(door, key, value).await],
             Self::One(key, op @ Op::Delete) => {
                 let delete = DeleteRangeRequest { key: name(key), ..DeleteRangeRequest::default() };
                 vec![match door.delete(delete).await {
@@ -242,6 +256,27 @@ async fn range(door: &Door, key: u64, op: Op, asked: u64) -> Sight {
     let range = RangeRequest { key: name(key), revision: asked.cast_signed(), ..RangeRequest::default() };
     match door.range(range).await {
         Ok(reply) => (key, op, Seen::Got(found(&reply.kvs, key)), revision(reply.header.as_ref())),
+        Err(seen) => (key, op, seen, 0),
+    }
+}
+
+/// Sets a key to a large value and reads it many times, at once.
+async fn loud(door: &Door, key: u64, number: u64) -> Sight {
+    let put = PutRequest { key: name(key), value: value(number, LOUD_BYTES), ..PutRequest::default() };
+    let look = || Request::RequestRange(RangeRequest { key: name(key), ..RangeRequest::default() });
+    let operations = std::iter::once(Request::RequestPut(put)).chain(std::iter::repeat_with(look).take(LOUD_LOOKS));
+    let success = operations.map(|request| RequestOp { request: Some(request) }).collect();
+    let op = Op::Put { value: number, expected: None };
+    match door.txn(TxnRequest { success, ..TxnRequest::default() }).await {
+        Ok(reply) => {
+            let at = revision(reply.header.as_ref());
+            let looks = reply.responses.iter().filter(|response| match &response.response {
+                Some(Response::ResponseRange(range)) => found(&range.kvs, key) == Some((number, at)),
+                _ => false,
+            });
+            // An answer that lacks something is none that was given.
+            if looks.count() == LOUD_LOOKS { (key, op, Seen::Put(at), at) } else { (key, op, Seen::Put(0), 0) }
+        }
         Err(seen) => (key, op, seen, 0),
     }
 }

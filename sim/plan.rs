@@ -18,6 +18,7 @@ use crate::sim::fault::{Class, Fault, Place, Places};
 use crate::sim::load::Load;
 use crate::sim::network::Weather;
 use crate::sim::{aim, draw};
+use crate::state::format;
 
 /// How long a patient member waits for a leader, at least: as long as anybody in any plan.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -38,7 +39,10 @@ pub struct Plan {
     /// Members that wait longer than others.
     #[serde(default)]
     pub patient: Places,
-    /// Members that begin as an older version, which takes part in the first format of the state alone.
+    /// The newest format of the state that an older version takes part in.
+    #[serde(default = "first_format")]
+    pub old_format: u32,
+    /// Members that begin as that version.
     #[serde(default)]
     pub old: Places,
     /// Whether calls need a token.
@@ -86,6 +90,9 @@ pub struct Plan {
     /// Bytes of what they put there; at least those of a number.
     #[serde(default)]
     pub value_bytes: usize,
+    /// How often, in thousandths, a client puts a large value and asks for it so often at once that no session keeps the answer.
+    #[serde(default)]
+    pub loud_permille: u64,
     /// Large values that are written once, before anything goes wrong, and must still be there at the end.
     pub stock: u64,
     /// Whether leaders answer reads under a lease. Then clocks run as evenly as that demands.
@@ -119,6 +126,11 @@ pub struct Plan {
     pub core: u64,
 }
 
+/// Of plans from before there was more than one to be older than.
+fn first_format() -> u32 {
+    format::FIRST
+}
+
 /// Mostly all that they may, and sometimes what little there is to have under way is more than that.
 fn flow(rng: &mut RngStream) -> Flow {
     let all = Flow::default();
@@ -143,10 +155,10 @@ impl Plan {
 
     /// What each client does.
     pub fn load(&self) -> Load {
-        let Self { operations, pause, keys, idle_permille, .. } = *self;
+        let Self { operations, pause, keys, idle_permille, loud_permille, .. } = *self;
         // Where keys may take little, who sees to alarms makes room, and nobody else.
         let compacts = self.history == History::All && self.keys_quota.is_none();
-        Load { operations, until: Duration::MAX, pause, keys, compacts, idle_permille }
+        Load { operations, until: Duration::MAX, pause, keys, compacts, idle_permille, loud_permille }
     }
 
     /// How long a member waits for a leader, at least.
@@ -206,6 +218,7 @@ impl Plan {
             voters_max: VOTERS_TARGET_MAX,
             election_timeout: ELECTION_TIMEOUT,
             patient: 0,
+            old_format: format::FIRST,
             old: 0,
             token: false,
             clients: 2,
@@ -226,6 +239,7 @@ impl Plan {
             stubborn_permille: 200,
             keys: 2,
             value_bytes: 0,
+            loud_permille: 0,
             stock: 5,
             lease_reads: false,
             retention: Retention::default(),
@@ -278,6 +292,7 @@ impl Plan {
             voters_max,
             election_timeout,
             patient: if patient.chance(250) { patient.range(0, 1 << nodes) as Places } else { 0 },
+            old_format: format::FIRST,
             old: 0,
             token: rng.stream("plan/token").chance(500),
             clients: *load.pick(&[1, 2, 3, 4, 8]),
@@ -285,6 +300,7 @@ impl Plan {
             pause: Duration::from_millis(*load.pick(&[1_200, 1_200, 300, 30, 3_000])),
             keys: load.range(1, 5),
             value_bytes: *rng.stream("plan/values").pick(&[0, 0, 0, 0, 300, 1_500]),
+            loud_permille: 0,
             stock: *load.pick(&[0, 0, 10, 60]),
             readers: if readers.chance(250) { *readers.pick(&[1, 1, 3]) } else { 0 },
             readers_pause: Duration::from_millis(*readers.pick(&[60, 300, 1_000])),
@@ -327,6 +343,7 @@ impl Plan {
         }
         aim::aim(&mut rng.stream("plan/aim"), &mut plan, wanted);
         draw::keeping(&mut rng.stream("plan/keeping"), &mut plan);
+        draw::loud(&mut rng.stream("plan/loud"), &mut plan);
         draw::guests(&mut rng.stream("plan/guests"), &mut plan);
         draw::upgrades(&mut rng.stream("plan/upgrades"), &mut plan);
         plan.lease_reads &= plan.clocks_hold();
@@ -343,13 +360,14 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} nodes, of which {} may vote and {:b} run nothing, {} workers, election timeout {:?} (of {:b} more), older: {:b}, token: {}, attacked while it forms: {}, more may be lost than can be made good: {}",
+            "{} nodes, of which {} may vote and {:b} run nothing, {} workers, election timeout {:?} (of {:b} more), older, up to format {}: {:b}, token: {}, attacked while it forms: {}, more may be lost than can be made good: {}",
             self.nodes,
             self.voters_max,
             self.idle,
             self.workers,
             self.election_timeout,
             self.patient,
+            self.old_format,
             self.old,
             self.token,
             self.early,
@@ -357,7 +375,7 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys with values of {} bytes, pausing up to {:?}; {} of them as etcd's (every other one by JSON), {} within a member, {} watch, and {} hold leases, and {} users more; one session: {}, one door: {}, idle {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
+            "{} clients with {} operations each on {} keys with values of {} bytes, pausing up to {:?}; {} of them as etcd's (every other one by JSON), {} within a member, {} watch, and {} hold leases, and {} users more; one session: {}, one door: {}, idle {} in 1000, loud {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
@@ -371,6 +389,7 @@ impl fmt::Display for Plan {
             self.one_session,
             self.one_door,
             self.idle_permille,
+            self.loud_permille,
             self.stock,
             self.readers,
             self.readers_pause

@@ -1,5 +1,6 @@
 //! A backup of a cluster that has healed, and a new cluster that begins with it: what was there is there.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -8,11 +9,14 @@ use crate::client::{Client, ClientError};
 use crate::ids::Address;
 use crate::node::{self, NodeBuilder};
 use crate::proto::etcdserverpb::{RangeRequest, RangeResponse};
+use crate::proto::v1::{OpenSession, command::Kind, reply};
 use crate::sim::oracle::Violations;
 use crate::sim::oracle::recovery::RECOVERY_MAX;
 use crate::sim::world::World;
 
 const ORACLE: &str = "what was backed up is there";
+/// Sessions that are opened in both clusters.
+const SESSIONS: usize = 3;
 
 /// All keys, as of a revision if it is not 0.
 async fn all(client: &Client, revision: i64) -> Result<RangeResponse, ClientError> {
@@ -26,6 +30,17 @@ async fn save(client: &Client) -> Result<Vec<u8>, ClientError> {
         bytes.extend_from_slice(&piece);
     }
     Ok(bytes)
+}
+
+/// What sessions are called that are opened now.
+async fn sessions(client: &Client) -> Result<BTreeSet<u64>, ClientError> {
+    let mut ids = BTreeSet::new();
+    for _ in 0..SESSIONS {
+        if let reply::Kind::OpenSession(opened) = client.execute(Kind::OpenSession(OpenSession::default())).await? {
+            ids.insert(opened.session);
+        }
+    }
+    Ok(ids)
 }
 
 /// Backs up a cluster through `client`, begins a new one on a machine of its own, and compares what is in both. `spoil` says which
@@ -59,6 +74,13 @@ pub async fn check(world: &Arc<World>, client: Client, spoil: u64, violations: &
     // Who is in its process needs no token, whoever the users are that were restored.
     let restored = node.client(RECOVERY_MAX);
     let found = all(&restored, 0).await.map_err(|error| format!("the new cluster does not answer: {error}"))?;
+    // A client of the old one may find the new one in its place: who goes on with a session there would be told what another asked.
+    let new_sessions =
+        sessions(&restored).await.map_err(|error| format!("the new cluster opens no session: {error}"))?;
+    let old_sessions = sessions(&client).await.map_err(|error| format!("the cluster opens no session: {error}"))?;
+    for session in old_sessions.intersection(&new_sessions) {
+        violations.add(ORACLE, format!("a session of the new cluster is called {session}, as one of the old"));
+    }
     // Leases may have ended since.
     let revision = head.revision.cast_signed();
     let expected = match all(&client, revision).await {

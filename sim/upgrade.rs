@@ -18,11 +18,11 @@ impl Cluster {
     /// The newest format that a member takes part in when it starts now. Who has a newcomer join that is too old sees why it is refused,
     /// and takes the newer version; with members, operators are more careful.
     pub(super) fn newest_format(&self, member: &Member) -> u32 {
-        let behind = self.watch.state().formats.now() > format::FIRST;
+        let behind = self.watch.state().formats.now() > self.plan.old_format;
         let old = member.old.load(Ordering::Relaxed);
         member.old.store(old && !behind, Ordering::Relaxed);
         let is_member = member.founded.load(Ordering::Relaxed);
-        if old && !(behind && is_member) { format::FIRST } else { format::NEWEST }
+        if old && !(behind && is_member) { self.plan.old_format } else { format::NEWEST }
     }
 
     /// Stops a member in order, to start another version of it. It goes back only while another is older, and stays that until it is

@@ -7,7 +7,7 @@
 use std::fmt;
 
 use crate::ids::{LeaseId, NodeId, Seq, SessionId, Token};
-use crate::limits::{REQUEST_BYTES_MAX, TXN_DEPTH_MAX, TXN_OPERATIONS_MAX};
+use crate::limits::{READ_BYTES_MAX, REQUEST_BYTES_MAX, TXN_ALL_MAX, TXN_DEPTH_MAX, TXN_OPERATIONS_MAX};
 
 /// Why the replicated state refused a command. The variants are part of the replicated format: see
 /// `proto/cairn/v1/command.proto`.
@@ -47,6 +47,9 @@ pub enum Reject {
         /// The bound.
         limit: u64,
     },
+    /// It was done, and its answer is too long to be kept.
+    #[error("it was done, and its answer of {0} bytes is too long to be kept")]
+    AnswerNotKept(u64),
     /// A request about keys makes no sense, or not now.
     #[error("{0}")]
     Kv(#[from] KvReject),
@@ -100,7 +103,10 @@ pub enum KvReject {
     #[error("{0} s; a lease lasts at most {max} s", max = crate::limits::LEASE_TTL_MAX.as_secs())]
     TtlTooLarge(i64),
     /// So many.
-    #[error("{0} operations; a transaction has at most {TXN_OPERATIONS_MAX}, with those of inner ones")]
+    #[error(
+        "{0} operations; a transaction has at most {TXN_OPERATIONS_MAX} on any way through it, and at most {TXN_ALL_MAX} \
+             with comparisons and all branches"
+    )]
     TooManyOperations(u64),
     /// Transactions in transactions.
     #[error("a transaction in a transaction, and so on; at most {TXN_DEPTH_MAX} deep")]
@@ -117,6 +123,11 @@ pub enum KvReject {
     /// In bytes.
     #[error("{0} bytes; a request has at most {REQUEST_BYTES_MAX}")]
     TooLarge(u64),
+    /// In bytes, with what other commands of the same entry read.
+    #[error(
+        "{0} bytes are to be read; what changes keys reads at most {READ_BYTES_MAX} at once: ask for less, or later"
+    )]
+    ReadsTooMuch(u64),
     /// It cannot be read any more.
     #[error("revision {asked} is compacted; what came before revision {compacted} is forgotten")]
     Compacted {

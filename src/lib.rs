@@ -127,6 +127,7 @@ pub mod worker;
 pub mod client;
 pub mod forward;
 pub mod lane;
+pub mod questions;
 pub mod shared;
 
 pub mod api;

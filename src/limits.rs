@@ -7,6 +7,10 @@ use std::time::Duration;
 pub const REQUEST_BYTES_MAX: usize = 1536 * 1024;
 /// Most operations in a transaction (etcd's default, too).
 pub const TXN_OPERATIONS_MAX: usize = 128;
+/// Most comparisons and operations in a transaction with all inner ones: as many as one without may have.
+pub const TXN_ALL_MAX: usize = 3 * TXN_OPERATIONS_MAX;
+/// What the commands of one entry read at most, in bytes, and in keys that are looked at.
+pub const READ_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// Transactions in transactions, at most: what a member has decoded once it can decode again within a command.
 pub const TXN_DEPTH_MAX: usize = 16;
 /// Largest command that may be proposed, encoded, in bytes.
@@ -61,6 +65,10 @@ pub const LANE_CALLS_MAX: usize = 4;
 pub const LANE_ITEMS_MAX: usize = 1_024;
 /// Commands that wait for one; more are refused as exhausted.
 pub const LANE_WAITING_MAX: usize = 16_384;
+/// Threads on which questions are looked up whose answer may take long.
+pub const READERS: usize = 4;
+/// Such questions that are looked up or wait; one more is refused as exhausted.
+pub const QUESTIONS_WAITING_MAX: usize = 1_024;
 /// Reads accepted and not yet answered; more are refused as exhausted.
 pub const READS_PENDING_MAX: usize = 65_536;
 /// Reads of old entries under way at once; more are asked for when one has ended.
@@ -69,6 +77,9 @@ pub const FETCHES_MAX: usize = 2 * MEMBERS_MAX;
 pub const LOG_JOBS_MAX: usize = 1_024;
 /// Apply jobs the state's owner may have outstanding.
 pub const APPLY_JOBS_MAX: usize = 64;
+
+/// Bytes of committed entries that wait for the state's owner; then nothing more is taken, and nothing said.
+pub const BACKLOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Applied entries between two durable checkpoints of the state.
 pub const CHECKPOINT_ENTRIES_MAX: u64 = 10_000;
@@ -94,6 +105,8 @@ pub const SNAPSHOT_KEPT: Duration = Duration::from_secs(120);
 pub const ANNOUNCE_PERIOD: Duration = Duration::from_secs(1);
 /// Attempts in a row to go on with a snapshot's body that give nothing, before it is given up.
 pub const SNAPSHOT_ATTEMPTS_MAX: u32 = 5;
+/// How often a member may begin with the same snapshot, before another is made: that one is not what it should be.
+pub const SNAPSHOT_BEGINNINGS_MAX: u32 = 3;
 /// Free space below which nothing that grows is taken any more, where nothing else is configured.
 pub const FREE_SPACE_FLOOR: u64 = 256 * 1024 * 1024;
 /// Space set aside at the start, and given up when free space falls below half of the floor: what is under way, and
@@ -161,6 +174,10 @@ pub const USER_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 pub const SESSIONS_MAX: u64 = 100_000;
 /// Replies a session keeps above the client's acknowledged sequence; a client that runs further ahead is refused.
 pub const SESSION_WINDOW_MAX: u64 = 1_024;
+/// Longest answer that a session keeps, in bytes; of a longer one it keeps that what was asked for was done.
+pub const SESSION_ANSWER_BYTES_MAX: usize = COMMAND_BYTES_MAX;
+/// Bytes of all the answers that a session keeps; then it keeps of each one more that what was asked for was done.
+pub const SESSION_ANSWERS_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Cluster time after which an idle session expires.
 pub const SESSION_TTL: Duration = Duration::from_secs(60);
 /// Sessions ended by one expiry command.
@@ -283,6 +300,10 @@ const _: () = {
     assert!(REQUEST_BYTES_MAX + 1024 <= COMMAND_BYTES_MAX);
     assert!(BATCH_BYTES_MAX <= ENTRY_BYTES_MAX);
     assert!(COMMAND_BYTES_MAX + 1024 <= ENTRY_BYTES_MAX);
+    // The answer to a put may tell of the value before.
+    assert!(
+        REQUEST_BYTES_MAX < SESSION_ANSWER_BYTES_MAX && SESSION_ANSWER_BYTES_MAX < SESSION_ANSWERS_BYTES_MAX as usize
+    );
     // A frame holds one append of any size that is legal: entries up to APPEND_BYTES_MAX, or one large entry.
     assert!(APPEND_BYTES_MAX as usize + ENTRY_BYTES_MAX + 64 * 1024 <= MESSAGE_BYTES_MAX);
     assert!(APPEND_BYTES_MAX <= UNCOMMITTED_BYTES_MAX);

@@ -20,6 +20,7 @@ use crate::io::{self, Channel, Io, RngStream};
 use crate::limits::{PASSWORD_BYTES_MAX, PASSWORDS_WAITING_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
 use crate::metrics::Metrics;
 use crate::proto::v1::{self, TaskPhase, change_auth::Change, command::Kind as CommandKind, reply};
+use crate::questions::{Question, Readers};
 use crate::raft::core::Role;
 use crate::raft::handle::{ProposeError, RaftHandle};
 use crate::raft::log::Identity;
@@ -145,10 +146,12 @@ pub struct SharedNodeState {
     forwarder: Forwarder,
     /// Free bytes and the floor they are under, while they are.
     short_of_space: Mutex<Option<(u64, u64)>>,
-    /// Where the ids of leases come from that may be any.
-    lease_ids: Mutex<RngStream>,
+    /// Where ids come from that may be any.
+    ids: Mutex<RngStream>,
     /// Where what is secret comes from.
     secrets: Mutex<RngStream>,
+    /// What takes long to look up is looked up there.
+    pub readers: Readers,
     /// Passwords are looked at on a thread of its own.
     passwords: mpsc::Sender<Work>,
 }
@@ -183,9 +186,10 @@ impl SharedNodeState {
         metrics: Arc<Metrics>,
         bounds: Bounds,
     ) -> Arc<Self> {
-        let lease_ids = Mutex::new(io.rng.stream("lease ids"));
+        let ids = Mutex::new(io.rng.stream("ids"));
         let secrets = Mutex::new(io.rng.stream("secrets"));
         let passwords = io::own(&*io.spawn, "passwords", AtWork, PASSWORDS_WAITING_MAX);
+        let readers = Readers::new(&*io.spawn);
         let forwarder = Forwarder::new(io.clone());
         Arc::new(Self {
             forwarder,
@@ -198,8 +202,9 @@ impl SharedNodeState {
             bounds,
             channels: Mutex::default(),
             short_of_space: Mutex::default(),
-            lease_ids,
+            ids,
             secrets,
+            readers,
             passwords,
         })
     }
@@ -368,8 +373,7 @@ impl SharedNodeState {
     /// The database failed.
     pub fn address_of(&self, id: NodeId) -> Result<Option<Address>, Status> {
         let (_, rows) = self.reader.view().map_err(internal)?;
-        let members = member::all(&rows).map_err(internal)?;
-        Ok(members.into_iter().find(|member| member.id == id.0).and_then(|member| member.address.parse().ok()))
+        Ok(member::find(&rows, id).map_err(internal)?.and_then(|member| member.address.parse().ok()))
     }
 
     /// The newest format of the state that a member takes part in, as far as it has said so.
@@ -424,15 +428,9 @@ impl SharedNodeState {
         }
         let answer = match kind {
             Kind::Range(range) => {
-                let may = |rights: Rights<'_>| rights.read(&range.key, &range.range_end);
-                let answer = self.read_keys((head, rows), caller, may, |store| store.range(&range))?;
-                answer.map_or_else(rejected, Answer::Range)
+                self.read_keys((head, rows), caller, range).await?.map_or_else(rejected, Answer::Range)
             }
-            Kind::Txn(txn) => {
-                let may = |rights: Rights<'_>| rights.read_txn(&txn);
-                let answer = self.read_keys((head, rows), caller, may, |store| store.read_txn(&txn))?;
-                answer.map_or_else(rejected, Answer::Txn)
-            }
+            Kind::Txn(txn) => self.read_keys((head, rows), caller, txn).await?.map_or_else(rejected, Answer::Txn),
             Kind::LeaseTimeToLive(asked) => {
                 let now = self.raft.cluster_time();
                 let reply = lease::time_to_live(&head, &rows, &asked, now).map_err(internal)?;
@@ -441,11 +439,16 @@ impl SharedNodeState {
                     Err(reject) => rejected(reject.into()),
                 }
             }
-            Kind::LeaseLeases(_) => Answer::LeaseLeases(lease::all(&head, &rows).map_err(internal)?),
+            Kind::LeaseLeases(_) => {
+                let leases = self.readers.look(move || lease::all(&head, &rows)).await?;
+                Answer::LeaseLeases(leases.map_err(internal)?)
+            }
             Kind::GetTask(get) => Answer::GetTask(get_task(&head, &rows, &get).map_err(internal)?),
-            Kind::ListTasks(list) => Answer::ListTasks(task::list(&rows, &list).map_err(internal)?),
+            Kind::ListTasks(list) => {
+                Answer::ListTasks(self.readers.look(move || task::list(&rows, &list)).await?.map_err(internal)?)
+            }
             Kind::ListWorkers(_) => {
-                let workers = worker::all(&rows).map_err(internal)?;
+                let workers = self.readers.look(move || worker::all(&rows)).await?.map_err(internal)?;
                 Answer::ListWorkers(v1::ListWorkersReply { workers })
             }
         };
@@ -464,11 +467,44 @@ impl SharedNodeState {
         self.reader.view().map_err(internal)
     }
 
-    /// Reads keys from a view, if whoever asks has the rights for that, as of the same view.
+    /// Answers a question about keys from a view, if whoever asks has the rights for that, as of the same view. What may take long is
+    /// looked up elsewhere.
+    ///
+    /// # Errors
+    /// The database failed. `RESOURCE_EXHAUSTED` if too much is asked at once.
+    pub async fn read_keys<Q: Question>(
+        &self,
+        mut view: (v1::Head, View),
+        caller: &Caller,
+        mut question: Q,
+    ) -> Result<Result<Q::Answer, Reject>, Status> {
+        if question.is_brief() {
+            return self
+                .read_keys_here(view, caller, |rights| question.may(rights), |store| question.read(store))
+                .await;
+        }
+        loop {
+            let (asked, caller) = (question, caller.clone());
+            let looked;
+            (question, view, looked) = self
+                .readers
+                .look(move || {
+                    let looked = look_up(&view, &caller, |rights| asked.may(rights), |store| asked.read(store));
+                    (asked, view, looked)
+                })
+                .await?;
+            match looked? {
+                Some(answer) => return Ok(answer),
+                None => view = self.view_after(&view.0).await?,
+            }
+        }
+    }
+
+    /// Reads keys from a view, like [`Self::read_keys`], at once: only what is brief.
     ///
     /// # Errors
     /// The database failed.
-    pub fn read_keys<T>(
+    pub async fn read_keys_here<T>(
         &self,
         mut view: (v1::Head, View),
         caller: &Caller,
@@ -476,18 +512,19 @@ impl SharedNodeState {
         read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
     ) -> Result<Result<T, Reject>, Status> {
         loop {
-            if let Err(reject) = caller.rights(view.1.auth()).and_then(&may) {
-                sometimes!("a user was refused a look at what it may not read");
-                return Ok(Err(reject.into()));
-            }
-            match read(&Store::of(&view.0, &view.1)) {
-                Ok(answer) => return Ok(Ok(answer)),
-                Err(NoAnswer::Rejected(reject)) => return Ok(Err(reject.into())),
-                Err(NoAnswer::Fault(fault)) => return Err(internal(fault)),
-                // A newer view shows what has been compacted.
-                Err(NoAnswer::Overtaken) => view = self.reader.view().map_err(internal)?,
+            match look_up(&view, caller, &may, &read)? {
+                Some(answer) => return Ok(answer),
+                None => view = self.view_after(&view.0).await?,
             }
         }
+    }
+
+    /// The state once more has been applied than a view shows: what it lacked is being removed, and what removes it is about to be.
+    async fn view_after(&self, seen: &v1::Head) -> Result<(v1::Head, View), Status> {
+        let seen = Index(seen.applied_index);
+        let applied = self.raft.wait_or_end(|status| (status.applied > seen).then_some(())).await;
+        applied.ok_or_else(|| Status::unavailable("this node stops"))?;
+        self.reader.view().map_err(internal)
     }
 
     /// Waits until what was compacted up to a revision is gone from this member's database.
@@ -549,12 +586,9 @@ impl SharedNodeState {
     pub async fn fill_in(&self, command: &mut v1::Command) -> Result<(), Status> {
         match &mut command.kind {
             // A repetition under the same session gets the answer of the first.
-            Some(CommandKind::LeaseGrant(grant)) => {
-                while grant.id == 0 {
-                    let drawn = self.lease_ids.lock().expect("no code panics while it holds the stream").bits();
-                    grant.id = (drawn >> 1).cast_signed();
-                }
-            }
+            Some(CommandKind::LeaseGrant(grant)) if grant.id == 0 => grant.id = self.draw_id().cast_signed(),
+            // Whatever a client says: it might be what another's is called.
+            Some(CommandKind::OpenSession(open)) => open.id = self.draw_id(),
             Some(CommandKind::ChangeAuth(change)) => match &mut change.change {
                 Some(Change::Enable(_)) => change.key = self.draw::<32>().to_vec().into(),
                 Some(Change::AddUser(add)) => add.hashed_password = self.keep(&mut add.password).await?,
@@ -566,6 +600,12 @@ impl SharedNodeState {
             _ => {}
         }
         Ok(())
+    }
+
+    /// An id that nobody has, as good as certainly: positive, also where it is signed.
+    fn draw_id(&self) -> u64 {
+        let mut ids = self.ids.lock().expect("no code panics while it holds the stream");
+        std::iter::repeat_with(|| ids.bits() >> 1).find(|id| *id != 0).expect("it goes on for ever")
     }
 
     fn draw<const N: usize>(&self) -> [u8; N] {
@@ -668,6 +708,25 @@ fn get_task(head: &v1::Head, rows: &View, get: &v1::GetTask) -> Result<v1::GetTa
         None => String::new(),
     };
     Ok(v1::GetTaskReply { found, waiting_for })
+}
+
+/// Reads keys from a view, if whoever asks has the rights for that, as of the same view. Nothing if it does not show enough any more.
+fn look_up<T>(
+    view: &(v1::Head, View),
+    caller: &Caller,
+    may: impl Fn(Rights<'_>) -> Result<(), AuthReject>,
+    read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
+) -> Result<Option<Result<T, Reject>>, Status> {
+    if let Err(reject) = caller.rights(view.1.auth()).and_then(may) {
+        sometimes!("a user was refused a look at what it may not read");
+        return Ok(Some(Err(reject.into())));
+    }
+    match read(&Store::of(&view.0, &view.1)) {
+        Ok(answer) => Ok(Some(Ok(answer))),
+        Err(NoAnswer::Rejected(reject)) => Ok(Some(Err(reject.into()))),
+        Err(NoAnswer::Fault(fault)) => Err(internal(fault)),
+        Err(NoAnswer::Overtaken) => Ok(None),
+    }
 }
 
 /// A fault of this node while it answered a question: the question fails, nothing has changed. Whoever runs the node is told, too,

@@ -190,7 +190,7 @@ impl Runner for StateRunner {
                 Kind::Compact(CompactionRequest { revision, physical: false })
             }
             "sweep" => Kind::SweepVersions(v1::SweepVersions {}),
-            "open" => Kind::OpenSession(v1::OpenSession {}),
+            "open" => Kind::OpenSession(v1::OpenSession::default()),
             "keep" => Kind::KeepSession(v1::KeepSession {}),
             "close" => Kind::CloseSession(v1::CloseSession { session: word(&mut args, "id")?.parse()? }),
             "expire" => {
@@ -519,6 +519,7 @@ impl Runner for CoreRunner {
                             Err(refused) => return Ok(format!("{refused:?}\n")),
                         }
                     }
+                    "active" => return Ok(format!("{:?}\n", node.core.status().active)),
                     "leave-joint" => node.core.maybe_leave_joint(),
                     "hand-over" => drop(node.core.hand_over(number(&mut args, "to")?.map(NodeId))),
                     "read" => node.core.read_index(word(&mut args, "context")?.into_bytes()),

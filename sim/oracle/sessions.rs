@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use prost::Message;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::Violations;
 use crate::entry::{Body, Entry, Outcome};
@@ -15,12 +16,40 @@ use crate::limits::SESSION_TTL;
 use crate::proto::v1::{self, command, rejection, reply};
 use crate::time::ClusterTime;
 
+/// An answer that is not longer, in bytes, is kept.
+const SHORT: usize = 1024 * 1024;
+/// What is longer is told by its hash.
+const SHOWN: usize = 4 * 1024;
+
+/// What a command was answered: how many bytes, and which, or their hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Answer {
+    len: usize,
+    shown: Result<Bytes, u64>,
+}
+
+impl Answer {
+    fn of(bytes: &Bytes) -> Self {
+        let shown = if bytes.len() <= SHOWN { Ok(bytes.clone()) } else { Err(xxh3_64(bytes)) };
+        Self { len: bytes.len(), shown }
+    }
+
+    fn text(&self) -> String {
+        match &self.shown {
+            Ok(bytes) => format!("{:?}", v1::Reply::decode(&**bytes)),
+            Err(hash) => format!("{} bytes of hash {hash:016x}", self.len),
+        }
+    }
+}
+
 /// When each session was used last, as the committed entries tell.
 #[derive(Default)]
 pub struct Sessions {
     used: BTreeMap<u64, ClusterTime>,
+    /// The one that was opened last.
+    newest: Option<u64>,
     /// What the commands of sessions were answered.
-    answers: BTreeMap<(u64, u64), Bytes>,
+    answers: BTreeMap<(u64, u64), Answer>,
     now: ClusterTime,
     last: Index,
 }
@@ -46,7 +75,7 @@ impl Sessions {
 
     /// The session that was opened last.
     pub fn newest(&self) -> Option<u64> {
-        self.used.keys().max().copied()
+        self.newest.filter(|session| self.used.contains_key(session))
     }
 
     /// How long a session has been idle; `None` of one that is not there.
@@ -56,18 +85,24 @@ impl Sessions {
 
     fn on_answer(&mut self, whose: (u64, u64), answer: &Bytes, reply: &v1::Reply, violations: &Violations) {
         use rejection::Kind as Refused;
-        if let Some(reply::Kind::Rejection(rejection)) = &reply.kind
-            && let Some(Refused::SessionExpired(_) | Refused::Stale(_) | Refused::WindowFull(_) | Refused::Auth(_)) =
-                &rejection.kind
-        {
+        let refused = match &reply.kind {
+            Some(reply::Kind::Rejection(rejection)) => rejection.kind.as_ref(),
+            _ => None,
+        };
+        match (refused, self.answers.get(&whose)) {
             // It was not looked up, or its user may not see what it gave.
-            return;
-        }
-        let first = self.answers.entry(whose).or_insert_with(|| answer.clone());
-        if first != answer {
-            let first = v1::Reply::decode(&**first);
-            let what = format!("command {whose:?} was answered {first:?}, and then {reply:?}");
-            violations.add("a retry gets the first answer", what);
+            (Some(Refused::SessionExpired(_) | Refused::Stale(_) | Refused::WindowFull(_) | Refused::Auth(_)), _) => {}
+            (Some(Refused::AnswerNotKept(bytes)), Some(first)) if first.len as u64 == *bytes && first.len > SHORT => {}
+            (_, Some(first)) => {
+                let now = Answer::of(answer);
+                if *first != now {
+                    let what = format!("command {whose:?} was answered {}, and then {}", first.text(), now.text());
+                    violations.add("a retry gets the first answer", what);
+                }
+            }
+            (_, None) => {
+                self.answers.insert(whose, Answer::of(answer));
+            }
         }
     }
 
@@ -75,6 +110,7 @@ impl Sessions {
         use rejection::Kind as Refused;
         if let Some(reply::Kind::OpenSession(opened)) = &reply.kind {
             self.used.insert(opened.session, self.now);
+            self.newest = Some(opened.session);
         }
         if let Some(command::Kind::CloseSession(close)) = &command.kind {
             self.used.remove(&close.session);

@@ -146,6 +146,7 @@ impl Plan {
                 keys: load.range(3, 12),
                 compacts: true,
                 idle_permille: 0,
+                loud_permille: 20,
             },
             value_bytes: *rng.stream("real/values").pick(&[0, 0, 2_000]),
             submitters: load.range(2, 6),

@@ -12,7 +12,6 @@ use crate::proto::etcdserverpb::{
 };
 use crate::proto::v1::{command::Kind, reply};
 use crate::shared::{Caller, SharedNodeState};
-use crate::state::auth::Rights;
 use crate::state::kv;
 
 /// The service.
@@ -37,9 +36,7 @@ impl Kv for KvService {
         let range = request.into_inner();
         kv::check_range(&range).map_err(|reject| rejected(&reject.into()))?;
         let view = self.0.view(range.serializable, deadline).await.map_err(unread)?;
-        let may = |rights: Rights<'_>| rights.read(&range.key, &range.range_end);
-        let answer = self.0.read_keys(view, &caller, may, |store| store.range(&range))?;
-        let reply = answer.map_err(|reject| rejected(&reject))?;
+        let reply = self.0.read_keys(view, &caller, range).await?.map_err(|reject| rejected(&reject))?;
         Ok(Response::new(sign(&self.0, reply)))
     }
 
@@ -62,9 +59,7 @@ impl Kv for KvService {
         kv::check_txn(&txn).map_err(|reject| rejected(&reject.into()))?;
         if kv::only_reads(&txn) {
             let view = self.0.view(is_serializable(&txn), deadline).await.map_err(unread)?;
-            let answer =
-                self.0.read_keys(view, &caller, |rights| rights.read_txn(&txn), |store| store.read_txn(&txn))?;
-            let reply = answer.map_err(|reject| rejected(&reject))?;
+            let reply = self.0.read_keys(view, &caller, txn).await?.map_err(|reject| rejected(&reject))?;
             return Ok(Response::new(sign(&self.0, reply)));
         }
         answer(&self.0, &caller, Kind::Txn(txn), deadline, only!(Txn)).await

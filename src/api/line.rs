@@ -153,7 +153,7 @@ async fn grant(shared: &SharedNodeState, caller: &Caller) -> Result<i64, Status>
 }
 
 /// Looks at the keys of a line as this member has them, for who may read them.
-fn look<T>(
+async fn look<T>(
     shared: &SharedNodeState,
     caller: &Caller,
     line: &Line,
@@ -162,12 +162,12 @@ fn look<T>(
     let view = shared.reader.view().map_err(internal)?;
     let (key, range_end) = line.keys();
     let may = |rights: Rights<'_>| rights.read(&key, &range_end);
-    shared.read_keys(view, caller, may, read)?.map_err(|reject| said(rejected(&reject)))
+    shared.read_keys_here(view, caller, may, read).await?.map_err(|reject| said(rejected(&reject)))
 }
 
 impl Place {
-    fn look<T>(&self, read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>) -> Result<T, Status> {
-        look(&self.shared, &self.caller, &self.line, read)
+    async fn look<T>(&self, read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer> + Send) -> Result<T, Status> {
+        look(&self.shared, &self.caller, &self.line, read).await
     }
 
     /// Waits until no key that came into being before is left. Gives the revision of the store then.
@@ -179,11 +179,11 @@ impl Place {
             let seen = shared.raft.status().applied;
             // What was there when this place was taken can only have become less since, on whichever member.
             let is_there = match &before {
-                Some((key, created)) => self.look(|store| Ok(store.created(key)? == Some(*created)))?,
+                Some((key, created)) => self.look(|store| Ok(store.created(key)? == Some(*created))).await?,
                 None => false,
             };
             if !is_there {
-                let (found, newest) = self.before()?;
+                let (found, newest) = self.before().await?;
                 before = found;
                 if before.is_none() && newest >= self.created {
                     return self.confirm().await;
@@ -203,16 +203,17 @@ impl Place {
     }
 
     /// The key just before this one, and when that came into being; and the revision of the store.
-    fn before(&self) -> Result<(Option<(Bytes, u64)>, u64), Status> {
+    async fn before(&self) -> Result<(Option<(Bytes, u64)>, u64), Status> {
         let (key, range_end) = self.line.keys();
-        self.look(|store| Ok((store.created_before(&key, &range_end, self.created)?, store.revision())))
+        self.look(|store| Ok((store.created_before(&key, &range_end, self.created)?, store.revision()))).await
     }
 
     /// The own key must still be there: its lease may have ended meanwhile.
     async fn confirm(&self) -> Result<i64, Status> {
         let deadline = self.shared.io.clock.now() + REQUEST_TIMEOUT;
         self.shared.read_barrier(deadline).await.map_err(unread)?;
-        let (created, newest) = self.look(|store| Ok((store.created(&self.key)?, kv::signed(store.revision()))))?;
+        let (created, newest) =
+            self.look(|store| Ok((store.created(&self.key)?, kv::signed(store.revision())))).await?;
         match created == Some(self.created) {
             true => Ok(newest),
             false => Err(Status::unknown("mutex: session is expired")),
@@ -221,7 +222,7 @@ impl Place {
 }
 
 /// Who is first in a line, unless that is what was last changed at the revision `known`; and the revision of the store.
-fn first(
+async fn first(
     shared: &SharedNodeState,
     caller: &Caller,
     name: &[u8],
@@ -233,6 +234,7 @@ fn first(
         let row = store.created_first(&key, &range_end, known.cast_unsigned())?;
         Ok((row, kv::signed(store.revision())))
     })
+    .await
 }
 
 #[tonic::async_trait]
@@ -298,7 +300,7 @@ impl Election for LineService {
     async fn leader(&self, request: Request<LeaderRequest>) -> Result<Response<LeaderResponse>, Status> {
         let deadline = self.shared.deadline(&request);
         self.shared.read_barrier(deadline).await.map_err(unread)?;
-        match first(&self.shared, &Caller::of(&request), &request.get_ref().name, 0)? {
+        match first(&self.shared, &Caller::of(&request), &request.get_ref().name, 0).await? {
             (Some(row), revision) => {
                 Ok(Response::new(LeaderResponse { header: header(&self.shared, revision), kv: Some(row) }))
             }
@@ -317,7 +319,7 @@ impl Election for LineService {
             loop {
                 let applied = shared.raft.wait_or_end(move |status| (status.applied > seen).then_some(status.applied));
                 seen = applied.await.ok_or_else(stopped)?;
-                let (row, revision) = first(&shared, &who.0, &who.1, last)?;
+                let (row, revision) = first(&shared, &who.0, &who.1, last).await?;
                 if let Some(row) = row {
                     let last = row.mod_revision;
                     let told = LeaderResponse { header: header(&shared, revision), kv: Some(row) };

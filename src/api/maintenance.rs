@@ -24,6 +24,7 @@ use crate::proto::etcdserverpb::{
     StatusResponse,
 };
 use crate::proto::v1::{self, BackupHead, cluster_server::Cluster as _, command::Kind, reply};
+use crate::questions::HashUpto;
 use crate::raft::core::Role;
 use crate::raft::snapshot::Copied;
 use crate::shared::{CONFIRMED, Caller, OWN, SharedNodeState, VIEW, internal};
@@ -218,12 +219,7 @@ impl Maintenance for MaintenanceService {
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         let revision = request.into_inner().revision;
         let view = self.shared.reader.view().map_err(internal)?;
-        let answer = self.shared.read_keys(
-            view,
-            &Caller::root(),
-            |_| Ok(()),
-            |store| Ok((store.hash(revision)?, store.compacted(), store.revision())),
-        )?;
+        let answer = self.shared.read_keys(view, &Caller::root(), HashUpto(revision)).await?;
         let (hash, compacted, newest) = answer.map_err(|reject| rejected(&reject))?;
         let header = header(&self.shared, signed(newest));
         // As etcd says that nothing was compacted yet.

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::ids::{Index, NodeId, Term};
 use crate::limits::RECONNECT_PAUSE_MAX;
-use crate::proto::v1::{self, MemberRole, RaftFrame, RaftFrameReply, SnapshotChunk, SnapshotRequest};
+use crate::proto::v1::{self, RaftFrame, RaftFrameReply, SnapshotChunk, SnapshotRequest};
 use crate::raft::codec;
 use crate::raft::snapshot::Chunk;
 use crate::raft::transport::{Hello, REMOVED};
@@ -44,8 +44,7 @@ impl PeerService {
             return Ok(());
         }
         let (_, rows) = self.0.reader.view().map_err(internal)?;
-        let members = member::all(&rows).map_err(internal)?;
-        if members.iter().any(|member| member.id == id.0 && member.role() == MemberRole::Removed) {
+        if member::is_removed(&rows, id).map_err(internal)? {
             sometimes!("a removed member was told so");
             let mut status = Status::failed_precondition(format!("member {id} was removed"));
             status.metadata_mut().insert(REMOVED, "1".parse().expect("plain text"));
@@ -92,13 +91,13 @@ impl v1::peer_server::Peer for PeerService {
     type SnapshotStream = BoxStream<'static, Result<SnapshotChunk, Status>>;
 
     async fn snapshot(&self, request: Request<SnapshotRequest>) -> Result<Response<Self::SnapshotStream>, Status> {
-        self.greet(request.metadata())?;
+        let Hello { from, incarnation, .. } = self.greet(request.metadata())?;
         let raft = self.0.raft.clone();
         let SnapshotRequest { index, term, first_chunk } = request.into_inner();
         let chunks = stream::try_unfold(first_chunk, move |number| {
             let raft = raft.clone();
             async move {
-                match raft.snapshot_chunk((Index(index), Term(term)), number).await {
+                match raft.snapshot_chunk((from, incarnation), (Index(index), Term(term)), number).await {
                     Chunk::Data(chunk) => Ok(Some((chunk, number + 1))),
                     Chunk::End => Ok(None),
                     Chunk::Gone => Err(Status::not_found(format!("the snapshot at {index} is not kept here any more"))),

@@ -7,7 +7,7 @@
 //!
 //! The first look answers a question, too: so whatever a worker has seen, from whomever, the next server shows no less.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -193,15 +193,18 @@ impl Watching {
         let gone = self.sent.keys().filter(|id| !now.contains_key(id));
         let parts = changed.map(|task| Kind::Task(task.clone())).chain(gone.map(|id| Kind::Gone(*id)));
         self.parts.extend(parts.map(|kind| WatchReply { kind: Some(kind) }));
-        let members = member::all(&rows).map_err(internal)?;
-        let servers = members.into_iter().filter(member::is_server).map(|member| member.address);
+        // Of all members that ever were, these few are looked up: it is done for every worker, and often.
+        let status = self.shared.raft.status();
+        let inside: BTreeSet<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
+        let servers = inside.into_iter().map(|id| member::find(&rows, id)).collect::<Result<Vec<_>, _>>();
+        let servers = servers.map_err(internal)?.into_iter().flatten().filter(member::is_server);
         let end = LookEnd {
             applied_index: look.index.0,
             epoch: look.epoch.unwrap_or(0),
             answered: asked.unwrap_or(self.end.answered),
             tasks: now.len() as u64,
             address,
-            servers: servers.collect(),
+            servers: servers.map(|member| member.address).collect(),
         };
         let elsewhere =
             (&end.epoch, &end.address, &end.servers) != (&self.end.epoch, &self.end.address, &self.end.servers);

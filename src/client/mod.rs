@@ -439,7 +439,7 @@ impl Client {
 
     async fn open_session(&self) -> Result<(), ClientError> {
         // A session opened twice by a retry costs a row until it expires, nothing else.
-        match self.execute_plain(Kind::OpenSession(v1::OpenSession {})).await? {
+        match self.execute_plain(Kind::OpenSession(v1::OpenSession::default())).await? {
             reply::Kind::OpenSession(reply) => {
                 // Another copy may have been faster; then this session idles until it expires.
                 self.lock().session.get_or_insert(SessionId(reply.session));
@@ -557,6 +557,11 @@ fn answer(reply: v1::Reply) -> Result<reply::Kind, ClientError> {
 
 fn rejected(rejection: &v1::Rejection) -> ClientError {
     match command::reject(rejection) {
+        // What was done is not refused.
+        Some(reject @ Reject::AnswerNotKept(_)) => {
+            sometimes!("a client was told that an answer was not kept");
+            ClientError::Unknown(reject.to_string())
+        }
         Some(reject) => ClientError::Rejected(reject),
         None => ClientError::Invalid("refused for a reason that only a newer version knows".into()),
     }

@@ -249,6 +249,10 @@ pub struct Core {
     loyal: usize,
     /// The last term in which this member asked another to lead.
     handed_over: Option<u64>,
+    /// Ticks so far.
+    ticks: u64,
+    /// As leader, in which term and at which tick each other member was last heard. raft-rs forgets all at once, now and then.
+    answered: BTreeMap<u64, (u64, u64)>,
 }
 
 /// What a leader's lease is bound to: its term, and where the last change of membership stands.
@@ -336,6 +340,8 @@ impl Core {
             changes,
             loyal,
             handed_over: None,
+            ticks: 0,
+            answered: BTreeMap::new(),
         };
         core.was_member = core.is_inside();
         core.after_call();
@@ -345,6 +351,7 @@ impl Core {
     /// One tick of the clock passed.
     pub fn tick(&mut self) {
         let leads = self.leads();
+        self.ticks += 1;
         self.loyal = self.loyal.saturating_sub(1);
         if !leads && self.is_writing() {
             sometimes!("a tick was skipped while a write was not durable");
@@ -394,6 +401,9 @@ impl Core {
         let _ = self.raw.step(message);
         if is_of_leader(kind) && (self.raw.raft.leader_id, self.raw.raft.term) == (from, term) {
             self.loyal = self.config.election_ticks;
+        }
+        if self.leads() && term == self.raw.raft.term && self.raw.raft.prs().get(from).is_some() {
+            self.answered.insert(from, (term, self.ticks));
         }
         self.after_call();
         Ok(())
@@ -842,6 +852,7 @@ impl Core {
                     self.raw.raft.become_follower(self.raw.raft.term, 0);
                 }
                 self.was_member |= self.is_inside();
+                self.answered.retain(|id, _| self.raw.raft.prs().get(*id).is_some());
                 Body::Members { conf_state: codec::conf_state_bytes(&self.conf_state), change: entry.context }
             }
         };
@@ -890,7 +901,9 @@ impl Core {
         let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
         let voter = self.conf_state.voters.contains(&raft.id) || self.conf_state.voters_outgoing.contains(&raft.id);
         let others = || raft.prs().iter().filter(|(id, _)| self.leads() && **id != raft.id);
-        let active: BTreeSet<_> = others().filter(|(_, progress)| progress.recent_active).map(|(id, _)| *id).collect();
+        let since = |at: u64| self.ticks - at <= self.config.election_ticks as u64;
+        let answers = |id| self.answered.get(id).is_some_and(|(term, at)| *term == raft.term && since(*at));
+        let active: BTreeSet<_> = others().filter(|(id, _)| answers(*id)).map(|(id, _)| *id).collect();
         Status {
             id: self.config.id,
             role: match raft.state {

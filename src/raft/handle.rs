@@ -10,7 +10,7 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::core::Status;
-use super::snapshot::{self, Chunk, Copied, SnapshotJob};
+use super::snapshot::{self, Chunk, Copied, Served, SnapshotJob};
 use super::transport::Hello;
 use crate::entry::Step;
 use crate::ids::{Address, Incarnation, Index, NodeId, Term};
@@ -100,8 +100,8 @@ pub(super) struct Shared {
     time: Mutex<(ClusterTime, Monotonic)>,
     /// What has come from each member.
     heard: Mutex<BTreeMap<NodeId, Heard>>,
-    /// When a chunk of a snapshot was last given to anyone, and whether there are more after it.
-    served: Mutex<Option<(Monotonic, bool)>>,
+    /// What was given of the snapshot that there is.
+    served: Mutex<Served>,
 }
 
 /// What a member has said of itself since this one started.
@@ -161,8 +161,8 @@ impl Shared {
         *self.time.lock().expect("no code panics while it holds the time") = (time, now);
     }
 
-    pub(super) fn served(&self) -> Option<(Monotonic, bool)> {
-        *self.served.lock().expect("no code panics while it holds the time")
+    pub(super) fn served(&self) -> MutexGuard<'_, Served> {
+        self.served.lock().expect("no code panics while it holds what was given")
     }
 
     pub(super) fn note_removed(&self) {
@@ -331,15 +331,15 @@ impl RaftHandle {
         self.frames.try_send(messages).is_ok()
     }
 
-    /// A chunk of the snapshot at an index and term, for a member that is behind.
-    pub async fn snapshot_chunk(&self, position: (Index, Term), number: u64) -> Chunk {
+    /// A chunk of the snapshot at an index and term, for a life of a member that is behind.
+    pub async fn snapshot_chunk(&self, whom: (NodeId, Incarnation), position: (Index, Term), number: u64) -> Chunk {
         let chunk = snapshot::read(&self.snapshots, position, number).await;
         let more = match &chunk {
             Chunk::Data(_) => true,
             Chunk::End => false,
             Chunk::Gone => return chunk,
         };
-        *self.shared.served.lock().expect("no code panics while it holds the time") = Some((self.clock.now(), more));
+        self.shared.served().note(whom, number, (self.clock.now(), more));
         chunk
     }
 

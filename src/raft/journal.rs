@@ -537,8 +537,9 @@ impl Journal {
         let look = |bytes: Vec<u8>| {
             let later = |at: usize| {
                 let is_later = numbers.contains(&word(bytes[at..].get(16..24)?));
-                // A record may look like a frame, but whoever wrote it does not know the salt.
-                is_later.then(|| Frame::at(&bytes[at..])).flatten().filter(|frame| frame.salt == *salt)
+                // A record may look like a frame, but whoever wrote it does not know the salt. Nor does this, if it has read none.
+                let is_one = |frame: &Frame<'_>| newest.is_none() || frame.salt == *salt;
+                is_later.then(|| Frame::at(&bytes[at..])).flatten().filter(is_one)
             };
             let found = (0..bytes.len()).step_by(ALIGN as usize).find_map(later);
             found.map_or(Ok(()), |frame| {

@@ -21,7 +21,7 @@ use super::handle::{ProposeError, RaftHandle, Reply, Request, Shared};
 use super::log::{Identity, Log};
 use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine, Now};
 use super::reads::{Reads, lease_span};
-use super::snapshot::{self, SnapshotJob, SnapshotOwner, Snapshots};
+use super::snapshot::{self, Served, SnapshotJob, SnapshotOwner, Snapshots};
 use super::tail::Retention;
 use super::transport::{News, Transport};
 use super::validate::InvalidMessage;
@@ -154,6 +154,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         applying: 0,
         writing: 0,
         backlog: VecDeque::new(),
+        backlog_bytes: 0,
         snapshots: snapshots.clone(),
         sending: BTreeMap::new(),
         take: false,
@@ -212,8 +213,9 @@ struct Manager {
     /// Jobs given to the owners and not reported back.
     writing: usize,
     applying: usize,
-    /// What waits because the state's owner is behind.
-    backlog: VecDeque<ApplyJob>,
+    /// What waits because the state's owner is behind, and the bytes of that.
+    backlog: VecDeque<(u64, ApplyJob)>,
+    backlog_bytes: u64,
     snapshots: mpsc::Sender<SnapshotJob>,
     /// As leader, since when each member is being sent a snapshot.
     sending: BTreeMap<NodeId, Monotonic>,
@@ -362,6 +364,7 @@ impl Manager {
                 self.metrics.snapshots_taken.inc();
                 self.core.on_taken(&snapshot)?;
                 self.taken = Some(self.io.clock.now());
+                *self.shared.served() = Served::default();
             }
             Done::Defragmented(Step::More) => {
                 if let Some(defragmenting) = &mut self.defragmenting {
@@ -499,11 +502,13 @@ impl Manager {
                 self.core.on_snapshot_failed(id);
             }
         }
-        if self.taken.is_some_and(|taken| {
-            now.since(self.shared.served().map_or(taken, |(at, _)| at.max(taken))) > limits::SNAPSHOT_KEPT
-        }) && self.snapshots.try_send(SnapshotJob::Forget).is_ok()
-        {
-            sometimes!("a snapshot that nobody asked for was forgotten");
+        let served = self.shared.served();
+        let is_idle = self.taken.is_some_and(|taken| now.since(served.since(taken)) > limits::SNAPSHOT_KEPT);
+        let is_vain = self.taken.is_some() && served.is_vain();
+        drop(served);
+        if (is_idle || is_vain) && self.snapshots.try_send(SnapshotJob::Forget).is_ok() {
+            sometimes!(is_idle, "a snapshot that nobody asked for was forgotten");
+            sometimes!(is_vain, "a snapshot was forgotten with which a member has begun too often");
             self.taken = None;
             self.core.forget_snapshot();
         }
@@ -645,6 +650,10 @@ impl Manager {
             }
             return;
         }
+        // The state of whoever leads sets the pace.
+        if !self.backlog.is_empty() {
+            return;
+        }
         if self.core.is_handing_over() {
             sometimes!("proposals waited while leadership was handed over");
             return;
@@ -732,16 +741,18 @@ impl Manager {
     }
 
     fn drive(&mut self) -> Result<(), Fault> {
-        // The owners' queues are bounded; the core is asked for more only while there is room.
+        // The owners' queues are bounded; the core is asked for more only while there is room. A state that is slow for a while is no
+        // reason to fall silent: what it is to apply waits.
         while self.writing + limits::FETCHES_MAX + 1 < limits::LOG_JOBS_MAX
-            && self.backlog.is_empty()
+            && self.backlog_bytes < limits::BACKLOG_BYTES_MAX
             && let Some(effects) = self.core.take_effects()?
         {
             self.perform(effects);
         }
         while self.applying < limits::APPLY_JOBS_MAX
-            && let Some(job) = self.backlog.pop_front()
+            && let Some((bytes, job)) = self.backlog.pop_front()
         {
+            self.backlog_bytes -= bytes;
             self.applying += 1;
             let _ = self.apply.try_send(job);
         }
@@ -793,7 +804,7 @@ impl Manager {
     /// Has a snapshot made that is wanted, once nobody fetches the one before: it is about to be removed.
     fn maybe_take(&mut self) {
         let now = self.io.clock.now();
-        let in_use = self.shared.served().is_some_and(|(at, more)| more && now.since(at) <= limits::SNAPSHOT_PATIENCE);
+        let in_use = self.shared.served().is_under_way(now);
         sometimes!(self.take && in_use, "a snapshot waited until the one before was fetched");
         if self.take && !in_use && self.snapshots.try_send(SnapshotJob::Take).is_ok() {
             (self.take, self.taken) = (false, None);
@@ -813,7 +824,10 @@ impl Manager {
             self.applying += 1;
             let _ = self.apply.try_send(job);
         } else {
-            self.backlog.push_back(job);
+            sometimes!("what was to be applied waited for the state");
+            let bytes = job.bytes();
+            self.backlog_bytes += bytes;
+            self.backlog.push_back((bytes, job));
         }
     }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use raft::eraftpb::Entry as RaftEntry;
 use tokio::sync::mpsc;
 
@@ -165,6 +166,19 @@ pub(super) enum ApplyJob {
     Install(Index),
     Checkpoint,
     GoOver,
+}
+
+impl ApplyJob {
+    /// About what it takes in memory.
+    pub(super) fn bytes(&self) -> u64 {
+        let Self::Entries(entries) = self else { return 0 };
+        let of = |entry: &Entry| match &entry.body {
+            Body::Empty => 0,
+            Body::Commands { commands, .. } => commands.iter().map(Bytes::len).sum(),
+            Body::Members { conf_state, change } => conf_state.len() + change.len(),
+        };
+        entries.iter().map(|entry| (size_of::<Entry>() + of(entry)) as u64).sum()
+    }
 }
 
 /// Owns the state.

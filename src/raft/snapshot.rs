@@ -14,6 +14,7 @@
 //!
 //! The same owner writes the state in use anew when that is asked for, a step at a time between the other jobs.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -26,11 +27,15 @@ use super::owner::{Done, report};
 use super::transport::Hello;
 use crate::entry::Step;
 use crate::error::{Context, Fault, ImportError};
-use crate::ids::{Address, Index, Term};
+use crate::ids::{Address, Incarnation, Index, NodeId, Term};
 use crate::io::{Backend, Disk, Io, Spawn, Worker};
-use crate::limits::{MESSAGE_BYTES_MAX, RECONNECT_PAUSE_MIN, SNAPSHOT_ATTEMPTS_MAX, SNAPSHOT_PATIENCE};
+use crate::limits::{
+    MEMBERS_MAX, MESSAGE_BYTES_MAX, RECONNECT_PAUSE_MIN, SNAPSHOT_ATTEMPTS_MAX, SNAPSHOT_BEGINNINGS_MAX,
+    SNAPSHOT_PATIENCE,
+};
 use crate::proto::v1::peer_client::PeerClient;
 use crate::proto::v1::{RaftSnapshot, SnapshotBody, SnapshotChunk, SnapshotRequest};
+use crate::time::Monotonic;
 
 const FILE_PREFIX: &str = "snapshot-";
 
@@ -142,6 +147,50 @@ impl Chunks {
 struct Taken {
     position: (Index, Term),
     chunks: Chunks,
+}
+
+/// What was given of the snapshot that there is.
+#[derive(Default)]
+pub(super) struct Served {
+    /// How often each life of a member has begun with it, and how far it has come.
+    to: BTreeMap<(NodeId, Incarnation), (u32, u64)>,
+    /// When somebody came further than before, and whether there is more.
+    last: Option<(Monotonic, bool)>,
+}
+
+impl Served {
+    /// Notes that a chunk was given. To begin anew is not to come further: what cannot be taken would be kept for ever.
+    pub(super) fn note(&mut self, whom: (NodeId, Incarnation), number: u64, now: (Monotonic, bool)) {
+        let is_new = !self.to.contains_key(&whom);
+        if is_new {
+            // Its earlier lives ask for nothing any more.
+            self.to.retain(|(member, _), _| *member != whom.0);
+            if self.to.len() >= MEMBERS_MAX {
+                return;
+            }
+        }
+        let (begun, upto) = self.to.entry(whom).or_default();
+        *begun += u32::from(number == 0);
+        if is_new || number > *upto {
+            *upto = number;
+            self.last = Some(now);
+        }
+    }
+
+    /// When somebody came further, or it was made if that is later.
+    pub(super) fn since(&self, taken: Monotonic) -> Monotonic {
+        self.last.map_or(taken, |(at, _)| at.max(taken))
+    }
+
+    /// Whether somebody is getting it.
+    pub(super) fn is_under_way(&self, now: Monotonic) -> bool {
+        self.last.is_some_and(|(at, more)| more && now.since(at) <= SNAPSHOT_PATIENCE)
+    }
+
+    /// Whether somebody has begun so often that it will not be got by beginning again.
+    pub(super) fn is_vain(&self) -> bool {
+        self.to.values().any(|(begun, _)| *begun > SNAPSHOT_BEGINNINGS_MAX)
+    }
 }
 
 /// A copy of the state for whoever asked for it. Its file is removed when this is dropped.

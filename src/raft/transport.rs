@@ -95,7 +95,8 @@ pub struct Transport {
     format: u32,
     /// Where the state says that the members are.
     known: BTreeMap<NodeId, Address>,
-    /// Where members say that they are, as long as the state does not say the same.
+    /// Where members say that they are. It is kept when the state says the same: what one asked for in an earlier life may come late and
+    /// change that, and would not be put right by whom nobody reaches.
     introduced: BTreeMap<NodeId, Address>,
     links: BTreeMap<NodeId, Link>,
     news: mpsc::Sender<News>,
@@ -136,32 +137,36 @@ impl Transport {
     /// The members as the state has them: opens streams to new ones, closes those to ones that left or moved. Those it
     /// does not have stay if they were introduced.
     pub fn set_peers(&mut self, peers: &BTreeMap<NodeId, Address>) {
-        self.introduced.retain(|id, address| peers.get(id).map_or(!self.known.contains_key(id), |at| at != address));
+        self.introduced.retain(|id, _| peers.contains_key(id) || !self.known.contains_key(id));
         self.known.clone_from(peers);
         self.relink();
     }
 
     /// Notes where a member says that it is: the state may not have it yet, or have it elsewhere.
     pub fn introduce(&mut self, id: NodeId, address: Address) {
-        let room = self.introduced.len() < MEMBERS_MAX;
-        if id == self.identity.id {
+        let known = self.known.get(&id);
+        let room = known.is_some() || self.introduced.contains_key(&id) || self.strangers() < MEMBERS_MAX;
+        if id == self.identity.id || !room {
             return;
         }
-        if self.known.get(&id) == Some(&address) {
-            self.introduced.remove(&id);
-        } else if room || self.introduced.contains_key(&id) {
-            sometimes!(self.known.contains_key(&id), "a member said that it is elsewhere than the state has it");
-            self.introduced.insert(id, address);
-        }
+        sometimes!(known.is_some_and(|at| *at != address), "a member said that it is elsewhere than the state has it");
+        self.introduced.insert(id, address);
         self.relink();
+    }
+
+    /// How many have said where they are that the state does not have.
+    fn strangers(&self) -> usize {
+        self.introduced.keys().filter(|id| !self.known.contains_key(id)).count()
     }
 
     /// Opens the streams that are missing and closes those that lead elsewhere.
     fn relink(&mut self) {
         let mut wanted: BTreeMap<NodeId, Vec<Address>> = BTreeMap::new();
-        for (id, address) in self.introduced.iter().chain(&self.known) {
-            if *id != self.identity.id {
-                wanted.entry(*id).or_default().push(address.clone());
+        let others = self.introduced.iter().chain(&self.known).filter(|(id, _)| **id != self.identity.id);
+        for (id, address) in others {
+            let addresses = wanted.entry(*id).or_default();
+            if !addresses.contains(address) {
+                addresses.push(address.clone());
             }
         }
         self.links.retain(|id, link| wanted.get(id).is_some_and(|addresses| *addresses == link.addresses));

@@ -91,9 +91,9 @@ pub(super) fn execute(apply: &mut Apply<'_>, command: &Bytes) -> Result<Bytes, F
     match session::begin(apply, header, &command.user)? {
         session::Begin::Replay(reply) => Ok(reply),
         session::Begin::Refuse(reject) => Ok(refusal(&reject).encode_to_vec().into()),
-        session::Begin::Fresh => {
+        session::Begin::Fresh(row) => {
             let reply = run(apply, &command.user, kind)?.encode_to_vec();
-            session::finish(apply, header, &reply)?;
+            session::finish(apply, header, row, &reply)?;
             Ok(reply.into())
         }
     }
@@ -139,7 +139,7 @@ fn run_one(apply: &mut Apply<'_>, user: &str, kind: &command::Kind) -> Result<v1
         command::Kind::Alarm(request) => alarm::change(apply, request)?.map(reply::Kind::Alarm),
         command::Kind::ChangeAuth(change) => auth::change(apply, change)?.map(reply::Kind::ChangeAuth),
         command::Kind::RaiseFormat(raise) => Ok(reply::Kind::RaiseFormat(format::raise(apply, raise)?)),
-        command::Kind::OpenSession(_) => session::open(apply, user)?.map(reply::Kind::OpenSession),
+        command::Kind::OpenSession(open) => session::open(apply, open, user)?.map(reply::Kind::OpenSession),
         command::Kind::KeepSession(_) => Ok(reply::Kind::KeepSession(v1::KeepSessionReply {})),
         command::Kind::CloseSession(close) => session::close(apply, SessionId(close.session), user)?
             .map(|()| reply::Kind::CloseSession(v1::CloseSessionReply {})),
@@ -184,6 +184,7 @@ pub fn rejection(reject: &Reject) -> v1::Rejection {
         Reject::Stale { session, seq, acknowledged } => Kind::Stale(stale(session, seq, acknowledged)),
         Reject::WindowFull { session, seq, acknowledged } => Kind::WindowFull(stale(session, seq, acknowledged)),
         Reject::LimitReached { what, limit } => Kind::Limit(rejection::Limit { what: what.clone(), limit: *limit }),
+        Reject::AnswerNotKept(bytes) => Kind::AnswerNotKept(*bytes),
         Reject::Kv(reject) => Kind::Keys(keys_rejection(*reject)),
         Reject::Auth(reject) => Kind::Auth(auth_rejection(*reject).into()),
         Reject::NotFound(what) => Kind::NotFound(what.clone()),
@@ -215,6 +216,7 @@ pub fn reject(rejection: &v1::Rejection) -> Option<Reject> {
             Reject::WindowFull { session, seq, acknowledged }
         }
         Kind::Limit(l) => Reject::LimitReached { what: l.what.clone(), limit: l.limit },
+        Kind::AnswerNotKept(bytes) => Reject::AnswerNotKept(*bytes),
         Kind::Keys(keys) => Reject::Kv(keys_reject(keys)?),
         Kind::Auth(auth) => Reject::Auth(auth_reject(rejection::Auth::try_from(*auth).ok()?)?),
         Kind::NotFound(what) => Reject::NotFound(what.clone()),
@@ -287,6 +289,7 @@ fn keys_rejection(reject: KvReject) -> rejection::Keys {
         KvReject::InvalidSort => (Why::InvalidSort, 0, 0),
         KvReject::InvalidCompare => (Why::InvalidCompare, 0, 0),
         KvReject::TooLarge(bytes) => (Why::TooLarge, number(bytes), 0),
+        KvReject::ReadsTooMuch(bytes) => (Why::ReadsTooMuch, number(bytes), 0),
         KvReject::Compacted { asked, compacted } => (Why::Compacted, number(asked), number(compacted)),
         KvReject::Future { asked, newest } => (Why::Future, number(asked), number(newest)),
         KvReject::NoSpace => (Why::NoSpace, 0, 0),
@@ -313,6 +316,7 @@ fn keys_reject(keys: &rejection::Keys) -> Option<KvReject> {
         Why::InvalidSort => KvReject::InvalidSort,
         Why::InvalidCompare => KvReject::InvalidCompare,
         Why::TooLarge => KvReject::TooLarge(given),
+        Why::ReadsTooMuch => KvReject::ReadsTooMuch(given),
         Why::Compacted => KvReject::Compacted { asked: given, compacted: bound },
         Why::Future => KvReject::Future { asked: given, newest: bound },
         Why::NoSpace => KvReject::NoSpace,

@@ -2,13 +2,14 @@
 //! at the same entry.
 //!
 //! ```text
-//!   1 ──(all that keep the state take part in 2)──► 2 ──► …
+//!   1 ──(all that keep the state take part in 2)──► 2 ──► 3 ──► …
 //! ```
 //!
 //! | format | what it adds |
 //! |---|---|
 //! | 1 | all that version 0.1.0 did at last |
 //! | 2 | that formats are begun |
+//! | 3 | sessions are called what was drawn for them, the answers that they keep are bounded, and so is what an entry reads |
 //!
 //! Whatever changes the meaning of an entry, the layout of a row or the reply to a command belongs to a new format: until that is
 //! reached, an entry does what it did before. A member says what it takes part in when it speaks to another, the leader proposes the
@@ -27,7 +28,9 @@ use crate::proto::v1;
 pub use crate::limits::FORMAT_FIRST as FIRST;
 
 /// The newest that this version takes part in.
-pub const NEWEST: u32 = 2;
+pub const NEWEST: u32 = 3;
+/// The first in which sessions are called what was drawn for them, and what is kept and read is bounded.
+pub(super) const BOUNDED: u32 = 3;
 /// All of them.
 pub const ALL: RangeInclusive<u32> = FIRST..=NEWEST;
 

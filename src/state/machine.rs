@@ -125,6 +125,15 @@ pub(super) struct Apply<'txn> {
     pub(super) auth: Arc<Auth>,
     /// The newest format that this member takes part in.
     pub(super) newest: u32,
+    /// Bytes that the commands of this entry have read.
+    pub(super) read_bytes: u64,
+}
+
+impl Apply<'_> {
+    /// Whether the state has come to a format.
+    pub(super) fn has(&self, format: u32) -> bool {
+        self.head.format >= format
+    }
 }
 
 /// The replicated state of one member. Owned by one thread; read through [`StateReader`]s by any.
@@ -380,7 +389,7 @@ impl State {
         let (head, auth, changed, outcomes) = {
             let rows = Rows::new(&txn, self.head.rows_digest).noting(matches!(*noted, Noted::On(_)));
             let (index, auth) = (self.store.index.clone(), self.store.auth.clone());
-            let mut apply = Apply { rows, head: self.head.clone(), index, auth, newest: self.newest };
+            let mut apply = Apply { rows, head: self.head.clone(), index, auth, newest: self.newest, read_bytes: 0 };
             let mut outcomes = Vec::with_capacity(entries.len());
             for entry in entries {
                 assert_eq!(entry.index.0, apply.head.applied_index + 1, "entries are applied in order, each once");
@@ -388,6 +397,7 @@ impl State {
                 if entry.term.0 > apply.head.applied_term {
                     apply.head.term_began_ms = apply.head.cluster_time_ms;
                 }
+                apply.read_bytes = 0;
                 let replies = apply_one(&mut apply, &entry.body, &mut bytes)?;
                 apply.head.applied_index = entry.index.0;
                 apply.head.applied_term = entry.term.0;

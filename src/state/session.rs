@@ -7,8 +7,10 @@
 //! ```
 //!
 //! A session keeps the replies above what its client has acknowledged. A request below is stale, one of a session
-//! that is gone is refused as expired: it is never silently begun anew, because then a retry could take effect twice.
+//! that is gone is refused as expired: it is never silently begun anew, because then a retry could take effect twice. For the same
+//! reason no two sessions are called the same, not even those of a state and of another that was restored from its backup.
 
+use std::borrow::Cow;
 use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
@@ -16,9 +18,13 @@ use prost::Message;
 
 use super::machine::Apply;
 use super::table::{Read, Table};
+use super::{command, format};
 use crate::error::{Context, Fault, Reject};
 use crate::ids::{Seq, SessionId};
-use crate::limits::{EXPIRE_SESSIONS_MAX, SESSION_TTL, SESSION_WINDOW_MAX, SESSIONS_MAX};
+use crate::limits::{
+    EXPIRE_SESSIONS_MAX, SESSION_ANSWER_BYTES_MAX, SESSION_ANSWERS_BYTES_MAX, SESSION_TTL, SESSION_WINDOW_MAX,
+    SESSIONS_MAX,
+};
 use crate::proto::v1;
 use crate::time::ClusterTime;
 
@@ -40,8 +46,8 @@ fn read(rows: &impl Read, session: SessionId) -> Result<Option<v1::SessionRow>, 
 
 /// What is to be done with a request of a session.
 pub(super) enum Begin {
-    /// It has not taken effect: carry it out, then [`finish`].
-    Fresh,
+    /// It has not taken effect: carry it out, then [`finish`] with what there is of the session.
+    Fresh(v1::SessionRow),
     /// It has; this was the answer.
     Replay(Bytes),
     /// It cannot be carried out.
@@ -70,54 +76,76 @@ pub(super) fn begin(apply: &mut Apply<'_>, header: &v1::SessionHeader, user: &st
     if seq.0 - acknowledged.0 > SESSION_WINDOW_MAX {
         return Ok(Begin::Refuse(Reject::WindowFull { session, seq, acknowledged }));
     }
-    forget(apply, session, Seq(before.0 + 1), acknowledged)?;
+    let forgotten = forget(apply, session, Seq(before.0 + 1), acknowledged)?;
+    // Those of before the bounds were not counted.
+    row.kept_bytes = row.kept_bytes.saturating_sub(forgotten);
     row.acknowledged = acknowledged.0;
     row.active_ms = apply.head.cluster_time_ms;
+    let Some(reply) = apply.rows.get(Table::Replies, &reply_key(session, seq))? else { return Ok(Begin::Fresh(row)) };
+    sometimes!("a retry got the first answer");
     apply.rows.put(Table::Sessions, &key(session), &row.encode_to_vec())?;
-    match apply.rows.get(Table::Replies, &reply_key(session, seq))? {
-        Some(reply) => {
-            sometimes!("a retry got the first answer");
-            Ok(Begin::Replay(reply.into()))
-        }
-        None => Ok(Begin::Fresh),
-    }
+    Ok(Begin::Replay(reply.into()))
 }
 
-/// Keeps the answer of a request that [`begin`] called fresh.
-pub(super) fn finish(apply: &mut Apply<'_>, header: &v1::SessionHeader, reply: &[u8]) -> Result<(), Fault> {
-    let session = SessionId(header.session);
+/// Keeps the answer of a request that [`begin`] called fresh. Of one for which there is no room it keeps that it was done.
+pub(super) fn finish(
+    apply: &mut Apply<'_>,
+    header: &v1::SessionHeader,
+    mut row: v1::SessionRow,
+    reply: &[u8],
+) -> Result<(), Fault> {
+    let (session, seq) = (SessionId(header.session), Seq(header.seq));
     // A request may have closed its own session.
-    if read(&apply.rows, session)?.is_some() {
-        apply.rows.put(Table::Replies, &reply_key(session, Seq(header.seq)), reply)?;
-    }
-    Ok(())
-}
-
-/// Drops the replies `from..=to` of a session.
-fn forget(apply: &mut Apply<'_>, session: SessionId, from: Seq, to: Seq) -> Result<(), Fault> {
-    if from > to {
+    if read(&apply.rows, session)?.is_none() {
         return Ok(());
     }
+    let mut kept = Cow::Borrowed(reply);
+    if apply.has(format::BOUNDED) {
+        let fits = row.kept_bytes + reply.len() as u64 <= SESSION_ANSWERS_BYTES_MAX;
+        if !fits || reply.len() > SESSION_ANSWER_BYTES_MAX {
+            sometimes!("an answer was too long to be kept");
+            kept = command::refusal(&Reject::AnswerNotKept(reply.len() as u64)).encode_to_vec().into();
+        }
+        row.kept_bytes += kept.len() as u64;
+    }
+    apply.rows.put(Table::Replies, &reply_key(session, seq), &kept)?;
+    apply.rows.put(Table::Sessions, &key(session), &row.encode_to_vec())
+}
+
+/// Drops the replies `from..=to` of a session. Gives how many bytes they had.
+fn forget(apply: &mut Apply<'_>, session: SessionId, from: Seq, to: Seq) -> Result<u64, Fault> {
+    if from > to {
+        return Ok(0);
+    }
     let range = (Bound::Included(reply_key(session, from).to_vec()), Bound::Included(reply_key(session, to).to_vec()));
-    let mut keys = Vec::new();
-    apply.rows.scan(Table::Replies, range, &mut |key, _| {
+    let (mut keys, mut bytes) = (Vec::new(), 0);
+    apply.rows.scan(Table::Replies, range, &mut |key, reply| {
         keys.push(key.to_vec());
+        bytes += reply.len() as u64;
         Ok(ControlFlow::Continue(()))
     })?;
     for key in keys {
         apply.rows.remove(Table::Replies, &key)?;
     }
-    Ok(())
+    Ok(bytes)
 }
 
-pub(super) fn open(apply: &mut Apply<'_>, user: &str) -> Result<Result<v1::OpenSessionReply, Reject>, Fault> {
+pub(super) fn open(
+    apply: &mut Apply<'_>,
+    open: &v1::OpenSession,
+    user: &str,
+) -> Result<Result<v1::OpenSessionReply, Reject>, Fault> {
     if apply.head.sessions_live >= SESSIONS_MAX {
         return Ok(Err(Reject::LimitReached { what: "open sessions".into(), limit: SESSIONS_MAX }));
     }
+    let is_drawn = apply.has(format::BOUNDED) && open.id != 0;
+    let session = SessionId(if is_drawn { open.id } else { apply.head.sessions_opened + 1 });
+    if read(&apply.rows, session)?.is_some() {
+        return Ok(Err(Reject::Conflict(format!("there is a session {session} already; open another"))));
+    }
     apply.head.sessions_opened += 1;
     apply.head.sessions_live += 1;
-    let session = SessionId(apply.head.sessions_opened);
-    let row = v1::SessionRow { acknowledged: 0, active_ms: apply.head.cluster_time_ms, user: user.into() };
+    let row = v1::SessionRow { active_ms: apply.head.cluster_time_ms, user: user.into(), ..v1::SessionRow::default() };
     apply.rows.put(Table::Sessions, &key(session), &row.encode_to_vec())?;
     Ok(Ok(v1::OpenSessionReply { session: session.0, ttl_ms: SESSION_TTL.as_millis() as u64 }))
 }

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use cairn::client::Client;
 use cairn::ids::NodeId;
 use cairn::io::Io;
-use cairn::limits::WORKER_RENEWAL;
+use cairn::limits::{APPLY_JOBS_MAX, WORKER_RENEWAL};
+use cairn::proto::etcdserverpb::PutRequest;
+use cairn::raft::core::Flow;
 use cairn::sim::clock::FROZEN_PPM;
 use cairn::sim::cluster::Cluster;
 use cairn::sim::disk::{Damage, DiskOp, Files, PowerCut};
@@ -461,4 +464,35 @@ fn a_paused_machine_stands_still_and_a_slow_one_gets_on_slowly() {
     let full = turns(Fault::Speed { node: 1, ppm: 0, span });
     let (paused, slow) = (turns(Fault::Pause { node: 1, span }), turns(Fault::Slow { node: 1, span }));
     assert!(full > 990 && paused <= 1 && slow > 30 && slow < full / 3, "{full}, {paused} and {slow}");
+}
+
+/// The log of a member goes on while its state does not, for far longer than jobs for the state may be outstanding.
+#[test]
+fn whose_state_is_slow_goes_on_acknowledging() {
+    let plan = Plan { flow: Flow { committed_bytes: 1, ..Flow::default() }, ..Plan::quiet(3) };
+    let ahead = simulate(move |world| async move {
+        let (io, _) = world.machine().boot();
+        let cluster = cluster(world, plan, true).await;
+        let leading = leader(&cluster).unwrap();
+        let (slow, other) = ((leading + 1) % 3, (leading + 2) % 3);
+        let span = 60 * SECOND;
+        // Nothing is committed without the slow one.
+        let cut = madsim::task::spawn(cluster.inflict(Fault::Cut { links: Links::Isolate { node: other }, span }));
+        let stall = madsim::task::spawn(cluster.inflict(Fault::Stall { node: slow, files: Files::State, span }));
+        let member = &cluster.members[leading];
+        let client = Client::over(io, vec![(member.address(), member.within())], 30 * SECOND);
+        let mut ahead = 0;
+        for number in 0..1_000u64 {
+            let key = number.to_be_bytes().to_vec().into();
+            client.put_request(PutRequest { key, ..PutRequest::default() }).await.unwrap();
+            let watched = cluster.watch.state();
+            let of = |place: Place| &watched.statuses[&cluster.members[place].id().unwrap()];
+            let acknowledged = of(leading).matched[&cluster.members[slow].id().unwrap()];
+            ahead = ahead.max(acknowledged.0 - of(slow).applied.0);
+        }
+        assert_eq!(leader(&cluster), Some(leading));
+        drop((cut, stall));
+        ahead
+    });
+    assert!(ahead > 2 * APPLY_JOBS_MAX as u64, "acknowledged only {ahead} entries more than were applied");
 }

@@ -28,6 +28,7 @@ use proptest::prelude::*;
 use prost::Message as _;
 use requests::{lease, operation, range, txn_of};
 
+mod bounds;
 mod requests;
 
 type Keys = BTreeMap<Bytes, KeyValue>;

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::net::TcpListener;
 
+use cairn::state::format::NEWEST;
 use serde_json::Value;
 
 use super::fails;
@@ -155,15 +156,15 @@ fn a_cluster_comes_to_a_new_format_when_all_of_it_take_part() {
         node.kill();
         Running::member(dir.path(), name, &address, options)
     };
-    for (name, newest) in [("n1", 1), ("n2", 1), ("n3", 2)] {
+    for (name, newest) in [("n1", 1), ("n2", 1), ("n3", NEWEST)] {
         // While one is held, nothing changes; a held one joins.
         assert_eq!(nodes[0].status()["format"], 1);
         let upgraded = restart(nodes.remove(0), name, &[]);
         until("it is known in which format all are", || upgraded.status()["format"] == newest);
-        assert_eq!(upgraded.status()["newest_format"], 2);
+        assert_eq!(upgraded.status()["newest_format"], NEWEST);
         nodes.push(upgraded);
     }
-    until("all are there", || nodes.iter().all(|node| node.status()["format"] == 2));
+    until("all are there", || nodes.iter().all(|node| node.status()["format"] == NEWEST));
     let got = nodes[2].kv(&["get", "written"]);
     assert!(text(&got.stdout).contains("before"), "{}", text(&got.stderr));
     // Nobody goes back, and nobody joins who could not come along.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use prost::Message;
 
 use crate::error::KvReject;
-use crate::limits::{REQUEST_BYTES_MAX, TXN_DEPTH_MAX, TXN_OPERATIONS_MAX};
+use crate::limits::{REQUEST_BYTES_MAX, TXN_ALL_MAX, TXN_DEPTH_MAX, TXN_OPERATIONS_MAX};
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget};
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::request_op::Request;
@@ -62,6 +62,24 @@ pub fn check_delete_range(delete: &DeleteRangeRequest) -> Result<(), KvReject> {
 /// # Errors
 /// What is wrong with it.
 pub fn check_txn(txn: &TxnRequest) -> Result<(), KvReject> {
+    match operations(txn) {
+        all if all > TXN_ALL_MAX => Err(KvReject::TooManyOperations(all as u64)),
+        _ => check_way(txn),
+    }
+}
+
+/// Comparisons and operations in a transaction, with those of inner ones.
+fn operations(txn: &TxnRequest) -> usize {
+    let inner = |operation: &RequestOp| match &operation.request {
+        Some(Request::RequestTxn(txn)) => operations(txn),
+        _ => 0,
+    };
+    let own = txn.compare.len() + txn.success.len() + txn.failure.len();
+    own + txn.success.iter().chain(&txn.failure).map(inner).sum::<usize>()
+}
+
+/// The same, but for how many there are in all: that was not looked at in the first formats.
+pub(super) fn check_way(txn: &TxnRequest) -> Result<(), KvReject> {
     check_operations(txn, TXN_OPERATIONS_MAX, TXN_DEPTH_MAX)?;
     for branch in [&txn.success, &txn.failure] {
         changes(branch)?;
@@ -250,7 +268,7 @@ mod tests {
         let removes =
             |n| Request::RequestDeleteRange(DeleteRangeRequest { key: key(n), ..DeleteRangeRequest::default() });
         let sets = |n| Request::RequestPut(PutRequest { key: key(n), ..PutRequest::default() });
-        let check = |from| check_txn(&txn(vec![nest(&removes, 0), nest(&sets, from)], vec![]));
+        let check = |from| check_way(&txn(vec![nest(&removes, 0), nest(&sets, from)], vec![]));
         assert_eq!(check(64_000), Ok(()));
         assert_eq!(check(63_999), Err(KvReject::DuplicateKey));
     }
@@ -267,6 +285,13 @@ mod tests {
         assert_eq!(check_txn(&puts(TXN_OPERATIONS_MAX)), Ok(()));
         let more = TXN_OPERATIONS_MAX + 1;
         assert_eq!(check_txn(&puts(more)), Err(KvReject::TooManyOperations(more as u64)));
+        let range = || Request::RequestRange(RangeRequest { key: "a".into(), ..RangeRequest::default() });
+        let many = |count| inner((0..count).map(|_| range()).collect(), vec![]);
+        let wide = |inner: &[usize]| txn(inner.iter().copied().map(many).collect(), vec![]);
+        assert_eq!(check_txn(&wide(&[125, 125, 131 - 3])), Err(KvReject::TooManyOperations(128)), "on one way");
+        assert_eq!(check_txn(&wide(&[125, 125, 125])), Ok(()));
+        let all = TXN_ALL_MAX + 1;
+        assert_eq!(check_txn(&wide(&[125, 125, 125, 6])), Err(KvReject::TooManyOperations(all as u64)), "in all");
         let nested = |depth| {
             (1..depth).fold(txn(vec![put("a")], vec![]), |txn, _| TxnRequest {
                 success: vec![RequestOp { request: Some(Request::RequestTxn(txn)) }],

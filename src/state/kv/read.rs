@@ -219,17 +219,7 @@ impl<'a, R: Read> Store<'a, R> {
     pub fn range(&self, range: &RangeRequest) -> Result<RangeResponse, NoAnswer> {
         check::check_range(range)?;
         let revision = self.check_revision(range.revision)?;
-        let limit = usize::try_from(range.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
-        let is_bounded =
-            [range.min_mod_revision, range.max_mod_revision, range.min_create_revision, range.max_create_revision]
-                != [0; 4];
-        let order = range.sort_order();
-        // What is chosen among all needs all.
-        let wanted = match range.count_only {
-            true => 0,
-            false if is_bounded || order != SortOrder::None => usize::MAX,
-            false => limit.saturating_add(1),
-        };
+        let (limit, wanted) = wanted(range);
         let selection = self.select(&range.key, &range.range_end, revision, wanted)?;
         let mut kvs = Vec::with_capacity(selection.found.len());
         for (_, at) in &selection.found {
@@ -238,13 +228,38 @@ impl<'a, R: Read> Store<'a, R> {
                 kvs.push(row);
             }
         }
-        sort(&mut kvs, range.sort_target(), order);
+        sort(&mut kvs, range.sort_target(), range.sort_order());
         let more = kvs.len() > limit;
         kvs.truncate(limit);
         if range.keys_only {
             kvs.iter_mut().for_each(|row| row.value.clear());
         }
         Ok(RangeResponse { header: header(self.revision), kvs, more, count: signed(selection.count as u64) })
+    }
+
+    /// Adds to `bytes` what it takes to read the first `limit` keys of a range: the bytes of their rows, and one for each key that is
+    /// looked at. Stops when that is more than `most`.
+    pub(super) fn weigh(
+        &self,
+        (key, range_end): (&[u8], &[u8]),
+        revision: u64,
+        limit: usize,
+        (bytes, most): (&mut u64, u64),
+    ) -> Result<(), NoAnswer> {
+        let selection = self.select(key, range_end, revision, limit)?;
+        *bytes += selection.count as u64;
+        for (_, at) in &selection.found {
+            if *bytes > most {
+                break;
+            }
+            *bytes += self.rows.get(Table::Versions, &at.key())?.map_or(0, |row| row.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// The same of what a range reads.
+    pub(super) fn weigh_range(&self, range: &RangeRequest, budget: (&mut u64, u64)) -> Result<(), NoAnswer> {
+        self.weigh((&range.key, &range.range_end), self.check_revision(range.revision)?, wanted(range).1, budget)
     }
 
     /// Whether a comparison holds: for every key of its range, and for none if there is none, as if it had been there and
@@ -307,6 +322,21 @@ pub(super) fn inner(reply: TxnResponse) -> TxnResponse {
 /// What a transaction does.
 pub(super) fn branch(txn: &TxnRequest, succeeded: bool) -> &[RequestOp] {
     if succeeded { &txn.success } else { &txn.failure }
+}
+
+/// How many keys a range gives at most, and how many are read for that.
+fn wanted(range: &RangeRequest) -> (usize, usize) {
+    let limit = usize::try_from(range.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+    let is_bounded =
+        [range.min_mod_revision, range.max_mod_revision, range.min_create_revision, range.max_create_revision]
+            != [0; 4];
+    // What is chosen among all needs all.
+    let read = match range.count_only {
+        true => 0,
+        false if is_bounded || range.sort_order() != SortOrder::None => usize::MAX,
+        false => limit.saturating_add(1),
+    };
+    (limit, read)
 }
 
 /// Whether a key is within the bounds on revisions.

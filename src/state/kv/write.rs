@@ -5,19 +5,19 @@ use std::sync::RwLockWriteGuard;
 use bytes::Bytes;
 use prost::Message;
 
-use super::super::lease;
 use super::super::machine::Apply;
-use super::super::table::Table;
+use super::super::table::{Rows, Table};
+use super::super::{format, lease};
 use super::index::{KeyIndex, Position, Version};
 use super::read::{NoAnswer, Store, branch, inner};
 use super::{check, header, is_within, signed};
 use crate::error::{Fault, KvReject, Reject};
 use crate::ids::LeaseId;
-use crate::limits::{SWEEP_KEYS_MAX, SWEEP_ROWS_MAX};
+use crate::limits::{READ_BYTES_MAX, SWEEP_KEYS_MAX, SWEEP_ROWS_MAX};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    CompactionRequest, CompactionResponse, Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, ResponseOp, TxnRequest, TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
@@ -31,10 +31,10 @@ type Answer<T> = Result<Result<T, Reject>, Fault>;
 struct Chosen<'a> {
     /// Whether its comparisons hold, and those of each inner one on the way.
     branches: Vec<bool>,
-    /// What is removed on the way.
+    /// What is set, removed and read on the way.
+    puts: Vec<&'a PutRequest>,
     deletes: Vec<&'a DeleteRangeRequest>,
-    /// The revisions that are read.
-    reads: Vec<i64>,
+    reads: Vec<&'a RangeRequest>,
 }
 
 /// A transaction under way.
@@ -51,6 +51,7 @@ pub(in super::super) fn put(apply: &mut Apply<'_>, put: &PutRequest) -> Answer<P
         // If both are wrong, etcd names this one first; in a transaction, the other.
         writer.check_lease(put)?;
         writer.check_kept(put)?;
+        writer.weigh_put(put)?;
         writer.put(put)
     })
 }
@@ -59,16 +60,23 @@ pub(in super::super) fn delete_range(
     apply: &mut Apply<'_>,
     delete: &DeleteRangeRequest,
 ) -> Answer<DeleteRangeResponse> {
-    answer(check::check_delete_range(delete), apply, |writer| writer.delete_range(delete))
+    answer(check::check_delete_range(delete), apply, |writer| {
+        writer.weigh_delete(delete)?;
+        writer.delete_range(delete)
+    })
 }
 
 pub(in super::super) fn txn(apply: &mut Apply<'_>, txn: &TxnRequest) -> Answer<TxnResponse> {
-    answer(check::check_txn(txn), apply, |writer| {
+    let checked = if apply.has(format::BOUNDED) { check::check_txn(txn) } else { check::check_way(txn) };
+    answer(checked, apply, |writer| {
         // All comparisons see what was before the transaction, and nothing is changed if anything cannot be done.
         let mut chosen = Chosen::default();
         writer.choose(txn, &mut chosen)?;
         // If more than one thing is wrong, etcd names what is set before what is read.
-        chosen.reads.iter().try_for_each(|asked| writer.store().check_revision(*asked).map(|_| ()))?;
+        chosen.reads.iter().try_for_each(|range| writer.store().check_revision(range.revision).map(|_| ()))?;
+        chosen.puts.iter().try_for_each(|put| writer.weigh_put(put))?;
+        chosen.deletes.iter().try_for_each(|delete| writer.weigh_delete(delete))?;
+        chosen.reads.iter().try_for_each(|range| writer.weigh_by(|store, budget| store.weigh_range(range, budget)))?;
         writer.txn(txn, &mut chosen.branches.into_iter())
     })
 }
@@ -154,7 +162,7 @@ impl<'txn> Writer<'_, 'txn> {
         self.before + u64::from(self.changes > 0)
     }
 
-    fn store(&self) -> Store<'_, super::super::table::Rows<'txn>> {
+    fn store(&self) -> Store<'_, Rows<'txn>> {
         Store::new(&self.apply.rows, &self.apply.index, self.revision(), self.apply.head.compacted)
     }
 
@@ -192,9 +200,36 @@ impl<'txn> Writer<'_, 'txn> {
         if is_there { Ok(()) } else { Err(KvReject::LeaseNotFound(lease).into()) }
     }
 
+    /// Counts the reading of the first `limit` keys of a range, as they are now, before anything is changed.
+    fn weigh(&mut self, (key, range_end): (&[u8], &[u8]), limit: usize) -> Result<(), NoAnswer> {
+        self.weigh_by(|store, budget| store.weigh((key, range_end), store.revision(), limit, budget))
+    }
+
+    fn weigh_by(
+        &mut self,
+        weigh: impl FnOnce(&Store<'_, Rows<'txn>>, (&mut u64, u64)) -> Result<(), NoAnswer>,
+    ) -> Result<(), NoAnswer> {
+        if !self.apply.has(format::BOUNDED) {
+            return Ok(());
+        }
+        let mut bytes = self.apply.read_bytes;
+        if bytes <= READ_BYTES_MAX {
+            weigh(&self.store(), (&mut bytes, READ_BYTES_MAX))?;
+        }
+        self.apply.read_bytes = bytes;
+        if bytes > READ_BYTES_MAX { Err(KvReject::ReadsTooMuch(bytes).into()) } else { Ok(()) }
+    }
+
+    fn weigh_put(&mut self, put: &PutRequest) -> Result<(), NoAnswer> {
+        if looks_back(put) { self.weigh((&put.key, &[]), 1) } else { Ok(()) }
+    }
+
+    fn weigh_delete(&mut self, delete: &DeleteRangeRequest) -> Result<(), NoAnswer> {
+        self.weigh((&delete.key, &delete.range_end), if delete.prev_kv { usize::MAX } else { 0 })
+    }
+
     fn put(&mut self, put: &PutRequest) -> Result<PutResponse, NoAnswer> {
-        let is_needed = put.prev_kv || put.ignore_value || put.ignore_lease;
-        let before = if is_needed { self.newest(&put.key) } else { None };
+        let before = if looks_back(put) { self.newest(&put.key) } else { None };
         let prev = before.map(|version| self.store().row(version.at)).transpose()?;
         let kept = prev.clone().unwrap_or_default();
         let lease = if put.ignore_lease { kept.lease } else { put.lease };
@@ -235,7 +270,10 @@ impl<'txn> Writer<'_, 'txn> {
 
     /// Decides which branch of the transaction, and of each inner one on the way, is done, and checks what is set in them. Both
     /// in the order in which [`Self::txn`] comes by.
-    fn choose<'a>(&self, txn: &'a TxnRequest, chosen: &mut Chosen<'a>) -> Result<(), NoAnswer> {
+    fn choose<'a>(&mut self, txn: &'a TxnRequest, chosen: &mut Chosen<'a>) -> Result<(), NoAnswer> {
+        for Compare { key, range_end, .. } in txn.compare.iter().filter(|compare| !compare.range_end.is_empty()) {
+            self.weigh((key, range_end), usize::MAX)?;
+        }
         let succeeded = self.store().succeeds(txn)?;
         chosen.branches.push(succeeded);
         for operation in branch(txn, succeeded) {
@@ -248,8 +286,9 @@ impl<'txn> Writer<'_, 'txn> {
                     if (put.ignore_value || put.ignore_lease) && chosen.deletes.iter().any(gone) {
                         return Err(KvReject::KeyNotFound.into());
                     }
+                    chosen.puts.push(put);
                 }
-                Some(Request::RequestRange(RangeRequest { revision, .. })) => chosen.reads.push(*revision),
+                Some(Request::RequestRange(range)) => chosen.reads.push(range),
                 Some(Request::RequestTxn(txn)) => self.choose(txn, chosen)?,
                 Some(Request::RequestDeleteRange(delete)) => chosen.deletes.push(delete),
                 None => {}
@@ -273,6 +312,11 @@ impl<'txn> Writer<'_, 'txn> {
         }
         Ok(TxnResponse { header: header(self.revision()), succeeded, responses })
     }
+}
+
+/// Whether what the key was before is needed.
+fn looks_back(put: &PutRequest) -> bool {
+    put.prev_kv || put.ignore_value || put.ignore_lease
 }
 
 /// Whether there is something to sweep away.
