@@ -9,12 +9,14 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 /// All of them. A test compares this list with the sources.
 pub const MARKS: &[&str] = &[
     "a batch of the log filled a block",
+    "a batch was applied in parts, for the answers were long",
     "a block of the log took the place of one that was no longer in use",
     "a call came as JSON",
     "a call was let go of before it was answered",
     "a candidate was cut off",
     "a change of members was refused: there was one since it was decided",
     "a change of members was superseded",
+    "a client was told that an answer was not kept",
     "a client was told who leads",
     "a command that waited for a leader went to the next",
     "a command was answered after an attempt of unknown outcome",
@@ -27,6 +29,7 @@ pub const MARKS: &[&str] = &[
     "a leader compacted by itself",
     "a leader found itself in no configuration",
     "a leader that stepped down had proposals left",
+    "a leader whose state did not get on asked another to lead",
     "a leader's messages waited for its vote",
     "a lease on keys outlived its end because the term is young",
     "a lease on keys was kept alive, or revoked, before its expiry was applied",
@@ -70,6 +73,7 @@ pub const MARKS: &[&str] = &[
     "a snapshot under way gave way to a later leader's",
     "a snapshot waited until the one before was fetched",
     "a snapshot was announced again",
+    "a snapshot was forgotten with which a member has begun too often",
     "a snapshot was installed",
     "a snapshot was installed in a joint configuration",
     "a snapshot was of no use when it was here",
@@ -93,6 +97,7 @@ pub const MARKS: &[&str] = &[
     "a watch went on at another member",
     "a worker came back just before its lease was over, and was heard after",
     "a worker left a server that did not answer in time",
+    "a worker put right what it had said in another life",
     "a worker registered again after its lease had ended",
     "a worker renewed its lease before its expiry was applied",
     "a worker was drained",
@@ -106,6 +111,7 @@ pub const MARKS: &[&str] = &[
     "a write was torn",
     "an alarm kept something from being done",
     "an answer came to a question of an earlier life",
+    "an answer was too long to be kept",
     "another member's reads were answered under a lease",
     "another state took the place of one that was written anew",
     "answers as JSON ended early",
@@ -137,7 +143,10 @@ pub const MARKS: &[&str] = &[
     "the rows of a state were not those that its digest counts",
     "the stream of a snapshot broke and went on where it was",
     "two operators removed one member",
+    "what a worker had said in another life came late",
     "what was compacted had been swept away before",
+    "what was to be applied waited for the state",
+    "whoever has a snapshot that is being fetched leads again",
 ];
 
 /// How often each mark was hit.

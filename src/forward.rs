@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tonic::metadata::MetadataValue;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Request, Status};
 
-use crate::ids::{Address, Index, NodeId};
+use crate::ids::{Address, ClusterId, Index, NodeId};
 use crate::io::{Channel, ChannelError, Clock, Io};
 use crate::lane::{Lane, Unanswered};
 use crate::limits::ANSWER_BYTES_MAX;
@@ -17,6 +17,8 @@ use crate::proto::etcdserverpb::request_op::Request as Operation;
 use crate::proto::v1::command::Kind;
 use crate::proto::v1::store_client::StoreClient;
 use crate::proto::v1::{Outcome, PassOnRequest, Passed, Refusal, outcome};
+use crate::raft::log::Identity;
+use crate::raft::transport::{CLUSTER, TO};
 use crate::state::auth::is_of_members;
 use crate::time::Monotonic;
 
@@ -62,6 +64,25 @@ pub fn not_leader(leader: Option<&Address>) -> Status {
     status
 }
 
+/// Says in a call that is passed on which member of which cluster it is for: another may be there by now.
+pub fn name(cluster: ClusterId, to: NodeId, metadata: &mut MetadataMap) {
+    metadata.insert(CLUSTER, cluster.0.into());
+    metadata.insert(TO, to.0.into());
+}
+
+/// Refuses a call that was passed on and is for another than this member; one from before there were names is for whoever is there.
+///
+/// # Errors
+/// It is for another.
+pub fn check_name(me: Identity, metadata: &MetadataMap) -> Result<(), Status> {
+    let is =
+        |name, own: u64| metadata.get(name).is_none_or(|value| value.to_str().is_ok_and(|id| id.parse() == Ok(own)));
+    if is(CLUSTER, me.cluster.0) && is(TO, me.id.0) {
+        return Ok(());
+    }
+    Err(not_done(Code::Unavailable, "not done: it was for another member than is here now".into()))
+}
+
 /// What came of a command: its encoded reply, and where it stands in the log. Whose state has that much shows what it did.
 pub type Done = (Bytes, Index);
 
@@ -78,14 +99,15 @@ struct Way {
 /// The way to whoever leads.
 pub struct Forwarder {
     io: Io,
+    cluster: ClusterId,
     /// To whoever led last.
     way: Mutex<Option<Way>>,
 }
 
 impl Forwarder {
     /// One that has passed nothing on.
-    pub fn new(io: Io) -> Self {
-        Self { io, way: Mutex::default() }
+    pub fn new(io: Io, cluster: ClusterId) -> Self {
+        Self { io, cluster, way: Mutex::default() }
     }
 
     /// Has the leader carry out a command; gives what came of it, or nothing if it was never sent and `moved` says that another
@@ -104,7 +126,8 @@ impl Forwarder {
         let Some(way) = self.way(leader, channel)? else { return Err(not_leader(None)) };
         let clock = &self.io.clock;
         if !is_brief {
-            let answers = call(clock.clone(), way.channel, way.failed, vec![(command, deadline)]).await;
+            let to = (self.cluster, leader);
+            let answers = call(clock.clone(), to, way.channel, way.failed, vec![(command, deadline)]).await;
             return answers.into_iter().next().unwrap_or_else(|| Err(unknown_outcome())).map(Some);
         }
         let not_sent = |code, why: &str| Err(not_done(code, format!("not done: {why}")));
@@ -137,8 +160,9 @@ impl Forwarder {
         let Some(channel) = channel()? else { return Ok(None) };
         let failed: Arc<AtomicBool> = Arc::default();
         let carry = {
-            let (clock, channel, failed) = (self.io.clock.clone(), channel.clone(), failed.clone());
-            move |commands| Box::pin(call(clock.clone(), channel.clone(), failed.clone(), commands)) as BoxFuture<_>
+            let (clock, to) = (self.io.clock.clone(), (self.cluster, leader));
+            let (channel, failed) = (channel.clone(), failed.clone());
+            move |commands| Box::pin(call(clock.clone(), to, channel.clone(), failed.clone(), commands)) as BoxFuture<_>
         };
         let lane = Lane::new(&*self.io.spawn, "pass on", Bytes::len, carry);
         let way = Way { leader, channel, lane, failed };
@@ -154,6 +178,7 @@ impl Forwarder {
 /// Makes one call and says what came of each command.
 async fn call(
     clock: Arc<dyn Clock>,
+    (cluster, to): (ClusterId, NodeId),
     channel: Channel,
     failed: Arc<AtomicBool>,
     commands: Vec<(Bytes, Monotonic)>,
@@ -166,6 +191,7 @@ async fn call(
         timeout_ms: u64::try_from(deadline.since(now).as_millis()).unwrap_or(u64::MAX),
     };
     let mut request = Request::new(PassOnRequest { commands: commands.into_iter().map(passed).collect() });
+    name(cluster, to, request.metadata_mut());
     request.set_timeout(deadline.since(now));
     let mut client = StoreClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
     let status = match clock.deadline(deadline, client.pass_on(request)).await {
@@ -177,7 +203,7 @@ async fn call(
             failed.fetch_or(results.iter().any(is_lost), Ordering::Relaxed);
             return results;
         }
-        Ok(Err(status)) if ChannelError::is_connect(&status) => {
+        Ok(Err(status)) if is_not_done(&status) => {
             sometimes!("the leader was gone when a command was passed on to it");
             not_leader(None)
         }
@@ -263,4 +289,23 @@ fn tells_little(txn: &TxnRequest) -> bool {
         Some(Operation::RequestDeleteRange(delete)) => !delete.prev_kv,
         Some(Operation::RequestTxn(txn)) => tells_little(txn),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_passed_on_is_for_one_member_of_one_cluster() {
+        let me = Identity { cluster: ClusterId(7), id: NodeId(1) };
+        assert!(check_name(me, &MetadataMap::new()).is_ok(), "from before there were names");
+        for (cluster, id, is_mine) in [(7, 1, true), (7, 2, false), (8, 1, false)] {
+            let mut metadata = MetadataMap::new();
+            name(ClusterId(cluster), NodeId(id), &mut metadata);
+            match check_name(me, &metadata) {
+                Ok(()) => assert!(is_mine, "member {id} of {cluster}"),
+                Err(status) => assert!(!is_mine && is_not_done(&status), "member {id} of {cluster}"),
+            }
+        }
+    }
 }

@@ -11,6 +11,8 @@ pub const TXN_OPERATIONS_MAX: usize = 128;
 pub const TXN_ALL_MAX: usize = 3 * TXN_OPERATIONS_MAX;
 /// What the commands of one entry read at most, in bytes, and in keys that are looked at.
 pub const READ_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// Keys of a range that are looked at before others may change the index.
+pub const SELECT_KEYS_MAX: usize = 10_000;
 /// Transactions in transactions, at most: what a member has decoded once it can decode again within a command.
 pub const TXN_DEPTH_MAX: usize = 16;
 /// Largest command that may be proposed, encoded, in bytes.
@@ -81,6 +83,8 @@ pub const APPLY_JOBS_MAX: usize = 64;
 /// Bytes of committed entries that wait for the state's owner; then nothing more is taken, and nothing said.
 pub const BACKLOG_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
+/// Bytes of the answers to entries that are applied at once; after an entry with which there are more, they are taken before the next.
+pub const ANSWERS_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// Applied entries between two durable checkpoints of the state.
 pub const CHECKPOINT_ENTRIES_MAX: u64 = 10_000;
 /// Applied bytes between two durable checkpoints of the state.
@@ -105,7 +109,7 @@ pub const SNAPSHOT_KEPT: Duration = Duration::from_secs(120);
 pub const ANNOUNCE_PERIOD: Duration = Duration::from_secs(1);
 /// Attempts in a row to go on with a snapshot's body that give nothing, before it is given up.
 pub const SNAPSHOT_ATTEMPTS_MAX: u32 = 5;
-/// How often a member may begin with the same snapshot, before another is made: that one is not what it should be.
+/// How often a member may begin anew with the same snapshot, before another is made: that one is not what it should be.
 pub const SNAPSHOT_BEGINNINGS_MAX: u32 = 3;
 /// Free space below which nothing that grows is taken any more, where nothing else is configured.
 pub const FREE_SPACE_FLOOR: u64 = 256 * 1024 * 1024;

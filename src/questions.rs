@@ -9,7 +9,8 @@ use tonic::Status;
 use crate::error::AuthReject;
 use crate::io::{self, Spawn};
 use crate::limits::{QUESTIONS_WAITING_MAX, READERS};
-use crate::proto::etcdserverpb::{RangeRequest, TxnRequest};
+use crate::proto::etcdserverpb::request_op::Request;
+use crate::proto::etcdserverpb::{RangeRequest, RequestOp, TxnRequest};
 use crate::state::auth::Rights;
 use crate::state::kv::{NoAnswer, Store};
 use crate::state::table::View;
@@ -56,7 +57,13 @@ impl Question for TxnRequest {
     type Answer = crate::proto::etcdserverpb::TxnResponse;
 
     fn is_brief(&self) -> bool {
-        false
+        let is_of_one = |operation: &RequestOp| match &operation.request {
+            Some(Request::RequestRange(range)) => range.is_brief(),
+            Some(Request::RequestTxn(txn)) => txn.is_brief(),
+            _ => true,
+        };
+        self.compare.iter().all(|compare| compare.range_end.is_empty())
+            && self.success.iter().chain(&self.failure).all(is_of_one)
     }
 
     fn may(&self, rights: Rights<'_>) -> Result<(), AuthReject> {
@@ -140,7 +147,7 @@ impl Readers {
         }
     }
 
-    /// Has something looked up by the next of them that is idle. It is, even if nobody waits for it any more.
+    /// Has something looked up by the next of them that is idle. Once it has begun, it goes on even if nobody waits for it any more.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if too many wait for that, `UNAVAILABLE` if this member stops.

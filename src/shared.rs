@@ -151,7 +151,7 @@ pub struct SharedNodeState {
     /// Where what is secret comes from.
     secrets: Mutex<RngStream>,
     /// What takes long to look up is looked up there.
-    pub readers: Readers,
+    readers: Readers,
     /// Passwords are looked at on a thread of its own.
     passwords: mpsc::Sender<Work>,
 }
@@ -190,7 +190,7 @@ impl SharedNodeState {
         let secrets = Mutex::new(io.rng.stream("secrets"));
         let passwords = io::own(&*io.spawn, "passwords", AtWork, PASSWORDS_WAITING_MAX);
         let readers = Readers::new(&*io.spawn);
-        let forwarder = Forwarder::new(io.clone());
+        let forwarder = Forwarder::new(io.clone(), identity.cluster);
         Arc::new(Self {
             forwarder,
             io,
@@ -415,9 +415,24 @@ impl SharedNodeState {
     ) -> Result<v1::QueryReply, Status> {
         use v1::{query_reply::Kind as Answer, query_request::Kind};
         let kind = query.kind.ok_or_else(|| Status::invalid_argument("kind: missing, or from a newer version"))?;
+        let rejected = |reject: Reject| Answer::Rejection(command::rejection(&reject));
+        let from = (query.serializable, deadline);
+        let of_keys = match &kind {
+            Kind::Range(range) => {
+                let (index, answer) = self.read_keys(from, caller, range.clone()).await?;
+                Some((index, answer.map_or_else(rejected, Answer::Range)))
+            }
+            Kind::Txn(txn) => {
+                let (index, answer) = self.read_keys(from, caller, txn.clone()).await?;
+                Some((index, answer.map_or_else(rejected, Answer::Txn)))
+            }
+            _ => None,
+        };
+        if let Some((applied_index, answer)) = of_keys {
+            return Ok(v1::QueryReply { applied_index, kind: Some(answer) });
+        }
         let (head, rows) = self.view(query.serializable, deadline).await?;
         let applied_index = head.applied_index;
-        let rejected = |reject: Reject| Answer::Rejection(command::rejection(&reject));
         // What is about no keys in particular is nobody's in particular.
         let may = caller.rights(rows.auth()).and_then(|rights| match kind {
             Kind::GetTask(_) | Kind::ListTasks(_) | Kind::ListWorkers(_) => rights.all(),
@@ -427,10 +442,7 @@ impl SharedNodeState {
             return Ok(v1::QueryReply { applied_index, kind: Some(rejected(reject.into())) });
         }
         let answer = match kind {
-            Kind::Range(range) => {
-                self.read_keys((head, rows), caller, range).await?.map_or_else(rejected, Answer::Range)
-            }
-            Kind::Txn(txn) => self.read_keys((head, rows), caller, txn).await?.map_or_else(rejected, Answer::Txn),
+            Kind::Range(_) | Kind::Txn(_) => unreachable!("it is answered above"),
             Kind::LeaseTimeToLive(asked) => {
                 let now = self.raft.cluster_time();
                 let reply = lease::time_to_live(&head, &rows, &asked, now).map_err(internal)?;
@@ -440,15 +452,16 @@ impl SharedNodeState {
                 }
             }
             Kind::LeaseLeases(_) => {
-                let leases = self.readers.look(move || lease::all(&head, &rows)).await?;
+                let leases = self.look(deadline, move || lease::all(&head, &rows)).await?;
                 Answer::LeaseLeases(leases.map_err(internal)?)
             }
             Kind::GetTask(get) => Answer::GetTask(get_task(&head, &rows, &get).map_err(internal)?),
             Kind::ListTasks(list) => {
-                Answer::ListTasks(self.readers.look(move || task::list(&rows, &list)).await?.map_err(internal)?)
+                let tasks = self.look(deadline, move || task::list(&rows, &list)).await?;
+                Answer::ListTasks(tasks.map_err(internal)?)
             }
             Kind::ListWorkers(_) => {
-                let workers = self.readers.look(move || worker::all(&rows)).await?.map_err(internal)?;
+                let workers = self.look(deadline, move || worker::all(&rows)).await?.map_err(internal)?;
                 Answer::ListWorkers(v1::ListWorkersReply { workers })
             }
         };
@@ -461,43 +474,66 @@ impl SharedNodeState {
     /// # Errors
     /// `UNAVAILABLE`: no majority confirmed before the deadline.
     pub async fn view(&self, serializable: bool, deadline: Monotonic) -> Result<(v1::Head, View), Status> {
-        if !serializable {
-            self.read_barrier(deadline).await?;
-        }
+        self.confirm(serializable, deadline).await?;
         self.reader.view().map_err(internal)
     }
 
-    /// Answers a question about keys from a view, if whoever asks has the rights for that, as of the same view. What may take long is
-    /// looked up elsewhere.
+    /// Waits until the state may be read: at once, if it is this member's own that is wanted.
+    async fn confirm(&self, serializable: bool, deadline: Monotonic) -> Result<(), Status> {
+        if !serializable {
+            self.read_barrier(deadline).await?;
+        }
+        Ok(())
+    }
+
+    /// Answers a question about keys from the state as [`Self::view`] has it, if whoever asks has the rights for that, as of the same view.
+    /// What may take long is looked up elsewhere. Also gives the index that the answer is of.
     ///
     /// # Errors
-    /// The database failed. `RESOURCE_EXHAUSTED` if too much is asked at once.
+    /// The database failed; see [`Self::view`]. `RESOURCE_EXHAUSTED` if too much is asked at once.
     pub async fn read_keys<Q: Question>(
         &self,
-        mut view: (v1::Head, View),
+        (serializable, deadline): (bool, Monotonic),
         caller: &Caller,
         mut question: Q,
-    ) -> Result<Result<Q::Answer, Reject>, Status> {
+    ) -> Result<(u64, Result<Q::Answer, Reject>), Status> {
         if question.is_brief() {
+            let view = self.view(serializable, deadline).await?;
             return self
                 .read_keys_here(view, caller, |rights| question.may(rights), |store| question.read(store))
                 .await;
         }
+        self.confirm(serializable, deadline).await?;
         loop {
-            let (asked, caller) = (question, caller.clone());
-            let looked;
-            (question, view, looked) = self
-                .readers
-                .look(move || {
+            let (asked, caller, reader) = (question, caller.clone(), self.reader.clone());
+            let look = move || {
+                // Now, and not while it waited: a view keeps alive what it shows.
+                let looked = reader.view().map_err(internal).and_then(|view| {
                     let looked = look_up(&view, &caller, |rights| asked.may(rights), |store| asked.read(store));
-                    (asked, view, looked)
-                })
-                .await?;
+                    looked.map(|looked| (view.0, looked))
+                });
+                (asked, looked)
+            };
+            let looked;
+            (question, looked) = self.look(deadline, look).await?;
             match looked? {
-                Some(answer) => return Ok(answer),
-                None => view = self.view_after(&view.0).await?,
+                (head, Some(answer)) => return Ok((head.applied_index, answer)),
+                (head, None) => drop(self.view_after(&head).await?),
             }
         }
+    }
+
+    /// Has something looked up that may take long.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` if too much is asked at once, `UNAVAILABLE` if it is not found in time, or this member stops.
+    pub async fn look<T: Send + 'static>(
+        &self,
+        deadline: Monotonic,
+        look: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let late = |_| Status::unavailable("what was asked for was not read in time");
+        self.io.clock.deadline(deadline, self.readers.look(look)).await.map_err(late)?
     }
 
     /// Reads keys from a view, like [`Self::read_keys`], at once: only what is brief.
@@ -510,10 +546,10 @@ impl SharedNodeState {
         caller: &Caller,
         may: impl Fn(Rights<'_>) -> Result<(), AuthReject>,
         read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
-    ) -> Result<Result<T, Reject>, Status> {
+    ) -> Result<(u64, Result<T, Reject>), Status> {
         loop {
             match look_up(&view, caller, &may, &read)? {
-                Some(answer) => return Ok(answer),
+                Some(answer) => return Ok((view.0.applied_index, answer)),
                 None => view = self.view_after(&view.0).await?,
             }
         }

@@ -207,10 +207,12 @@ impl Runner for StateRunner {
                 worker: word(&mut args, "id")?.parse()?,
                 capacity: Some(resources(&mut args)?),
                 features: Vec::new(),
+                life: 0,
             }),
             "renew" => Kind::RenewWorker(v1::RenewWorker {
                 worker: word(&mut args, "id")?.parse()?,
                 epoch: word(&mut args, "epoch")?.parse()?,
+                registered: None,
             }),
             "report" => Kind::ReportAttempt(v1::ReportAttempt {
                 task: word(&mut args, "task")?.parse()?,

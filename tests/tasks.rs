@@ -300,18 +300,29 @@ impl Driver {
                 Step::Wait { ms } => self.time += ms,
                 Step::Register { worker, cpu, memory, feature } => {
                     let (capacity, features) = (resources(*cpu, *memory), features(*feature));
-                    self.apply(Kind::RegisterWorker(v1::RegisterWorker { worker: *worker, capacity, features }));
+                    self.apply(Kind::RegisterWorker(v1::RegisterWorker {
+                        worker: *worker,
+                        capacity,
+                        features,
+                        life: 0,
+                    }));
                 }
                 Step::Renew { worker } => {
                     let found = self.seen().workers.remove(worker);
                     let epoch = found.as_ref().map_or(1, |worker| worker.epoch);
-                    let reply = self.apply(Kind::RenewWorker(v1::RenewWorker { worker: *worker, epoch }));
+                    let reply =
+                        self.apply(Kind::RenewWorker(v1::RenewWorker { worker: *worker, epoch, registered: None }));
                     let live = found.is_some_and(|worker| worker.status() != WorkerStatus::Offline);
                     assert_eq!(matches!(reply.kind, Some(reply::Kind::WorkerLease(_))), live);
                 }
                 Step::SetStatus { worker, status, wish } => {
                     let status = (*status).into();
-                    self.apply(Kind::SetWorkerStatus(v1::SetWorkerStatus { worker: *worker, status, wish: *wish }));
+                    self.apply(Kind::SetWorkerStatus(v1::SetWorkerStatus {
+                        worker: *worker,
+                        status,
+                        wish: *wish,
+                        life: 0,
+                    }));
                 }
                 Step::Submit { name, cpu, memory, retries, feature } => {
                     let name = if *name == 0 { String::new() } else { format!("n{name}") };
@@ -402,7 +413,7 @@ proptest! {
 fn register(features: &[&str]) -> Kind {
     let capacity = Some(Resources { cpu_milli: 1000, memory_bytes: 1 << 30, disk_bytes: 0 });
     let features = features.iter().map(|name| (*name).to_string()).collect();
-    Kind::RegisterWorker(v1::RegisterWorker { worker: 1, capacity, features })
+    Kind::RegisterWorker(v1::RegisterWorker { worker: 1, capacity, features, life: 0 })
 }
 
 fn submit(features: &[&str]) -> Kind {
@@ -471,4 +482,40 @@ fn a_decision_on_an_older_state_is_not_carried_out() {
     driver.apply(register(&[]));
     driver.apply(Kind::ExpireWorkers(v1::ExpireWorkers { workers: vec![1] }));
     assert_eq!(driver.seen().workers[&1].status(), WorkerStatus::Online);
+}
+
+/// What a worker said in another life may come late: nothing comes of it, or the next renewal puts it right.
+#[test]
+fn what_was_said_in_another_life_does_not_last() {
+    let mut driver = Driver::new();
+    driver.apply(Kind::RaiseFormat(v1::RaiseFormat { to: 3, members: vec![1, 2, 3] }));
+    let of_life = |life, features: &[&str]| match register(features) {
+        Kind::RegisterWorker(register) => v1::RegisterWorker { life, ..register },
+        other => panic!("{other:?}"),
+    };
+    let status = |driver: &mut Driver, life, status: WorkerStatus| {
+        let set = v1::SetWorkerStatus { worker: 1, status: status.into(), wish: false, life };
+        !matches!(driver.apply(Kind::SetWorkerStatus(set)).kind, Some(reply::Kind::Rejection(_)))
+    };
+    let now = |driver: &Driver| {
+        let worker = &driver.seen().workers[&1];
+        (worker.status(), worker.features.clone())
+    };
+    driver.apply(Kind::RegisterWorker(of_life(1, &[])));
+    driver.apply(Kind::RegisterWorker(of_life(2, &["gpu"])));
+    // That the one before was to leave.
+    assert!(!status(&mut driver, 1, WorkerStatus::Draining) && !status(&mut driver, 1, WorkerStatus::Offline));
+    assert_eq!(now(&driver), (WorkerStatus::Online, vec!["gpu".to_owned()]));
+    // What it had.
+    driver.apply(Kind::RegisterWorker(of_life(1, &[])));
+    assert_eq!(now(&driver).1, [""; 0]);
+    let registered = Some(of_life(2, &["gpu"]));
+    driver.apply(Kind::RenewWorker(v1::RenewWorker { worker: 1, epoch: 1, registered }));
+    assert_eq!(now(&driver), (WorkerStatus::Online, vec!["gpu".to_owned()]));
+    assert!(status(&mut driver, 2, WorkerStatus::Draining));
+    assert_eq!(now(&driver).0, WorkerStatus::Draining);
+    // What an operator wishes is of no life.
+    let wish = v1::SetWorkerStatus { worker: 1, status: WorkerStatus::Online.into(), wish: true, life: 0 };
+    driver.apply(Kind::SetWorkerStatus(wish));
+    assert_eq!(now(&driver).0, WorkerStatus::Online);
 }

@@ -6,7 +6,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
 use crate::controller;
-use crate::forward::{not_done, not_leader};
+use crate::forward::{self, not_done, not_leader};
 use crate::ids::{Address, Index, NodeId};
 use crate::io::Channel;
 use crate::limits::{MEMBERS_MAX, WORKERS_MAX};
@@ -56,6 +56,7 @@ impl ClusterService {
             keys_quota: self.0.bounds.keys_quota,
             format: head.format,
             newest_format: self.0.bounds.newest_format,
+            life: 0,
         })
     }
 
@@ -197,15 +198,22 @@ fn taken(by: &Member) -> Status {
 }
 
 impl ClusterService {
-    /// Where the leader is, if this member knows.
-    fn leader(&self) -> Result<Option<Address>, Status> {
-        let leader = self.0.raft.status().leader;
-        Ok(leader.map(|id| self.0.address_of(id)).transpose()?.flatten())
+    /// Who leads, and where, if this member knows.
+    fn leader(&self) -> Result<Option<(NodeId, Address)>, Status> {
+        let Some(leader) = self.0.raft.status().leader else { return Ok(None) };
+        Ok(self.0.address_of(leader)?.map(|address| (leader, address)))
     }
 
     /// The refusal of a call that only the leader answers, with its address.
     fn not_leader(&self) -> Result<Status, Status> {
-        Ok(not_leader(self.leader()?.as_ref()))
+        Ok(not_leader(self.leader()?.map(|(_, address)| address).as_ref()))
+    }
+
+    /// Takes a request that may have been passed on, if it is for this member.
+    fn take<T>(&self, request: Request<T>) -> Result<(MetadataMap, T), Status> {
+        forward::check_name(self.0.identity, request.metadata())?;
+        let (metadata, _, request) = request.into_parts();
+        Ok((metadata, request))
     }
 
     /// Has the leader answer what an operator asks of any member. What was passed on already goes no further.
@@ -219,10 +227,11 @@ impl ClusterService {
         F: Future<Output = Result<Response<R>, Status>>,
     {
         let leader = self.leader()?.filter(|_| !metadata.contains_key(FORWARDED));
-        let Some(leader) = leader else { return Err(self.not_leader()?) };
+        let Some((id, leader)) = leader else { return Err(self.not_leader()?) };
         let clock = &self.0.io.clock;
         let mut request = Request::new(request);
         request.metadata_mut().insert(FORWARDED, "1".parse().expect("plain text"));
+        forward::name(self.0.identity.cluster, id, request.metadata_mut());
         request.set_timeout(deadline.since(clock.now()));
         let answer = clock.deadline(deadline, call(ClusterClient::new(self.0.channel(&leader)), request)).await;
         answer.unwrap_or_else(|_| Err(Status::unavailable(format!("no answer from the leader at {leader}; ask again"))))
@@ -329,7 +338,7 @@ impl v1::cluster_server::Cluster for ClusterService {
 
     async fn r#move(&self, request: Request<MoveRequest>) -> Result<Response<MoveReply>, Status> {
         let deadline = self.0.deadline(&request);
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, request) = self.take(request)?;
         check_address(&request.address)?;
         if !self.0.leads() {
             let call = async |mut leader: ClusterClient<Channel>, request| leader.r#move(request).await;
@@ -340,7 +349,7 @@ impl v1::cluster_server::Cluster for ClusterService {
 
     async fn expect(&self, request: Request<ExpectRequest>) -> Result<Response<ExpectReply>, Status> {
         let deadline = self.0.deadline(&request);
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, request) = self.take(request)?;
         check_address(&request.address)?;
         if !self.0.leads() {
             let call = async |mut leader: ClusterClient<Channel>, request| leader.expect(request).await;
@@ -351,7 +360,7 @@ impl v1::cluster_server::Cluster for ClusterService {
 
     async fn promote(&self, request: Request<PromoteRequest>) -> Result<Response<PromoteReply>, Status> {
         let deadline = self.0.deadline(&request);
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, request) = self.take(request)?;
         if !self.0.leads() {
             let call = async |mut leader: ClusterClient<Channel>, request| leader.promote(request).await;
             return self.pass_on((metadata, request), deadline, call).await;
@@ -361,7 +370,7 @@ impl v1::cluster_server::Cluster for ClusterService {
 
     async fn remove(&self, request: Request<RemoveRequest>) -> Result<Response<RemoveReply>, Status> {
         let deadline = self.0.deadline(&request);
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, request) = self.take(request)?;
         if !self.0.leads() {
             let call = async |mut leader: ClusterClient<Channel>, request| leader.remove(request).await;
             return self.pass_on((metadata, request), deadline, call).await;
@@ -374,7 +383,7 @@ impl v1::cluster_server::Cluster for ClusterService {
         request: Request<TransferLeaderRequest>,
     ) -> Result<Response<TransferLeaderReply>, Status> {
         let deadline = self.0.deadline(&request);
-        let (metadata, _, request) = request.into_parts();
+        let (metadata, request) = self.take(request)?;
         if !self.0.leads() {
             let call = async |mut leader: ClusterClient<Channel>, request| leader.transfer_leader(request).await;
             return self.pass_on((metadata, request), deadline, call).await;

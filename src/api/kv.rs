@@ -35,8 +35,9 @@ impl Kv for KvService {
         let (deadline, caller) = (self.0.deadline(&request), Caller::of(&request));
         let range = request.into_inner();
         kv::check_range(&range).map_err(|reject| rejected(&reject.into()))?;
-        let view = self.0.view(range.serializable, deadline).await.map_err(unread)?;
-        let reply = self.0.read_keys(view, &caller, range).await?.map_err(|reject| rejected(&reject))?;
+        let from = (range.serializable, deadline);
+        let (_, answer) = self.0.read_keys(from, &caller, range).await.map_err(unread)?;
+        let reply = answer.map_err(|reject| rejected(&reject))?;
         Ok(Response::new(sign(&self.0, reply)))
     }
 
@@ -58,8 +59,9 @@ impl Kv for KvService {
         let txn = request.into_inner();
         kv::check_txn(&txn).map_err(|reject| rejected(&reject.into()))?;
         if kv::only_reads(&txn) {
-            let view = self.0.view(is_serializable(&txn), deadline).await.map_err(unread)?;
-            let reply = self.0.read_keys(view, &caller, txn).await?.map_err(|reject| rejected(&reject))?;
+            let from = (is_serializable(&txn), deadline);
+            let (_, answer) = self.0.read_keys(from, &caller, txn).await.map_err(unread)?;
+            let reply = answer.map_err(|reject| rejected(&reject))?;
             return Ok(Response::new(sign(&self.0, reply)));
         }
         answer(&self.0, &caller, Kind::Txn(txn), deadline, only!(Txn)).await

@@ -162,7 +162,7 @@ async fn look<T>(
     let view = shared.reader.view().map_err(internal)?;
     let (key, range_end) = line.keys();
     let may = |rights: Rights<'_>| rights.read(&key, &range_end);
-    shared.read_keys_here(view, caller, may, read).await?.map_err(|reject| said(rejected(&reject)))
+    shared.read_keys_here(view, caller, may, read).await?.1.map_err(|reject| said(rejected(&reject)))
 }
 
 impl Place {

@@ -217,9 +217,9 @@ impl Maintenance for MaintenanceService {
     }
 
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
+        let from = (true, self.shared.deadline(&request));
         let revision = request.into_inner().revision;
-        let view = self.shared.reader.view().map_err(internal)?;
-        let answer = self.shared.read_keys(view, &Caller::root(), HashUpto(revision)).await?;
+        let (_, answer) = self.shared.read_keys(from, &Caller::root(), HashUpto(revision)).await.map_err(unread)?;
         let (hash, compacted, newest) = answer.map_err(|reject| rejected(&reject))?;
         let header = header(&self.shared, signed(newest));
         // As etcd says that nothing was compacted yet.

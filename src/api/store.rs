@@ -40,6 +40,7 @@ impl v1::store_server::Store for StoreService {
     }
 
     async fn pass_on(&self, request: Request<PassOnRequest>) -> Result<Response<PassOnReply>, Status> {
+        forward::check_name(self.0.identity, request.metadata())?;
         let (now, passed) = (self.0.io.clock.now(), request.into_inner().commands);
         if passed.len() > LANE_ITEMS_MAX {
             let text = format!("{} commands in a call; at most {LANE_ITEMS_MAX}", passed.len());

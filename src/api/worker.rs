@@ -20,6 +20,8 @@ use crate::worker::{Desired, Outputs};
 /// What the services of a worker without state share.
 #[derive(Clone)]
 pub struct WorkerService {
+    /// What it is called in this life.
+    pub life: u64,
     /// What it knows of the state.
     pub remote: Arc<Remote>,
     /// The output of what it ran.
@@ -84,6 +86,7 @@ impl v1::cluster_server::Cluster for WorkerService {
             id: self.remote.identity.id.0,
             role: "worker".into(),
             version: env!("CARGO_PKG_VERSION").into(),
+            life: self.life,
             ..StatusReply::default()
         }))
     }

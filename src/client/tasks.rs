@@ -74,7 +74,7 @@ impl Client {
     /// # Errors
     /// See [`ClientError`].
     pub async fn set_worker_status(&self, id: NodeId, status: WorkerStatus) -> Result<(), ClientError> {
-        let set = SetWorkerStatus { worker: id.0, status: status.into(), wish: true };
+        let set = SetWorkerStatus { worker: id.0, status: status.into(), wish: true, life: 0 };
         match self.execute(Kind::SetWorkerStatus(set)).await? {
             reply::Kind::SetWorkerStatus(_) => Ok(()),
             other => Err(unexpected(&other)),

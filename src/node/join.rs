@@ -16,9 +16,12 @@ use crate::io::Io;
 use crate::limits::{CONTROL_PERIOD, RECONNECT_PAUSE_MAX, REQUEST_TIMEOUT};
 use crate::proto::v1::cluster_client::ClusterClient;
 use crate::proto::v1::cluster_server::Cluster;
-use crate::proto::v1::{HeardReply, HeardRequest, JoinReply, JoinRequest, MemberRole, MoveRequest, StatusRequest};
+use crate::proto::v1::{
+    HeardReply, HeardRequest, JoinReply, JoinRequest, MemberRole, MoveRequest, StatusReply, StatusRequest,
+};
 use crate::raft::log::Identity;
-use crate::shared::SharedNodeState;
+use crate::shared::{SharedNodeState, internal};
+use crate::state::member;
 
 /// How long a node goes on asking before it gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -208,11 +211,15 @@ async fn heard(io: &Io, identity: Identity, others: &BTreeSet<Address>) -> BTree
 }
 
 /// Who answers at an address.
-pub async fn who(io: &Io, address: &Address) -> Option<(ClusterId, NodeId)> {
+async fn who(io: &Io, address: &Address) -> Option<(ClusterId, NodeId)> {
+    status(io, address).await.map(|status| (ClusterId(status.cluster_id), NodeId(status.id)))
+}
+
+/// What whoever answers at an address says of itself.
+pub async fn status(io: &Io, address: &Address) -> Option<StatusReply> {
     let mut client = ClusterClient::new(io.network.connect(address));
     let reply = io.clock.timeout(OTHERS_TIMEOUT, client.status(StatusRequest {})).await;
-    let status = reply.ok()?.ok()?.into_inner();
-    Some((ClusterId(status.cluster_id), NodeId(status.id)))
+    Some(reply.ok()?.ok()?.into_inner())
 }
 
 /// Asks who is at each of the seeds, and has the streams go there.
@@ -226,19 +233,24 @@ async fn discover(shared: &SharedNodeState, seeds: &[Address]) {
     }
 }
 
+/// After so many looks without a leader a member says anew where it is, even if its own state has it there.
+const LOST_ROUNDS: u32 = 6;
+
 /// Sees to it that the cluster knows where this member is. If others have moved meanwhile, too, so that none is found
 /// where it was, whoever answers at `seeds` is taken for where it is.
 pub async fn announce(shared: Arc<SharedNodeState>, uuid: [u8; 16], address: Address, seeds: Vec<Address>) {
     let id = shared.identity.id;
     let request = MoveRequest { id: id.0, uuid: uuid.to_vec().into(), address: address.to_string() };
-    let mut failures = 0u32;
+    let (mut failures, mut lost) = (0u32, 0u32);
     loop {
         shared.io.clock.sleep(CONTROL_PERIOD).await;
+        lost = if shared.raft.status().leader.is_none() { lost.saturating_add(1) } else { 0 };
         match shared.address_of(id) {
-            Ok(known) if known.as_ref() == Some(&address) => {
+            // Where it knows of no leader for long, what its state says may not be what the cluster has.
+            Ok(known) if known.as_ref() == Some(&address) && lost < LOST_ROUNDS => {
                 failures = 0;
                 // All others may have moved while this member was away, and where it was removed meanwhile nobody calls it.
-                if shared.raft.status().leader.is_none() {
+                if lost > 0 {
                     discover(&shared, &seeds).await;
                 }
             }
@@ -263,8 +275,15 @@ async fn move_to(shared: &Arc<SharedNodeState>, request: &MoveRequest, seeds: &[
         return ClusterService(shared.clone()).r#move(Request::new(request.clone())).await.map(|_| ());
     }
     let leader = shared.raft.status().leader.map(|id| shared.address_of(id)).transpose()?.flatten();
+    // Whoever stayed where it was knows where the leader is now.
+    let (_, rows) = shared.reader.view().map_err(internal)?;
+    let others = member::all(&rows).map_err(internal)?.into_iter();
+    let others = others.filter(|member| member::is_server(member) && member.id != request.id);
+    let others: Vec<Address> = others.filter_map(|member| member.address.parse().ok()).collect();
+    drop(rows);
     let mut last = Status::unavailable("no leader is known");
-    for target in leader.iter().chain(seeds) {
+    let mut asked = BTreeSet::new();
+    for target in leader.iter().chain(seeds).chain(&others).filter(|target| asked.insert((*target).clone())) {
         let mut client = ClusterClient::new(shared.io.network.connect(target));
         match shared.io.clock.timeout(REQUEST_TIMEOUT, client.r#move(request.clone())).await {
             Ok(Ok(_)) => return Ok(()),

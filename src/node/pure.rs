@@ -55,14 +55,15 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node, Fault> {
     let (identity, servers) = (Identity::of(&joined), servers(&joined)?);
     let remote = Remote::new(io.clone(), identity, uuid, address.clone(), servers.clone(), seeds);
     let (health, metrics) = (Health::default(), Metrics::new());
-    let service = WorkerService { remote: remote.clone(), outputs: outputs.clone(), clock: io.clock.clone() };
+    let life = io.rng.stream("life").bits();
+    let service = WorkerService { life, remote: remote.clone(), outputs: outputs.clone(), clock: io.clock.clone() };
     let routes = api::worker_routes(&service, &health, &metrics);
     let (serving, server) = Serving::start(&io, listener, routes.clone());
     let keeper = own(&*io.spawn, "log", Keeper { log, spawn: io.spawn.clone() }, 1);
     let tasks = vec![
         server,
         io.spawn.spawn("watch", Box::pin(remote.clone().run())),
-        io.spawn.spawn("address", Box::pin(announce(io.clone(), remote.clone()))),
+        io.spawn.spawn("address", Box::pin(announce(io.clone(), remote.clone(), life))),
         io.spawn.spawn("servers", Box::pin(keep_servers(remote.clone(), servers, keeper))),
         io.spawn.spawn("readiness", Box::pin(ready(remote.clone(), health.clone()))),
     ];
@@ -102,12 +103,13 @@ async fn ready(remote: Arc<Remote>, health: Health) {
     health.set_serving(true);
 }
 
-/// Sees to it that the cluster knows where this worker is, unless it is there: then this is a copy of its data.
-async fn announce(io: io::Io, remote: Arc<Remote>) {
+/// Sees to it that the cluster knows where this worker is, unless it is there in another `life`: then this is a copy of its data.
+async fn announce(io: io::Io, remote: Arc<Remote>, life: u64) {
     loop {
         let known = remote.misplaced().await;
         let Identity { cluster, id } = remote.identity;
-        if join::who(&io, &known).await == Some((cluster, id)) {
+        let there = join::status(&io, &known).await;
+        if there.is_some_and(|there| (there.cluster_id, there.id) == (cluster.0, id.0) && there.life != life) {
             io.spawn.fail_stop(Fault::new(format!(
                 "worker {id} runs at {known} already, where it answers; {} is a copy of its data. To move the worker, stop it there \
                  first; to add another, start with an empty data directory, --role worker and --join",

@@ -472,10 +472,16 @@ impl Core {
     /// Has the body of a snapshot fetched, unless one is being fetched already or being installed: its sender announces
     /// it again.
     fn announce(&mut self, message: Message) {
-        let newer = self.staging.as_ref().is_none_or(|staged| {
-            // One that is being fetched is let finish, or fail; but a former leader may be gone.
-            message.term > staged.term && (message.from, position(&message)) != (staged.from, position(staged))
-        });
+        let is_same = |staged: &&mut Message| (message.from, position(&message)) == (staged.from, position(staged));
+        if let Some(staged) = self.staging.as_mut().filter(is_same) {
+            if message.term > staged.term {
+                sometimes!("whoever has a snapshot that is being fetched leads again");
+                *staged = message;
+            }
+            return;
+        }
+        // One that is being fetched is let finish, or fail; but a former leader may be gone.
+        let newer = self.staging.as_ref().is_none_or(|staged| message.term > staged.term);
         if self.installing.is_none()
             && newer
             && let Ok(body) = codec::snapshot_body(message.get_snapshot())

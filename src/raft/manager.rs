@@ -33,6 +33,9 @@ use crate::limits;
 use crate::metrics::Metrics;
 use crate::time::{ClusterTime, Monotonic};
 
+/// How many election timeouts a leader waits for its state before it asks another to lead.
+const STATE_PATIENCE: u32 = 3;
+
 /// What its task is called.
 pub const TASK: &str = "raft manager";
 /// The thread that owns the log.
@@ -167,6 +170,8 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         observer,
         metrics,
         proposals: Vec::new(),
+        proposals_bytes: 0,
+        applied_at: io.clock.now(),
         waiters: BTreeMap::new(),
         anchor: None,
         cluster_time,
@@ -228,8 +233,11 @@ struct Manager {
     fetches: u64,
     staged: mpsc::Sender<Staged>,
     next_tick: Monotonic,
-    /// Taken, but not appended yet.
+    /// Taken, but not appended yet, and the bytes of that.
     proposals: Vec<(Bytes, Reply<(Bytes, Index)>)>,
+    proposals_bytes: u64,
+    /// When the state's owner last reported, or had nothing to do.
+    applied_at: Monotonic,
     /// Appended by us, by index.
     waiters: BTreeMap<Index, (Term, Waiter)>,
     /// As leader, once an entry of our term is applied: the state's time then, by our own clock.
@@ -320,7 +328,11 @@ impl Manager {
         requests: &mut Vec<Request>,
     ) -> Result<(), Fault> {
         for done in done.drain(..) {
+            let applying = self.applying;
             self.on_done(done)?;
+            if self.applying != applying {
+                self.applied_at = self.io.clock.now();
+            }
         }
         for message in frames.drain(..).flatten() {
             if let Err(error) = self.step(message) {
@@ -393,8 +405,8 @@ impl Manager {
                 self.core.on_installed(applied.0);
                 self.reads.on_applied(self.core.applied());
             }
-            Done::Applied { entries, outcomes, now } => {
-                self.applying -= 1;
+            Done::Applied { entries, outcomes, now, more } => {
+                self.applying -= usize::from(!more);
                 self.note(now);
                 for (entry, outcome) in entries.iter().zip(outcomes) {
                     self.observer.on_applied(self.life, entry, &outcome);
@@ -404,6 +416,10 @@ impl Manager {
                 self.reads.on_applied(self.core.applied());
                 if let Some(last) = entries.last() {
                     self.note_leadership(last.term);
+                }
+                if more {
+                    // There is room: the job that it is about waits elsewhere.
+                    let _ = self.apply.try_send(ApplyJob::GoOn);
                 }
             }
         }
@@ -504,7 +520,7 @@ impl Manager {
         }
         let served = self.shared.served();
         let is_idle = self.taken.is_some_and(|taken| now.since(served.since(taken)) > limits::SNAPSHOT_KEPT);
-        let is_vain = self.taken.is_some() && served.is_vain();
+        let is_vain = self.taken.is_some() && served.is_vain(now);
         drop(served);
         if (is_idle || is_vain) && self.snapshots.try_send(SnapshotJob::Forget).is_ok() {
             sometimes!(is_idle, "a snapshot that nobody asked for was forgotten");
@@ -551,11 +567,15 @@ impl Manager {
     fn on_request(&mut self, request: Request) {
         match request {
             Request::Propose { reply, .. }
-                if self.proposals.len() + self.waiters.len() >= limits::PROPOSALS_PENDING_MAX =>
+                if self.proposals.len() + self.waiters.len() >= limits::PROPOSALS_PENDING_MAX
+                    || self.proposals_bytes >= limits::UNCOMMITTED_BYTES_MAX =>
             {
                 let _ = reply.send(Err(ProposeError::Busy));
             }
-            Request::Propose { command, reply } => self.proposals.push((command, reply)),
+            Request::Propose { command, reply } => {
+                self.proposals_bytes += command.len() as u64;
+                self.proposals.push((command, reply));
+            }
             Request::ProposeFor { command, based_on, reply } => {
                 let proposed = match self.stamp(&self.core.status()) {
                     Some(stamp) => self.core.propose_for(stamp, command, based_on),
@@ -612,10 +632,24 @@ impl Manager {
         self.core.tick();
         self.core.maybe_campaign_alone();
         self.core.maybe_leave_joint();
+        self.maybe_give_up_leading(now);
         self.keep_house();
         self.reads.give_up_old(now);
         if let Some(number) = self.reads.renew(self.core.reign(), now) {
             self.ask(number);
+        }
+    }
+
+    /// Who leads and does not get on with its own state answers nobody: another is to lead.
+    fn maybe_give_up_leading(&mut self, now: Monotonic) {
+        if self.applying == 0 {
+            self.applied_at = now;
+        }
+        let patience = limits::TICK * self.core.election_ticks() as u32 * STATE_PATIENCE;
+        if self.core.leads() && now.since(self.applied_at) > patience && self.core.hand_over(None).is_some() {
+            sometimes!("a leader whose state did not get on asked another to lead");
+            tracing::warn!("this member leads, and its state does not get on; another is asked to lead");
+            self.applied_at = now;
         }
     }
 
@@ -645,6 +679,7 @@ impl Manager {
         if status.role != Role::Leader {
             sometimes!("a leader that stepped down had proposals left");
             self.anchor = None;
+            self.proposals_bytes = 0;
             for (_, reply) in self.proposals.drain(..) {
                 let _ = reply.send(Err(ProposeError::NotLeader(status.leader)));
             }
@@ -663,6 +698,7 @@ impl Manager {
             sometimes!("proposals waited for the first entry of the term");
             return;
         };
+        self.proposals_bytes = 0;
         let mut proposals = std::mem::take(&mut self.proposals).into_iter().peekable();
         while proposals.peek().is_some() {
             let (mut commands, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);

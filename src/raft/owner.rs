@@ -1,7 +1,7 @@
 //! The owners of what blocks: one of the log, one of the state. Each runs on a thread of its own, takes all that queued
 //! up at once, and reports back to the manager; neither ever waits for the other.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -20,7 +20,8 @@ use crate::time::ClusterTime;
 
 /// What the log drives: anything that computes the same from the same entries.
 pub trait Machine: Send + 'static {
-    /// Applies entries, which follow each other without a gap.
+    /// Applies entries, which follow each other without a gap: the first at least, and fewer than all if what there is to answer becomes
+    /// long. Gives what came of those that were applied.
     ///
     /// # Errors
     /// This member must stop.
@@ -69,14 +70,27 @@ pub trait Machine: Send + 'static {
 /// What an owner reports.
 pub(super) enum Done {
     Persisted(u64),
-    Applied { entries: Vec<Entry>, outcomes: Vec<Outcome>, now: Now },
-    Installed { applied: (Index, Term), digest: u64, now: Now },
+    /// If there is `more` of the job, it is gone on with when that is asked for.
+    Applied {
+        entries: Vec<Entry>,
+        outcomes: Vec<Outcome>,
+        now: Now,
+        more: bool,
+    },
+    Installed {
+        applied: (Index, Term),
+        digest: u64,
+        now: Now,
+    },
     Fetched(Fetch, Vec<RaftEntry>),
     Compacted,
     Checkpointed(Index),
     Taken(RaftSnapshot),
     Defragmented(Step),
-    WentOver { durable: Index, step: Step },
+    WentOver {
+        durable: Index,
+        step: Step,
+    },
 }
 
 /// What the state is like after a job.
@@ -166,6 +180,8 @@ pub(super) enum ApplyJob {
     Install(Index),
     Checkpoint,
     GoOver,
+    /// To go on with what was begun: what was answered so far has been taken.
+    GoOn,
 }
 
 impl ApplyJob {
@@ -185,18 +201,30 @@ impl ApplyJob {
 pub(super) struct ApplyOwner<M> {
     /// `None` after a failure: the node is stopping.
     machine: Option<M>,
+    /// What is yet to be done, and whether that waits until what was answered has been taken: answers may be long.
+    left: VecDeque<ApplyJob>,
+    waits: bool,
     done: mpsc::Sender<Done>,
     spawn: Arc<dyn Spawn>,
 }
 
 impl<M: Machine> ApplyOwner<M> {
     pub(super) fn new(machine: M, done: mpsc::Sender<Done>, spawn: Arc<dyn Spawn>) -> Self {
-        Self { machine: Some(machine), done, spawn }
+        Self { machine: Some(machine), left: VecDeque::new(), waits: false, done, spawn }
     }
 
     fn run_all(&mut self, machine: &mut M, jobs: &mut Vec<ApplyJob>) -> Result<(), Fault> {
         for job in jobs.drain(..) {
             match job {
+                ApplyJob::GoOn => self.waits = false,
+                job => self.left.push_back(job),
+            }
+        }
+        while !self.waits
+            && let Some(job) = self.left.pop_front()
+        {
+            match job {
+                ApplyJob::GoOn => unreachable!("it is no job that waits"),
                 ApplyJob::Checkpoint => {
                     machine.checkpoint()?;
                     report(&self.done, Done::Checkpointed(machine.durable()));
@@ -205,11 +233,17 @@ impl<M: Machine> ApplyOwner<M> {
                     let step = machine.go_over()?;
                     report(&self.done, Done::WentOver { durable: machine.durable(), step });
                 }
-                ApplyJob::Entries(entries) => {
+                ApplyJob::Entries(mut entries) => {
                     let outcomes = machine.apply(&entries)?;
+                    let left = entries.split_off(outcomes.len());
+                    self.waits = !left.is_empty();
+                    if self.waits {
+                        sometimes!("a batch was applied in parts, for the answers were long");
+                        self.left.push_front(ApplyJob::Entries(left));
+                    }
                     let moved = entries.iter().any(|entry| matches!(entry.body, Body::Members { .. }));
                     let now = Self::now(machine, moved)?;
-                    report(&self.done, Done::Applied { entries, outcomes, now });
+                    report(&self.done, Done::Applied { entries, outcomes, now, more: self.waits });
                 }
                 ApplyJob::Install(index) => {
                     machine.install(index)?;

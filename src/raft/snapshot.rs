@@ -152,44 +152,52 @@ struct Taken {
 /// What was given of the snapshot that there is.
 #[derive(Default)]
 pub(super) struct Served {
-    /// How often each life of a member has begun with it, and how far it has come.
-    to: BTreeMap<(NodeId, Incarnation), (u32, u64)>,
-    /// When somebody came further than before, and whether there is more.
-    last: Option<(Monotonic, bool)>,
+    to: BTreeMap<(NodeId, Incarnation), Fetching>,
+}
+
+/// How far a life of a member has come with a snapshot.
+struct Fetching {
+    /// How often it has begun anew.
+    again: u32,
+    /// The last chunk that it was given since.
+    upto: u64,
+    /// When that was, and whether there are more.
+    last: (Monotonic, bool),
 }
 
 impl Served {
-    /// Notes that a chunk was given. To begin anew is not to come further: what cannot be taken would be kept for ever.
+    /// Notes that a chunk was given.
     pub(super) fn note(&mut self, whom: (NodeId, Incarnation), number: u64, now: (Monotonic, bool)) {
-        let is_new = !self.to.contains_key(&whom);
-        if is_new {
+        let Some(fetching) = self.to.get_mut(&whom) else {
             // Its earlier lives ask for nothing any more.
             self.to.retain(|(member, _), _| *member != whom.0);
-            if self.to.len() >= MEMBERS_MAX {
-                return;
+            if self.to.len() < MEMBERS_MAX {
+                self.to.insert(whom, Fetching { again: 0, upto: number, last: now });
             }
-        }
-        let (begun, upto) = self.to.entry(whom).or_default();
-        *begun += u32::from(number == 0);
-        if is_new || number > *upto {
-            *upto = number;
-            self.last = Some(now);
+            return;
+        };
+        if number == 0 && fetching.upto > 0 {
+            (fetching.again, fetching.upto) = (fetching.again + 1, 0);
+        } else if number > fetching.upto {
+            (fetching.upto, fetching.last) = (number, now);
         }
     }
 
     /// When somebody came further, or it was made if that is later.
     pub(super) fn since(&self, taken: Monotonic) -> Monotonic {
-        self.last.map_or(taken, |(at, _)| at.max(taken))
+        self.to.values().map(|fetching| fetching.last.0).fold(taken, Monotonic::max)
     }
 
-    /// Whether somebody is getting it.
+    /// Whether somebody is getting it who may yet have it.
     pub(super) fn is_under_way(&self, now: Monotonic) -> bool {
-        self.last.is_some_and(|(at, more)| more && now.since(at) <= SNAPSHOT_PATIENCE)
+        self.to.values().any(|Fetching { again, last: (at, more), .. }| {
+            *again < SNAPSHOT_BEGINNINGS_MAX && *more && now.since(*at) <= SNAPSHOT_PATIENCE
+        })
     }
 
-    /// Whether somebody has begun so often that it will not be got by beginning again.
-    pub(super) fn is_vain(&self) -> bool {
-        self.to.values().any(|(begun, _)| *begun > SNAPSHOT_BEGINNINGS_MAX)
+    /// Whether somebody has begun anew so often that it will not be got by doing so again, and nobody else is getting it.
+    pub(super) fn is_vain(&self, now: Monotonic) -> bool {
+        self.to.values().any(|fetching| fetching.again >= SNAPSHOT_BEGINNINGS_MAX) && !self.is_under_way(now)
     }
 }
 

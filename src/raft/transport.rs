@@ -28,9 +28,11 @@ use crate::proto::v1::peer_client::PeerClient;
 /// Of how many failed attempts in a row one is told of.
 const WARN_EVERY: u32 = 32;
 
-const CLUSTER: &str = "cairn-cluster";
+/// The metadata that names the cluster a call is of.
+pub const CLUSTER: &str = "cairn-cluster";
 const FROM: &str = "cairn-from";
-const TO: &str = "cairn-to";
+/// The metadata that names the member a call is for.
+pub const TO: &str = "cairn-to";
 const ADDRESS: &str = "cairn-address";
 const INCARNATION: &str = "cairn-incarnation";
 const FORMAT: &str = "cairn-format";

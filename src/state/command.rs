@@ -47,6 +47,9 @@ pub fn check_kind(kind: &command::Kind) -> Result<(), Reject> {
         command::Kind::ChangeAuth(change) => auth::check_change(change),
         command::Kind::SubmitTask(submit) => task::check_spec(submit.spec.as_ref()),
         command::Kind::RegisterWorker(register) => worker::check_features(&register.features),
+        command::Kind::RenewWorker(renew) => {
+            renew.registered.as_ref().map_or(Ok(()), |registered| worker::check_features(&registered.features))
+        }
         command::Kind::ReportAttempt(report) => task::check_exit(report.exit.as_ref()),
         command::Kind::RaiseFormat(_) => {
             let why = "a format is begun by the leader alone, when all take part in it";
@@ -91,10 +94,9 @@ pub(super) fn execute(apply: &mut Apply<'_>, command: &Bytes) -> Result<Bytes, F
     match session::begin(apply, header, &command.user)? {
         session::Begin::Replay(reply) => Ok(reply),
         session::Begin::Refuse(reject) => Ok(refusal(&reject).encode_to_vec().into()),
-        session::Begin::Fresh(row) => {
-            let reply = run(apply, &command.user, kind)?.encode_to_vec();
-            session::finish(apply, header, row, &reply)?;
-            Ok(reply.into())
+        session::Begin::Fresh => {
+            let reply = run(apply, &command.user, kind)?;
+            session::finish(apply, header, &reply)
         }
     }
 }

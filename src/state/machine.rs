@@ -25,7 +25,7 @@ use crate::entry::{Body, Entry, Outcome, Step};
 use crate::error::{Context, Fault};
 use crate::ids::{Index, Term};
 use crate::io::{Disk, open_for_database};
-use crate::limits::{CHECKPOINT_BYTES_MAX, CHECKPOINT_ENTRIES_MAX, STATE_CACHE_BYTES};
+use crate::limits::{ANSWERS_BYTES_MAX, CHECKPOINT_BYTES_MAX, CHECKPOINT_ENTRIES_MAX, STATE_CACHE_BYTES};
 use crate::proto::v1;
 use crate::time::ClusterTime;
 
@@ -125,8 +125,9 @@ pub(super) struct Apply<'txn> {
     pub(super) auth: Arc<Auth>,
     /// The newest format that this member takes part in.
     pub(super) newest: u32,
-    /// Bytes that the commands of this entry have read.
+    /// Bytes that the commands of this entry have read, and those that it was not to read.
     pub(super) read_bytes: u64,
+    pub(super) refused_bytes: u64,
 }
 
 impl Apply<'_> {
@@ -363,7 +364,8 @@ impl State {
         StateReader { current: self.current.clone() }
     }
 
-    /// Applies entries, which must follow the last applied one without a gap. Readers see all of them or none.
+    /// Applies entries, which must follow the last applied one without a gap, up to one after which the answers have more than
+    /// [`ANSWERS_BYTES_MAX`]. Gives what came of those. Readers see all of them or none.
     ///
     /// # Errors
     /// The database failed, or an entry is not one that this version can apply. The state is as before; this member
@@ -380,34 +382,47 @@ impl State {
 
     fn apply_batch(&mut self, entries: &[Entry]) -> Result<Vec<Outcome>, Fault> {
         let Some(last) = entries.last() else { return Ok(Vec::new()) };
-        let what = || format!("apply the entries up to {}", last.index);
+        let what = || format!("apply entries up to {}", last.index);
         let mut bytes = 0;
         let notes = self.notes.clone();
         let mut noted = notes.lock();
         let mut txn = self.store.db.begin_write().context(what)?;
-        let since = last.index.0 - self.durable.0;
         let (head, auth, changed, outcomes) = {
             let rows = Rows::new(&txn, self.head.rows_digest).noting(matches!(*noted, Noted::On(_)));
             let (index, auth) = (self.store.index.clone(), self.store.auth.clone());
-            let mut apply = Apply { rows, head: self.head.clone(), index, auth, newest: self.newest, read_bytes: 0 };
+            let mut apply = Apply {
+                rows,
+                head: self.head.clone(),
+                index,
+                auth,
+                newest: self.newest,
+                read_bytes: 0,
+                refused_bytes: 0,
+            };
             let mut outcomes = Vec::with_capacity(entries.len());
+            let mut answered = 0;
             for entry in entries {
+                if answered > ANSWERS_BYTES_MAX {
+                    break;
+                }
                 assert_eq!(entry.index.0, apply.head.applied_index + 1, "entries are applied in order, each once");
                 assert!(entry.term.0 >= apply.head.applied_term, "terms never go back along the log");
                 if entry.term.0 > apply.head.applied_term {
                     apply.head.term_began_ms = apply.head.cluster_time_ms;
                 }
-                apply.read_bytes = 0;
+                (apply.read_bytes, apply.refused_bytes) = (0, 0);
                 let replies = apply_one(&mut apply, &entry.body, &mut bytes)?;
                 apply.head.applied_index = entry.index.0;
                 apply.head.applied_term = entry.term.0;
                 apply.head.rows_digest = apply.rows.digest();
+                answered += replies.iter().map(Bytes::len).sum::<usize>();
                 outcomes.push(Outcome { replies, digest: head_digest(&apply.head) });
             }
             let mut table = txn.open_table(HEAD).context(what)?;
             table.insert((), &*apply.head.encode_to_vec()).context(what)?;
             (apply.head, apply.auth, apply.rows.changed(), outcomes)
         };
+        let since = head.applied_index - self.durable.0;
         let checkpoint = since >= CHECKPOINT_ENTRIES_MAX || self.since_durable + bytes >= CHECKPOINT_BYTES_MAX;
         if !checkpoint {
             txn.set_durability(Durability::None).context(what)?;

@@ -10,7 +10,6 @@
 //! that is gone is refused as expired: it is never silently begun anew, because then a retry could take effect twice. For the same
 //! reason no two sessions are called the same, not even those of a state and of another that was restored from its backup.
 
-use std::borrow::Cow;
 use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
@@ -25,7 +24,7 @@ use crate::limits::{
     EXPIRE_SESSIONS_MAX, SESSION_ANSWER_BYTES_MAX, SESSION_ANSWERS_BYTES_MAX, SESSION_TTL, SESSION_WINDOW_MAX,
     SESSIONS_MAX,
 };
-use crate::proto::v1;
+use crate::proto::v1::{self, reply};
 use crate::time::ClusterTime;
 
 fn key(session: SessionId) -> [u8; 8] {
@@ -46,8 +45,8 @@ fn read(rows: &impl Read, session: SessionId) -> Result<Option<v1::SessionRow>, 
 
 /// What is to be done with a request of a session.
 pub(super) enum Begin {
-    /// It has not taken effect: carry it out, then [`finish`] with what there is of the session.
-    Fresh(v1::SessionRow),
+    /// It has not taken effect: carry it out, then [`finish`].
+    Fresh,
     /// It has; this was the answer.
     Replay(Bytes),
     /// It cannot be carried out.
@@ -81,35 +80,38 @@ pub(super) fn begin(apply: &mut Apply<'_>, header: &v1::SessionHeader, user: &st
     row.kept_bytes = row.kept_bytes.saturating_sub(forgotten);
     row.acknowledged = acknowledged.0;
     row.active_ms = apply.head.cluster_time_ms;
-    let Some(reply) = apply.rows.get(Table::Replies, &reply_key(session, seq))? else { return Ok(Begin::Fresh(row)) };
-    sometimes!("a retry got the first answer");
     apply.rows.put(Table::Sessions, &key(session), &row.encode_to_vec())?;
-    Ok(Begin::Replay(reply.into()))
+    match apply.rows.get(Table::Replies, &reply_key(session, seq))? {
+        Some(reply) => {
+            sometimes!("a retry got the first answer");
+            Ok(Begin::Replay(reply.into()))
+        }
+        None => Ok(Begin::Fresh),
+    }
 }
 
-/// Keeps the answer of a request that [`begin`] called fresh. Of one for which there is no room it keeps that it was done.
-pub(super) fn finish(
-    apply: &mut Apply<'_>,
-    header: &v1::SessionHeader,
-    mut row: v1::SessionRow,
-    reply: &[u8],
-) -> Result<(), Fault> {
+/// Keeps the answer of a request that [`begin`] called fresh. Of one for which there is no room it keeps that it was done; a refusal is
+/// short, and says that it was not.
+pub(super) fn finish(apply: &mut Apply<'_>, header: &v1::SessionHeader, reply: &v1::Reply) -> Result<Bytes, Fault> {
     let (session, seq) = (SessionId(header.session), Seq(header.seq));
+    let answer = Bytes::from(reply.encode_to_vec());
     // A request may have closed its own session.
-    if read(&apply.rows, session)?.is_none() {
-        return Ok(());
-    }
-    let mut kept = Cow::Borrowed(reply);
+    let Some(mut row) = read(&apply.rows, session)? else { return Ok(answer) };
+    let mut kept = answer.clone();
     if apply.has(format::BOUNDED) {
-        let fits = row.kept_bytes + reply.len() as u64 <= SESSION_ANSWERS_BYTES_MAX;
-        if !fits || reply.len() > SESSION_ANSWER_BYTES_MAX {
+        let is_refused = matches!(reply.kind, Some(reply::Kind::Rejection(_)));
+        let fits =
+            kept.len() <= SESSION_ANSWER_BYTES_MAX && row.kept_bytes + kept.len() as u64 <= SESSION_ANSWERS_BYTES_MAX;
+        if !fits && !is_refused {
             sometimes!("an answer was too long to be kept");
-            kept = command::refusal(&Reject::AnswerNotKept(reply.len() as u64)).encode_to_vec().into();
+            let not_kept = command::refusal(&Reject::AnswerNotKept(answer.len() as u64)).encode_to_vec();
+            kept = if not_kept.len() < kept.len() { not_kept.into() } else { kept };
         }
         row.kept_bytes += kept.len() as u64;
+        apply.rows.put(Table::Sessions, &key(session), &row.encode_to_vec())?;
     }
     apply.rows.put(Table::Replies, &reply_key(session, seq), &kept)?;
-    apply.rows.put(Table::Sessions, &key(session), &row.encode_to_vec())
+    Ok(answer)
 }
 
 /// Drops the replies `from..=to` of a session. Gives how many bytes they had.

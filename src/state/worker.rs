@@ -19,7 +19,7 @@ use crate::time::ClusterTime;
 
 use super::machine::Apply;
 use super::table::{self, Read, Table, number_key};
-use super::{member, task};
+use super::{format, member, task};
 
 /// Whether a worker may go from one status to another. `None` is before it registered.
 pub fn is_legal(from: Option<WorkerStatus>, to: WorkerStatus) -> bool {
@@ -155,8 +155,7 @@ pub(super) fn register(
     if from.is_none_or(|status| status == WorkerStatus::Offline) {
         worker.epoch += 1;
     }
-    worker.capacity = request.capacity;
-    worker.features = request.features.clone();
+    note(apply, &mut worker, request);
     let lease = lease(apply, &mut worker);
     let to = if worker.drain_wanted { WorkerStatus::Draining } else { WorkerStatus::Online };
     go(apply, &mut worker, from, to)?;
@@ -170,10 +169,23 @@ pub(super) fn renew(
     match under_lease(apply, NodeId(request.worker), Some(request.epoch))? {
         Ok(mut worker) => {
             let lease = lease(apply, &mut worker);
+            if let Some(registered) = request.registered.as_ref().filter(|_| apply.has(format::BOUNDED)) {
+                sometimes!(worker.life != registered.life, "a worker put right what it had said in another life");
+                note(apply, &mut worker, registered);
+            }
             write(apply, &worker)?;
             Ok(Ok(lease))
         }
         Err(reject) => Ok(Err(reject)),
+    }
+}
+
+/// Notes what a worker says of itself.
+fn note(apply: &Apply<'_>, worker: &mut Worker, register: &v1::RegisterWorker) {
+    worker.capacity = register.capacity;
+    worker.features = register.features.clone();
+    if apply.has(format::BOUNDED) {
+        worker.life = register.life;
     }
 }
 
@@ -183,6 +195,10 @@ pub(super) fn set_status(apply: &mut Apply<'_>, request: &v1::SetWorkerStatus) -
         Ok(worker) => worker,
         Err(reject) => return Ok(Err(reject)),
     };
+    if apply.has(format::BOUNDED) && !request.wish && ![0, request.life].contains(&worker.life) {
+        sometimes!("what a worker had said in another life came late");
+        return Ok(Err(Reject::Conflict(format!("worker {id} has begun another life since"))));
+    }
     let (from, to) = (worker.status(), request.status());
     if !is_legal(Some(from), to) {
         let why = format!("{}: a worker is online, draining or offline", request.status);

@@ -143,6 +143,8 @@ struct Shared {
     /// When the attempts were last looked after, all of them.
     looked: Mutex<Option<Monotonic>>,
     draining: AtomicBool,
+    /// What it is called in this life.
+    life: u64,
 }
 
 /// A running worker. Dropping it ends its tasks; what it runs goes on until its deadline.
@@ -156,7 +158,8 @@ impl Worker {
     /// Starts the worker that is member `id`.
     pub fn start(io: Io, id: NodeId, config: WorkerConfig, desired: Arc<dyn Desired>, hands: Outputs) -> Self {
         let (lease, looked, draining) = (Mutex::default(), Mutex::default(), AtomicBool::default());
-        let shared = Arc::new(Shared { io, id, config, desired, hands, lease, looked, draining });
+        let life = io.rng.stream("worker's life").bits();
+        let shared = Arc::new(Shared { io, id, config, desired, hands, lease, looked, draining, life });
         let spawn = &shared.io.spawn;
         let lease = spawn.spawn("worker lease", Box::pin(keep_lease(shared.clone())));
         let rounds = spawn.spawn("worker rounds", Box::pin(run_rounds(shared.clone())));
@@ -194,7 +197,7 @@ impl Worker {
 
 impl Shared {
     async fn set_status(&self, status: WorkerStatus) {
-        let set = SetWorkerStatus { worker: self.id.0, status: status.into(), wish: false };
+        let set = SetWorkerStatus { worker: self.id.0, status: status.into(), wish: false, life: self.life };
         if let Err(refusal) = self.desired.execute(Kind::SetWorkerStatus(set), REQUEST_TIMEOUT).await {
             tracing::info!(?refusal, ?status, "the worker's status was not set");
         }
@@ -224,18 +227,11 @@ impl Shared {
         }
         let sent = clock.now();
         let worker = self.id.0;
+        let (capacity, features) = (Some(self.capacity()), self.config.features.clone());
+        let register = RegisterWorker { worker, capacity, features, life: self.life };
         let kind = match before {
-            Some(Lease { epoch, .. }) => Kind::RenewWorker(RenewWorker { worker, epoch }),
-            None => {
-                let machine = self.io.launcher.as_ref().map(|launcher| launcher.resources()).unwrap_or_default();
-                let [cpu, memory, disk] = self.config.capacity;
-                let capacity = Some(Resources {
-                    cpu_milli: cpu.unwrap_or(machine.cpu_milli),
-                    memory_bytes: memory.unwrap_or(machine.memory_bytes),
-                    disk_bytes: disk.unwrap_or(machine.disk_bytes),
-                });
-                Kind::RegisterWorker(RegisterWorker { worker, capacity, features: self.config.features.clone() })
-            }
+            Some(Lease { epoch, .. }) => Kind::RenewWorker(RenewWorker { worker, epoch, registered: Some(register) }),
+            None => Kind::RegisterWorker(register),
         };
         match self.desired.execute(kind, WORKER_RENEWAL).await? {
             reply::Kind::WorkerLease(lease) => {
@@ -244,6 +240,16 @@ impl Shared {
                 Ok(())
             }
             other => Err(Refusal::Failed(format!("an answer of another kind: {other:?}"))),
+        }
+    }
+
+    fn capacity(&self) -> Resources {
+        let machine = self.io.launcher.as_ref().map(|launcher| launcher.resources()).unwrap_or_default();
+        let [cpu, memory, disk] = self.config.capacity;
+        Resources {
+            cpu_milli: cpu.unwrap_or(machine.cpu_milli),
+            memory_bytes: memory.unwrap_or(machine.memory_bytes),
+            disk_bytes: disk.unwrap_or(machine.disk_bytes),
         }
     }
 

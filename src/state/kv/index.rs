@@ -10,6 +10,7 @@ use super::super::table::{ALL, Read, Table};
 use super::bounds;
 use crate::error::{Context, Fault};
 use crate::ids::LeaseId;
+use crate::limits::SELECT_KEYS_MAX;
 use crate::proto::mvccpb::KeyValue;
 
 /// Where a version's row is: its revision, and its number among the changes of that revision.
@@ -57,6 +58,7 @@ pub struct Version {
 }
 
 /// What a range holds.
+#[derive(Default)]
 pub struct Selection {
     /// Keys and where their rows are, in order, as many as were asked for.
     pub found: Vec<(Bytes, Position)>,
@@ -217,16 +219,27 @@ impl KeyIndex {
         keys.into_iter().flatten().filter_map(move |(key, versions)| Some((key, live(&versions.all, revision)?)))
     }
 
-    /// The keys of a range that exist at a revision, the first `limit` of them (all: `usize::MAX`).
-    pub fn select(&self, key: &[u8], range_end: &[u8], revision: u64, limit: usize) -> Selection {
-        let mut selection = Selection { found: Vec::new(), count: 0 };
-        for (key, version) in self.there(key, range_end, revision) {
+    /// Adds the keys of a range that exist at a revision to a selection, of which it is to have the first `limit` (all: `usize::MAX`). Gives
+    /// the key to go on with, if there are more than are looked at in one go.
+    pub fn select(
+        &self,
+        (key, range_end): (&[u8], &[u8]),
+        revision: u64,
+        limit: usize,
+        selection: &mut Selection,
+    ) -> Option<Bytes> {
+        let range = bounds(key, range_end)?;
+        for (number, (key, versions)) in self.keys.range::<[u8], _>(range).enumerate() {
+            if number == SELECT_KEYS_MAX {
+                return Some(key.clone());
+            }
+            let Some(version) = live(&versions.all, revision) else { continue };
             selection.count += 1;
             if selection.found.len() < limit {
                 selection.found.push((key.clone(), version.at));
             }
         }
-        selection
+        None
     }
 
     /// Forgets versions that only revisions before `compacted` can see, beginning with the key `from`: at most `rows_max` of

@@ -10,7 +10,7 @@ use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::super::table::{Read, Table, View};
-use super::index::{KeyIndex, Position, Selection};
+use super::index::{KeyIndex, Position, Selection, Version};
 use super::{check, header, signed};
 use crate::error::{Context, Fault, KvReject};
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -75,8 +75,21 @@ impl<'a, R: Read> Store<'a, R> {
         Self { rows, index, revision, compacted }
     }
 
-    fn select(&self, key: &[u8], range_end: &[u8], revision: u64, limit: usize) -> Result<Selection, NoAnswer> {
-        Ok(self.index()?.select(key, range_end, revision, limit))
+    /// The keys of a range that exist at a revision, the first `limit` of them (all: `usize::MAX`).
+    pub(super) fn select(
+        &self,
+        key: &[u8],
+        range_end: &[u8],
+        revision: u64,
+        limit: usize,
+    ) -> Result<Selection, NoAnswer> {
+        let mut selection = Selection::default();
+        // Others want the index, too: it is let go of now and then.
+        let mut next = self.index()?.select((key, range_end), revision, limit, &mut selection);
+        while let Some(from) = next {
+            next = self.index()?.select((&from, range_end), revision, limit, &mut selection);
+        }
+        Ok(selection)
     }
 
     /// The index, if it still knows all that this view shows.
@@ -268,6 +281,13 @@ impl<'a, R: Read> Store<'a, R> {
     /// # Errors
     /// See [`NoAnswer`].
     pub(super) fn compare(&self, compare: &Compare) -> Result<bool, NoAnswer> {
+        if !looks_into(compare) {
+            let index = self.index()?;
+            let mut there = index.there(&compare.key, &compare.range_end, self.revision).peekable();
+            let absent = || holds(compare, &KeyValue::default());
+            let is_there = there.peek().is_some();
+            return Ok(if is_there { there.all(|(_, version)| holds(compare, &numbers(version))) } else { absent() });
+        }
         let selection = self.select(&compare.key, &compare.range_end, self.revision, usize::MAX)?;
         if selection.found.is_empty() {
             return Ok(compare.target() != CompareTarget::Value && holds(compare, &KeyValue::default()));
@@ -358,6 +378,21 @@ fn sort(kvs: &mut [KeyValue], target: SortTarget, order: SortOrder) {
     match order {
         SortOrder::Descend => kvs.sort_by(|a, b| compare(b, a)),
         SortOrder::None | SortOrder::Ascend => kvs.sort_by(compare),
+    }
+}
+
+/// Whether a comparison is of more than the numbers of a version.
+pub(super) fn looks_into(compare: &Compare) -> bool {
+    matches!(compare.target(), CompareTarget::Value | CompareTarget::Lease)
+}
+
+/// What a version is like, but for what only its row says.
+fn numbers(version: Version) -> KeyValue {
+    KeyValue {
+        create_revision: signed(version.created),
+        mod_revision: signed(version.at.revision),
+        version: signed(version.count),
+        ..KeyValue::default()
     }
 }
 

@@ -9,7 +9,7 @@ use super::super::machine::Apply;
 use super::super::table::{Rows, Table};
 use super::super::{format, lease};
 use super::index::{KeyIndex, Position, Version};
-use super::read::{NoAnswer, Store, branch, inner};
+use super::read::{NoAnswer, Store, branch, inner, looks_into};
 use super::{check, header, is_within, signed};
 use crate::error::{Fault, KvReject, Reject};
 use crate::ids::LeaseId;
@@ -17,7 +17,7 @@ use crate::limits::{READ_BYTES_MAX, SWEEP_KEYS_MAX, SWEEP_ROWS_MAX};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, Compare, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
     RangeRequest, ResponseOp, TxnRequest, TxnResponse,
 };
 use crate::proto::mvccpb::KeyValue;
@@ -76,7 +76,7 @@ pub(in super::super) fn txn(apply: &mut Apply<'_>, txn: &TxnRequest) -> Answer<T
         chosen.reads.iter().try_for_each(|range| writer.store().check_revision(range.revision).map(|_| ()))?;
         chosen.puts.iter().try_for_each(|put| writer.weigh_put(put))?;
         chosen.deletes.iter().try_for_each(|delete| writer.weigh_delete(delete))?;
-        chosen.reads.iter().try_for_each(|range| writer.weigh_by(|store, budget| store.weigh_range(range, budget)))?;
+        chosen.reads.iter().try_for_each(|range| writer.weigh_read(range, &chosen.puts))?;
         writer.txn(txn, &mut chosen.branches.into_iter())
     })
 }
@@ -202,22 +202,48 @@ impl<'txn> Writer<'_, 'txn> {
 
     /// Counts the reading of the first `limit` keys of a range, as they are now, before anything is changed.
     fn weigh(&mut self, (key, range_end): (&[u8], &[u8]), limit: usize) -> Result<(), NoAnswer> {
-        self.weigh_by(|store, budget| store.weigh((key, range_end), store.revision(), limit, budget))
+        if range_end.is_empty() && limit == 0 {
+            return Ok(());
+        }
+        self.weigh_by(!range_end.is_empty(), |store, budget| {
+            store.weigh((key, range_end), store.revision(), limit, budget)
+        })
     }
 
+    /// The same of what a transaction reads that also sets these keys: by then they may be there.
+    fn weigh_read(&mut self, range: &RangeRequest, puts: &[&PutRequest]) -> Result<(), NoAnswer> {
+        self.weigh_by(!range.range_end.is_empty(), |store, (bytes, most)| {
+            let within = |put: &&&PutRequest| is_within(&put.key, &range.key, &range.range_end);
+            if range.revision == 0 && !range.count_only {
+                *bytes += puts.iter().filter(within).map(|put| put.encoded_len() as u64).sum::<u64>();
+            }
+            store.weigh_range(range, (bytes, most))
+        })
+    }
+
+    /// Counts what is to be read. What is refused counts for itself: it is not read, but it was looked at, and who asks for one key is not to
+    /// be refused because another has asked for too much.
     fn weigh_by(
         &mut self,
+        is_range: bool,
         weigh: impl FnOnce(&Store<'_, Rows<'txn>>, (&mut u64, u64)) -> Result<(), NoAnswer>,
     ) -> Result<(), NoAnswer> {
         if !self.apply.has(format::BOUNDED) {
             return Ok(());
         }
-        let mut bytes = self.apply.read_bytes;
-        if bytes <= READ_BYTES_MAX {
+        let before = self.apply.read_bytes;
+        let mut bytes = before;
+        if is_range && self.apply.refused_bytes > READ_BYTES_MAX {
+            bytes = READ_BYTES_MAX + 1;
+        } else {
             weigh(&self.store(), (&mut bytes, READ_BYTES_MAX))?;
         }
+        if bytes > READ_BYTES_MAX {
+            self.apply.refused_bytes += bytes - before;
+            return Err(KvReject::ReadsTooMuch(bytes).into());
+        }
         self.apply.read_bytes = bytes;
-        if bytes > READ_BYTES_MAX { Err(KvReject::ReadsTooMuch(bytes).into()) } else { Ok(()) }
+        Ok(())
     }
 
     fn weigh_put(&mut self, put: &PutRequest) -> Result<(), NoAnswer> {
@@ -254,10 +280,7 @@ impl<'txn> Writer<'_, 'txn> {
     }
 
     fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, NoAnswer> {
-        let found = {
-            let index = self.apply.index.read().expect("no code panics while it holds the index");
-            index.select(&delete.key, &delete.range_end, self.revision(), usize::MAX).found
-        };
+        let found = self.store().select(&delete.key, &delete.range_end, self.revision(), usize::MAX)?.found;
         let mut prev_kvs = Vec::new();
         for (key, at) in &found {
             if delete.prev_kv {
@@ -271,8 +294,9 @@ impl<'txn> Writer<'_, 'txn> {
     /// Decides which branch of the transaction, and of each inner one on the way, is done, and checks what is set in them. Both
     /// in the order in which [`Self::txn`] comes by.
     fn choose<'a>(&mut self, txn: &'a TxnRequest, chosen: &mut Chosen<'a>) -> Result<(), NoAnswer> {
-        for Compare { key, range_end, .. } in txn.compare.iter().filter(|compare| !compare.range_end.is_empty()) {
-            self.weigh((key, range_end), usize::MAX)?;
+        for compare in &txn.compare {
+            let read = if looks_into(compare) { usize::MAX } else { 0 };
+            self.weigh((&compare.key, &compare.range_end), read)?;
         }
         let succeeded = self.store().succeeds(txn)?;
         chosen.branches.push(succeeded);
