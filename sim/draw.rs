@@ -348,8 +348,8 @@ pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
 
 /// Now and then clients ask for more than a session keeps of an answer. It takes room.
 pub fn loud(rng: &mut RngStream, plan: &mut Plan) {
-    if plan.keys_quota.is_none() && rng.chance(100) {
-        plan.loud_permille = *rng.pick(&[30, 100, 300]);
+    if plan.keys_quota.is_none() && rng.chance(80) {
+        plan.loud_permille = *rng.pick(&[30, 100]);
     }
 }
 

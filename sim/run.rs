@@ -24,7 +24,7 @@ use crate::sim::history::{History, Op, Record, Seen};
 use crate::sim::holders::Holders;
 use crate::sim::janitor::{JANITOR, Janitor};
 use crate::sim::json;
-use crate::sim::load::{self, Ask, Notes};
+use crate::sim::load::{self, Ask, Load, Notes};
 use crate::sim::mark::{self, Hits};
 use crate::sim::mutant;
 use crate::sim::network::{MachineId, Weather};
@@ -507,7 +507,9 @@ impl Run {
         let (io, node) = self.cluster.world.machine().boot();
         let client = guests::as_guest(Client::new(io, &self.doors(number), CLIENT_TIMEOUT), number);
         let mut rng = self.cluster.world.rng.stream(&format!("guest {number}"));
-        let (load, ended, time) = (self.cluster.plan.load(), self.noting(), self.time.clone());
+        // Who may put a key may not be one who reads it.
+        let load = Load { loud_permille: 0, ..self.cluster.plan.load() };
+        let (ended, time) = (self.noting(), self.time.clone());
         let (guests, key, value_bytes) = (self.guests.clone(), rng.range(0, load.keys), self.cluster.plan.value_bytes);
         let (watching, watch_time) = (client.clone(), self.time.clone());
         let door = Door::Own(client);

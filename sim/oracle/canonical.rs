@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 
-use xxhash_rust::xxh3::xxh3_64;
+use bytes::Bytes;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::Violations;
-use crate::entry::{Entry, Outcome};
+use crate::entry::{Body, Entry, Outcome};
 use crate::ids::{Index, NodeId, Term};
 
 /// What the first member to apply each index applied there.
@@ -21,7 +22,7 @@ pub struct Canonical {
 impl Canonical {
     /// A member applied an entry.
     pub fn on_applied(&mut self, member: NodeId, entry: &Entry, outcome: &Outcome, violations: &Violations) {
-        let hash = xxh3_64(format!("{entry:?} {:?}", outcome.replies).as_bytes());
+        let hash = hash(entry, outcome);
         let (first, canonical) = *self.applied.entry(entry.index).or_insert((member, hash));
         self.last = self.last.max((entry.index, entry.term));
         if canonical != hash {
@@ -34,4 +35,22 @@ impl Canonical {
     pub fn last(&self) -> (Index, Term) {
         self.last
     }
+}
+
+/// Of all that an entry says, and of the answers to it.
+fn hash(entry: &Entry, outcome: &Outcome) -> u64 {
+    let (kind, stamp, parts): (u64, u64, Vec<&Bytes>) = match &entry.body {
+        Body::Empty => (0, 0, Vec::new()),
+        Body::Commands { stamp, commands } => (1, stamp.0, commands.iter().collect()),
+        Body::Members { conf_state, change } => (2, 0, vec![conf_state, change]),
+    };
+    let mut hash = Xxh3::new();
+    for number in [entry.index.0, entry.term.0, kind, stamp, parts.len() as u64] {
+        hash.update(&number.to_le_bytes());
+    }
+    for part in parts.into_iter().chain(&outcome.replies) {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.digest()
 }

@@ -309,6 +309,31 @@ fn a_copy_of_a_data_directory_does_not_become_a_second_member() {
     assert_eq!(text(&moved.kv(&["get", "still"]).stdout), "here\n");
 }
 
+/// One that stayed is enough: nobody need say where the others are.
+#[test]
+fn a_member_and_its_leader_may_move_while_it_is_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut nodes = three(dir.path());
+    let id = |node: &Running| node.status()["answered_by"].as_u64().unwrap();
+    nodes.sort_by_key(id);
+    let [stayed, leader, away]: [Running; 3] = nodes.try_into().ok().unwrap();
+    away.kill();
+    leader.kill();
+    let leader = Running::member(dir.path(), "n2", "127.0.0.1:0", &[]);
+    until("it leads", || {
+        run(&["cluster", "--endpoints", &stayed.address, "transfer-leader", "2"]).status.success()
+            && stayed.status()["leader"] == 2
+    });
+    assert!(leader.kv(&["put", "moved", "both"]).status.success());
+    let back = Running::member(dir.path(), "n3", "127.0.0.1:0", &[]);
+    assert_eq!(text(&back.kv(&["get", "moved"]).stdout), "both\n");
+    let known = |node: &Running| {
+        let members = node.status()["members"].as_array().cloned().unwrap_or_default();
+        members.into_iter().any(|member| member["id"] == 3 && member["address"] == back.address.as_str())
+    };
+    until("it is known where the member is now", || [&stayed, &leader, &back].into_iter().all(known));
+}
+
 #[test]
 fn members_may_swap_addresses() {
     let dir = tempfile::tempdir().unwrap();
