@@ -15,6 +15,9 @@ use crate::state::auth::Rights;
 use crate::state::kv::{NoAnswer, Store};
 use crate::state::table::View;
 
+/// A transaction with no more comparisons and operations, each of one key, is answered at once.
+const BRIEF_OPERATIONS: usize = 16;
+
 /// What can be asked of the keys.
 pub trait Question: Send + 'static {
     /// What is said then.
@@ -59,10 +62,11 @@ impl Question for TxnRequest {
     fn is_brief(&self) -> bool {
         let is_of_one = |operation: &RequestOp| match &operation.request {
             Some(Request::RequestRange(range)) => range.is_brief(),
-            Some(Request::RequestTxn(txn)) => txn.is_brief(),
-            _ => true,
+            _ => false,
         };
-        self.compare.iter().all(|compare| compare.range_end.is_empty())
+        let all = self.compare.len() + self.success.len() + self.failure.len();
+        all <= BRIEF_OPERATIONS
+            && self.compare.iter().all(|compare| compare.range_end.is_empty())
             && self.success.iter().chain(&self.failure).all(is_of_one)
     }
 

@@ -71,7 +71,7 @@ impl v1::peer_server::Peer for PeerService {
                 Ok(frame) => frame?,
             };
             let Some(frame) = frame else { break };
-            self.0.raft.note_heard(hello.from, &hello.address);
+            self.0.raft.note_heard(&hello);
             let decode =
                 |wire| codec::message_from_wire(wire).map_err(|error| Status::invalid_argument(error.to_string()));
             let messages: Result<Vec<_>, Status> = frame.messages.into_iter().map(decode).collect();

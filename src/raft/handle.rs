@@ -114,6 +114,8 @@ pub struct Heard {
     /// Its newest life, the newest format of the state that it takes part in, and how many streams it has open.
     life: (Incarnation, u32),
     streams: usize,
+    /// Whether the manager was told where it is, and had room for that.
+    introduced: bool,
 }
 
 /// A stream from a member is open: until the last of its life is dropped, it is known what the member takes part in.
@@ -220,9 +222,9 @@ impl RaftHandle {
 
     /// Says where a member is that speaks to this one, in case its own log has not told it yet: without an answer that
     /// member could neither lead it nor catch it up.
-    pub fn introduce(&self, id: NodeId, address: Address) {
-        // Lost when too much waits; the next stream says it again.
-        let _ = self.request(Request::Introduce { id, address });
+    /// Says whether there was room for that.
+    pub fn introduce(&self, id: NodeId, address: Address) -> bool {
+        self.request(Request::Introduce { id, address }).is_ok()
     }
 
     /// As leader, asks another voter to take over: the one given, or the one whose log is furthest. Says whom; whether
@@ -268,7 +270,8 @@ impl RaftHandle {
             }
         }
         let life = (*incarnation, *format);
-        let of = heard.entry(*from).or_insert_with(|| Heard { frames: 0, address: address.clone(), life, streams: 0 });
+        let new = || Heard { frames: 0, address: address.clone(), life, streams: 0, introduced: false };
+        let of = heard.entry(*from).or_insert_with(new);
         // What an earlier life says late was true once.
         let is_late = *incarnation < of.life.0;
         sometimes!(is_late, "a member was heard late, from an earlier life");
@@ -276,17 +279,21 @@ impl RaftHandle {
             of.streams = if *incarnation == of.life.0 { of.streams + 1 } else { 1 };
             of.life = life;
             // Before the next is heard, who may be a later one: where that is is to be known last.
-            self.introduce(*from, address.clone());
+            of.introduced = self.introduce(*from, address.clone());
         }
         Some(Hearing { raft: self.clone(), from: *from, life: *incarnation })
     }
 
     /// Notes that a frame came from a member.
-    pub fn note_heard(&self, from: NodeId, address: &Address) {
-        if let Some(of) = self.heard_mut().get_mut(&from) {
+    pub fn note_heard(&self, hello: &Hello) {
+        let Hello { from, address, incarnation, .. } = hello;
+        if let Some(of) = self.heard_mut().get_mut(from) {
             of.frames += 1;
             if of.address != *address {
                 of.address.clone_from(address);
+            }
+            if !of.introduced && of.life.0 == *incarnation {
+                of.introduced = self.introduce(*from, address.clone());
             }
         }
     }

@@ -328,11 +328,10 @@ impl Manager {
         requests: &mut Vec<Request>,
     ) -> Result<(), Fault> {
         for done in done.drain(..) {
-            let applying = self.applying;
-            self.on_done(done)?;
-            if self.applying != applying {
+            if done.is_of_state() {
                 self.applied_at = self.io.clock.now();
             }
+            self.on_done(done)?;
         }
         for message in frames.drain(..).flatten() {
             if let Err(error) = self.step(message) {

@@ -93,6 +93,13 @@ pub(super) enum Done {
     },
 }
 
+impl Done {
+    /// Whether the owner of the state has got on.
+    pub(super) fn is_of_state(&self) -> bool {
+        matches!(self, Self::Applied { .. } | Self::Installed { .. } | Self::Checkpointed(_) | Self::WentOver { .. })
+    }
+}
+
 /// What the state is like after a job.
 pub(super) struct Now {
     pub(super) time: ClusterTime,
