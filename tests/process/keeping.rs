@@ -174,10 +174,12 @@ fn a_cluster_comes_to_a_new_format_when_all_of_it_take_part() {
     assert_eq!(stopped.child.wait().unwrap().code(), Some(0));
     let data = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let back = ["start", "--data-dir", &data("n1"), "--listen", &address, "--format-max", "1"];
-    fails(1, &["in format 2", "from 1 to 1", "--format-max"], &back);
+    let newest = format!("in format {NEWEST}");
+    fails(1, &[&newest, "from 1 to 1", "--format-max"], &back);
     let newcomer = ["start", "--data-dir", &data("n4"), "--listen", "127.0.0.1:0", "--join", &at, "--format-max", "1"];
-    fails(1, &["in format 2", "none after 1"], &newcomer);
-    fails(2, &["\"3\"", "from 1 to 2"], &["start", "--data-dir", "unused", "--format-max", "3"]);
+    fails(1, &[&newest, "none after 1"], &newcomer);
+    let (beyond, bounds) = ((NEWEST + 1).to_string(), format!("from 1 to {NEWEST}"));
+    fails(2, &[&format!("{beyond:?}"), &bounds], &["start", "--data-dir", "unused", "--format-max", &beyond]);
 }
 
 #[test]
