@@ -129,6 +129,7 @@ pub mod forward;
 pub mod lane;
 pub mod questions;
 pub mod shared;
+pub mod threads;
 
 pub mod api;
 

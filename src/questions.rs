@@ -1,175 +1,152 @@
-//! Questions about the state, and where they are answered: what may take long, on threads of their own, so that a member that looks
-//! something up for a client does not fall silent meanwhile.
+//! Questions about the state: who may ask what, and what is said then. All doors ask the same ones.
 
-use std::sync::{Arc, Mutex};
-
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tonic::Status;
-
-use crate::error::AuthReject;
-use crate::io::{self, Spawn};
-use crate::limits::{QUESTIONS_WAITING_MAX, READERS};
+use crate::ids::TaskId;
 use crate::proto::etcdserverpb::request_op::Request;
-use crate::proto::etcdserverpb::{RangeRequest, RequestOp, TxnRequest};
+use crate::proto::etcdserverpb::{
+    LeaseLeasesRequest, LeaseLeasesResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, RangeRequest,
+    RangeResponse, RequestOp, TxnRequest, TxnResponse,
+};
+use crate::proto::v1::{self, TaskPhase, get_task::By};
+use crate::raft::handle::RaftHandle;
+use crate::scheduler;
 use crate::state::auth::Rights;
 use crate::state::kv::{NoAnswer, Store};
 use crate::state::table::View;
+use crate::state::{lease, task, worker};
+use crate::time::ClusterTime;
 
 /// A transaction with no more comparisons and operations, each of one key, is answered at once.
 const BRIEF_OPERATIONS: usize = 16;
 
-/// What can be asked of the keys.
+/// What can be asked of the state.
 pub trait Question: Send + 'static {
     /// What is said then.
     type Answer: Send + 'static;
 
-    /// Whether it is answered at once, however much there is.
-    fn is_brief(&self) -> bool;
+    /// Whether it is answered at once, however much there is. What is not is looked up on a thread for that.
+    fn is_brief(&self) -> bool {
+        false
+    }
 
-    /// Whether somebody may ask that.
-    ///
-    /// # Errors
-    /// It may not.
-    fn may(&self, rights: Rights<'_>) -> Result<(), AuthReject>;
-
-    /// Looks it up.
+    /// Looks it up, for somebody who has these rights there.
     ///
     /// # Errors
     /// See [`NoAnswer`].
-    fn read(&self, store: &Store<'_, View>) -> Result<Self::Answer, NoAnswer>;
+    fn answer(&self, head: &v1::Head, rows: &View, rights: Rights<'_>) -> Result<Self::Answer, NoAnswer>;
 }
 
 impl Question for RangeRequest {
-    type Answer = crate::proto::etcdserverpb::RangeResponse;
+    type Answer = RangeResponse;
 
     fn is_brief(&self) -> bool {
         self.range_end.is_empty()
     }
 
-    fn may(&self, rights: Rights<'_>) -> Result<(), AuthReject> {
-        rights.read(&self.key, &self.range_end)
-    }
-
-    fn read(&self, store: &Store<'_, View>) -> Result<Self::Answer, NoAnswer> {
-        store.range(self)
+    fn answer(&self, head: &v1::Head, rows: &View, rights: Rights<'_>) -> Result<RangeResponse, NoAnswer> {
+        rights.read(&self.key, &self.range_end)?;
+        Store::of(head, rows).range(self)
     }
 }
 
 /// A transaction that only reads.
 impl Question for TxnRequest {
-    type Answer = crate::proto::etcdserverpb::TxnResponse;
+    type Answer = TxnResponse;
 
     fn is_brief(&self) -> bool {
+        let all = self.compare.len() + self.success.len() + self.failure.len();
         let is_of_one = |operation: &RequestOp| match &operation.request {
             Some(Request::RequestRange(range)) => range.is_brief(),
             _ => false,
         };
-        let all = self.compare.len() + self.success.len() + self.failure.len();
         all <= BRIEF_OPERATIONS
             && self.compare.iter().all(|compare| compare.range_end.is_empty())
             && self.success.iter().chain(&self.failure).all(is_of_one)
     }
 
-    fn may(&self, rights: Rights<'_>) -> Result<(), AuthReject> {
-        rights.read_txn(self)
-    }
-
-    fn read(&self, store: &Store<'_, View>) -> Result<Self::Answer, NoAnswer> {
-        store.read_txn(self)
+    fn answer(&self, head: &v1::Head, rows: &View, rights: Rights<'_>) -> Result<TxnResponse, NoAnswer> {
+        rights.read_txn(self)?;
+        Store::of(head, rows).read_txn(self)
     }
 }
 
-/// The hash of all keys up to a revision (0: the newest), which anybody may ask for. The answer says of which revision it is, and from
-/// which on they can be read, too.
+/// The hash of all keys up to a revision (0: the newest).
 pub struct HashUpto(pub i64);
 
 impl Question for HashUpto {
     /// The hash, the oldest revision that can be read, and the newest.
     type Answer = (u32, u64, u64);
 
-    fn is_brief(&self) -> bool {
-        false
-    }
-
-    fn may(&self, _: Rights<'_>) -> Result<(), AuthReject> {
-        Ok(())
-    }
-
-    fn read(&self, store: &Store<'_, View>) -> Result<Self::Answer, NoAnswer> {
+    fn answer(&self, head: &v1::Head, rows: &View, _: Rights<'_>) -> Result<Self::Answer, NoAnswer> {
+        let store = Store::of(head, rows);
         Ok((store.hash(self.0)?, store.compacted(), store.revision()))
     }
 }
 
-/// What is to be looked up.
-type Job = Box<dyn FnOnce() + Send>;
+/// What is left of a lease, in the time that the cluster has when it is looked up.
+pub struct TimeToLive {
+    /// Of which.
+    pub asked: LeaseTimeToLiveRequest,
+    /// Who knows the time.
+    pub raft: RaftHandle,
+}
 
-/// A thread that looks things up.
-struct Reader;
+impl Question for TimeToLive {
+    type Answer = LeaseTimeToLiveResponse;
 
-impl io::Worker for Reader {
-    type Job = Job;
+    fn is_brief(&self) -> bool {
+        !self.asked.keys
+    }
 
-    fn run(&mut self, jobs: &mut Vec<Job>) {
-        jobs.drain(..).for_each(|job| job());
+    fn answer(&self, head: &v1::Head, rows: &View, rights: Rights<'_>) -> Result<Self::Answer, NoAnswer> {
+        let reply = lease::time_to_live(head, rows, &self.asked, self.raft.cluster_time())?;
+        rights.read_all(&reply.keys)?;
+        Ok(reply)
     }
 }
 
-/// The threads that look things up, each one thing at a time.
-pub struct Readers {
-    idle: Arc<Mutex<Vec<mpsc::Sender<Job>>>>,
-    /// As many as are idle.
-    free: Arc<Semaphore>,
-    /// How many questions there may be, under way or waiting.
-    room: Semaphore,
-}
+impl Question for LeaseLeasesRequest {
+    type Answer = LeaseLeasesResponse;
 
-/// A thread that is in use.
-struct Lent {
-    to: mpsc::Sender<Job>,
-    idle: Arc<Mutex<Vec<mpsc::Sender<Job>>>>,
-    _free: OwnedSemaphorePermit,
-}
-
-impl Drop for Lent {
-    fn drop(&mut self) {
-        lock(&self.idle).push(self.to.clone());
+    fn answer(&self, head: &v1::Head, rows: &View, _: Rights<'_>) -> Result<LeaseLeasesResponse, NoAnswer> {
+        Ok(lease::all(head, rows)?)
     }
 }
 
-fn lock(idle: &Mutex<Vec<mpsc::Sender<Job>>>) -> std::sync::MutexGuard<'_, Vec<mpsc::Sender<Job>>> {
-    idle.lock().expect("no code panics while it holds the threads")
+impl Question for v1::GetTask {
+    type Answer = v1::GetTaskReply;
+
+    fn answer(&self, head: &v1::Head, rows: &View, rights: Rights<'_>) -> Result<v1::GetTaskReply, NoAnswer> {
+        rights.all()?;
+        let found = match &self.by {
+            Some(By::Id(id)) => task::find(rows, TaskId(*id))?,
+            Some(By::Name(name)) => task::find_name(rows, name)?,
+            None => None,
+        };
+        let now = ClusterTime(head.cluster_time_ms);
+        let pending = found.as_ref().filter(|task| task.phase() == TaskPhase::Pending);
+        let waiting_for = match pending {
+            Some(task) if task.not_before_ms > now.0 => "the pause after a failed attempt".into(),
+            Some(task) => scheduler::explain_text(task, &worker::of_members(rows)?, now),
+            None => String::new(),
+        };
+        Ok(v1::GetTaskReply { found, waiting_for })
+    }
 }
 
-impl Readers {
-    /// Starts them.
-    pub fn new(spawn: &dyn Spawn) -> Self {
-        let threads = (0..READERS).map(|_| io::own(spawn, "reader", Reader, 1)).collect();
-        Self {
-            idle: Arc::new(Mutex::new(threads)),
-            free: Arc::new(Semaphore::new(READERS)),
-            room: Semaphore::new(QUESTIONS_WAITING_MAX),
-        }
-    }
+impl Question for v1::ListTasks {
+    type Answer = v1::ListTasksReply;
 
-    /// Has something looked up by the next of them that is idle. Once it has begun, it goes on even if nobody waits for it any more.
-    ///
-    /// # Errors
-    /// `RESOURCE_EXHAUSTED` if too many wait for that, `UNAVAILABLE` if this member stops.
-    pub async fn look<T: Send + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-        let stops = |_| Status::unavailable("this node stops");
-        let busy = |_| Status::resource_exhausted("too many questions wait to be looked up; try again later");
-        let _room = self.room.try_acquire().map_err(busy)?;
-        let free = self.free.clone().acquire_owned().await.map_err(stops)?;
-        let to = lock(&self.idle).pop().expect("as many are idle as there are permits");
-        let lent = Lent { to: to.clone(), idle: self.idle.clone(), _free: free };
-        let (answer, answered) = oneshot::channel();
-        let job: Job = Box::new(move || {
-            let found = look();
-            // Before the answer: whoever hears it may ask the next question.
-            drop(lent);
-            drop(answer.send(found));
-        });
-        to.try_send(job).map_err(|_| Status::unavailable("this node stops"))?;
-        answered.await.map_err(|_| Status::unavailable("this node stops"))
+    fn answer(&self, _: &v1::Head, rows: &View, rights: Rights<'_>) -> Result<v1::ListTasksReply, NoAnswer> {
+        rights.all()?;
+        Ok(task::list(rows, self)?)
+    }
+}
+
+impl Question for v1::ListWorkers {
+    type Answer = v1::ListWorkersReply;
+
+    fn answer(&self, _: &v1::Head, rows: &View, rights: Rights<'_>) -> Result<v1::ListWorkersReply, NoAnswer> {
+        rights.all()?;
+        Ok(v1::ListWorkersReply { workers: worker::all(rows)? })
     }
 }

@@ -8,29 +8,31 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use prost::Message;
-use tokio::sync::{mpsc, oneshot};
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
 use crate::controller;
 use crate::error::{AuthReject, Fault, Reject};
 use crate::forward::{self, Done, Forwarder, not_done, not_here_yet, not_leader, unknown_outcome};
-use crate::ids::{Address, Index, NodeId, TaskId};
-use crate::io::{self, Channel, Io, RngStream};
-use crate::limits::{PASSWORD_BYTES_MAX, PASSWORDS_WAITING_MAX, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX, TICK};
+use crate::ids::{Address, Index, NodeId};
+use crate::io::{Channel, Io, RngStream};
+use crate::limits::{
+    PASSWORD_BYTES_MAX, PASSWORDS_WAITING_MAX, QUESTIONS_WAITING_MAX, READERS, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX,
+    TICK,
+};
 use crate::metrics::Metrics;
-use crate::proto::v1::{self, TaskPhase, change_auth::Change, command::Kind as CommandKind, reply};
-use crate::questions::{Question, Readers};
+use crate::proto::v1::{self, change_auth::Change, command::Kind as CommandKind, reply};
+use crate::questions::{Question, TimeToLive};
 use crate::raft::core::Role;
 use crate::raft::handle::{ProposeError, RaftHandle};
 use crate::raft::log::Identity;
-use crate::scheduler;
 use crate::state::auth::{Auth, Password, ROOT, Rights};
-use crate::state::kv::{self, NoAnswer, Store};
+use crate::state::kv::{self, NoAnswer};
 use crate::state::machine::StateReader;
 use crate::state::table::View;
-use crate::state::{alarm, auth, command, lease, member, task, worker};
-use crate::time::{ClusterTime, Monotonic};
+use crate::state::{alarm, auth, command, member, task, worker};
+use crate::threads::Threads;
+use crate::time::Monotonic;
 use crate::worker::{Desired, Look, Outputs, Refusal};
 
 /// Marks a call that a follower passed on, so that it is not passed on again.
@@ -150,24 +152,9 @@ pub struct SharedNodeState {
     ids: Mutex<RngStream>,
     /// Where what is secret comes from.
     secrets: Mutex<RngStream>,
-    /// What takes long to look up is looked up there.
-    readers: Readers,
-    /// Passwords are looked at on a thread of its own.
-    passwords: mpsc::Sender<Work>,
-}
-
-/// What takes long.
-type Work = Box<dyn FnOnce() + Send>;
-
-/// Does it.
-struct AtWork;
-
-impl io::Worker for AtWork {
-    type Job = Work;
-
-    fn run(&mut self, jobs: &mut Vec<Work>) {
-        jobs.drain(..).for_each(|work| work());
-    }
+    /// Where questions are looked up that may take long, and where passwords are looked at.
+    questions: Threads,
+    passwords: Threads,
 }
 
 const _: () = {
@@ -188,8 +175,8 @@ impl SharedNodeState {
     ) -> Arc<Self> {
         let ids = Mutex::new(io.rng.stream("ids"));
         let secrets = Mutex::new(io.rng.stream("secrets"));
-        let passwords = io::own(&*io.spawn, "passwords", AtWork, PASSWORDS_WAITING_MAX);
-        let readers = Readers::new(&*io.spawn);
+        let questions = Threads::new(&*io.spawn, "questions", READERS, QUESTIONS_WAITING_MAX);
+        let passwords = Threads::new(&*io.spawn, "passwords", 1, PASSWORDS_WAITING_MAX);
         let forwarder = Forwarder::new(io.clone(), identity.cluster);
         Arc::new(Self {
             forwarder,
@@ -204,7 +191,7 @@ impl SharedNodeState {
             short_of_space: Mutex::default(),
             ids,
             secrets,
-            readers,
+            questions,
             passwords,
         })
     }
@@ -414,58 +401,24 @@ impl SharedNodeState {
         deadline: Monotonic,
     ) -> Result<v1::QueryReply, Status> {
         use v1::{query_reply::Kind as Answer, query_request::Kind};
+        fn told<T>((applied_index, answer): Answered<T>, kind: fn(T) -> Answer) -> v1::QueryReply {
+            let rejected = |reject: Reject| Answer::Rejection(command::rejection(&reject));
+            v1::QueryReply { applied_index, kind: Some(answer.map_or_else(rejected, kind)) }
+        }
         let kind = query.kind.ok_or_else(|| Status::invalid_argument("kind: missing, or from a newer version"))?;
-        let rejected = |reject: Reject| Answer::Rejection(command::rejection(&reject));
         let from = (query.serializable, deadline);
-        let of_keys = match &kind {
-            Kind::Range(range) => {
-                let (index, answer) = self.read_keys(from, caller, range.clone()).await?;
-                Some((index, answer.map_or_else(rejected, Answer::Range)))
-            }
-            Kind::Txn(txn) => {
-                let (index, answer) = self.read_keys(from, caller, txn.clone()).await?;
-                Some((index, answer.map_or_else(rejected, Answer::Txn)))
-            }
-            _ => None,
-        };
-        if let Some((applied_index, answer)) = of_keys {
-            return Ok(v1::QueryReply { applied_index, kind: Some(answer) });
-        }
-        let (head, rows) = self.view(query.serializable, deadline).await?;
-        let applied_index = head.applied_index;
-        // What is about no keys in particular is nobody's in particular.
-        let may = caller.rights(rows.auth()).and_then(|rights| match kind {
-            Kind::GetTask(_) | Kind::ListTasks(_) | Kind::ListWorkers(_) => rights.all(),
-            Kind::Range(_) | Kind::Txn(_) | Kind::LeaseTimeToLive(_) | Kind::LeaseLeases(_) => Ok(()),
-        });
-        if let Err(reject) = may {
-            return Ok(v1::QueryReply { applied_index, kind: Some(rejected(reject.into())) });
-        }
-        let answer = match kind {
-            Kind::Range(_) | Kind::Txn(_) => unreachable!("it is answered above"),
+        Ok(match kind {
+            Kind::Range(range) => told(self.ask(from, caller, range).await?, Answer::Range),
+            Kind::Txn(txn) => told(self.ask(from, caller, txn).await?, Answer::Txn),
             Kind::LeaseTimeToLive(asked) => {
-                let now = self.raft.cluster_time();
-                let reply = lease::time_to_live(&head, &rows, &asked, now).map_err(internal)?;
-                match caller.rights(rows.auth()).and_then(|rights| rights.read_all(&reply.keys)) {
-                    Ok(()) => Answer::LeaseTimeToLive(reply),
-                    Err(reject) => rejected(reject.into()),
-                }
+                let raft = self.raft.clone();
+                told(self.ask(from, caller, TimeToLive { asked, raft }).await?, Answer::LeaseTimeToLive)
             }
-            Kind::LeaseLeases(_) => {
-                let leases = self.look(deadline, move || lease::all(&head, &rows)).await?;
-                Answer::LeaseLeases(leases.map_err(internal)?)
-            }
-            Kind::GetTask(get) => Answer::GetTask(get_task(&head, &rows, &get).map_err(internal)?),
-            Kind::ListTasks(list) => {
-                let tasks = self.look(deadline, move || task::list(&rows, &list)).await?;
-                Answer::ListTasks(tasks.map_err(internal)?)
-            }
-            Kind::ListWorkers(_) => {
-                let workers = self.look(deadline, move || worker::all(&rows)).await?.map_err(internal)?;
-                Answer::ListWorkers(v1::ListWorkersReply { workers })
-            }
-        };
-        Ok(v1::QueryReply { applied_index, kind: Some(answer) })
+            Kind::LeaseLeases(leases) => told(self.ask(from, caller, leases).await?, Answer::LeaseLeases),
+            Kind::GetTask(get) => told(self.ask(from, caller, get).await?, Answer::GetTask),
+            Kind::ListTasks(list) => told(self.ask(from, caller, list).await?, Answer::ListTasks),
+            Kind::ListWorkers(list) => told(self.ask(from, caller, list).await?, Answer::ListWorkers),
+        })
     }
 
     /// The state as a reader may see it: with everything committed before now, or this member's own if
@@ -486,81 +439,59 @@ impl SharedNodeState {
         Ok(())
     }
 
-    /// Answers a question about keys from the state as [`Self::view`] has it, if whoever asks has the rights for that, as of the same view.
-    /// What may take long is looked up elsewhere. Also gives the index that the answer is of.
+    /// Answers a question from the state as [`Self::view`] has it, if whoever asks has the rights for that, as of the same view. What may take
+    /// long is looked up elsewhere.
     ///
     /// # Errors
     /// The database failed; see [`Self::view`]. `RESOURCE_EXHAUSTED` if too much is asked at once.
-    pub async fn read_keys<Q: Question>(
+    pub async fn ask<Q: Question>(
         &self,
         (serializable, deadline): (bool, Monotonic),
         caller: &Caller,
         mut question: Q,
-    ) -> Result<(u64, Result<Q::Answer, Reject>), Status> {
-        if question.is_brief() {
-            let view = self.view(serializable, deadline).await?;
-            return self
-                .read_keys_here(view, caller, |rights| question.may(rights), |store| question.read(store))
-                .await;
-        }
+    ) -> Result<Answered<Q::Answer>, Status> {
         self.confirm(serializable, deadline).await?;
+        if question.is_brief() {
+            return self.ask_here(caller, |head, rows, rights| question.answer(head, rows, rights)).await;
+        }
         loop {
             let (asked, caller, reader) = (question, caller.clone(), self.reader.clone());
-            let look = move || {
-                // Now, and not while it waited: a view keeps alive what it shows.
-                let looked = reader.view().map_err(internal).and_then(|view| {
-                    let looked = look_up(&view, &caller, |rights| asked.may(rights), |store| asked.read(store));
-                    looked.map(|looked| (view.0, looked))
-                });
-                (asked, looked)
-            };
-            let looked;
-            (question, looked) = self.look(deadline, look).await?;
-            match looked? {
-                (head, Some(answer)) => return Ok((head.applied_index, answer)),
-                (head, None) => drop(self.view_after(&head).await?),
+            // The state as it is then, and not while this waited: a view keeps alive what it shows.
+            let look = self.questions.run(move || {
+                let found = look_up(&reader, &caller, |head, rows, rights| asked.answer(head, rows, rights));
+                (asked, found)
+            });
+            let late = |_| Status::unavailable("what was asked for was not read in time");
+            let found;
+            (question, found) = self.io.clock.deadline(deadline, look).await.map_err(late)??;
+            match found? {
+                Ok(answered) => return Ok(answered),
+                Err(overtaken) => self.applied_beyond(overtaken).await?,
             }
         }
     }
 
-    /// Has something looked up that may take long.
-    ///
-    /// # Errors
-    /// `RESOURCE_EXHAUSTED` if too much is asked at once, `UNAVAILABLE` if it is not found in time, or this member stops.
-    pub async fn look<T: Send + 'static>(
-        &self,
-        deadline: Monotonic,
-        look: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, Status> {
-        let late = |_| Status::unavailable("what was asked for was not read in time");
-        self.io.clock.deadline(deadline, self.readers.look(look)).await.map_err(late)?
-    }
-
-    /// Reads keys from a view, like [`Self::read_keys`], at once: only what is brief.
+    /// The same of this member's own state, at once: only what is brief.
     ///
     /// # Errors
     /// The database failed.
-    pub async fn read_keys_here<T>(
+    pub async fn ask_here<T>(
         &self,
-        mut view: (v1::Head, View),
         caller: &Caller,
-        may: impl Fn(Rights<'_>) -> Result<(), AuthReject>,
-        read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
-    ) -> Result<(u64, Result<T, Reject>), Status> {
+        answer: impl Fn(&v1::Head, &View, Rights<'_>) -> Result<T, NoAnswer>,
+    ) -> Result<Answered<T>, Status> {
         loop {
-            match look_up(&view, caller, &may, &read)? {
-                Some(answer) => return Ok((view.0.applied_index, answer)),
-                None => view = self.view_after(&view.0).await?,
+            match look_up(&self.reader, caller, &answer)? {
+                Ok(answered) => return Ok(answered),
+                Err(overtaken) => self.applied_beyond(overtaken).await?,
             }
         }
     }
 
-    /// The state once more has been applied than a view shows: what it lacked is being removed, and what removes it is about to be.
-    async fn view_after(&self, seen: &v1::Head) -> Result<(v1::Head, View), Status> {
-        let seen = Index(seen.applied_index);
+    /// Waits until more has been applied: what was looked for is being removed, and what removes it is about to be.
+    async fn applied_beyond(&self, seen: Index) -> Result<(), Status> {
         let applied = self.raft.wait_or_end(|status| (status.applied > seen).then_some(())).await;
-        applied.ok_or_else(|| Status::unavailable("this node stops"))?;
-        self.reader.view().map_err(internal)
+        applied.ok_or_else(|| Status::unavailable("this node stops"))
     }
 
     /// Waits until what was compacted up to a revision is gone from this member's database.
@@ -657,7 +588,7 @@ impl SharedNodeState {
             0 => Ok(String::new()),
             1..=PASSWORD_BYTES_MAX => {
                 let (salt, rounds) = (self.draw(), self.bounds.password_rounds);
-                self.work(move || Password::make(&password, salt, rounds).to_string()).await
+                self.passwords.run(move || Password::make(&password, salt, rounds).to_string()).await
             }
             bytes => Err(Status::invalid_argument(format!("password: {bytes} bytes; at most {PASSWORD_BYTES_MAX}"))),
         }
@@ -669,23 +600,15 @@ impl SharedNodeState {
     /// `RESOURCE_EXHAUSTED` if too many wait to be looked at.
     pub async fn is_password(&self, kept: Option<String>, password: String) -> Result<bool, Status> {
         let (salt, rounds) = ([0; 16], self.bounds.password_rounds);
-        self.work(move || match kept.as_deref().and_then(Password::read) {
-            Some(kept) => kept.is(&password),
-            None => {
-                drop(Password::make(&password, salt, rounds));
-                false
-            }
-        })
-        .await
-    }
-
-    /// Has something that takes long done elsewhere.
-    async fn work<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
-        let (answer, answered) = oneshot::channel();
-        let work: Work = Box::new(move || drop(answer.send(work())));
-        let busy = |_| Status::resource_exhausted("too many passwords wait to be looked at; try again later");
-        self.passwords.try_send(work).map_err(busy)?;
-        answered.await.map_err(|_| Status::unavailable("this node stops"))
+        self.passwords
+            .run(move || match kept.as_deref().and_then(Password::read) {
+                Some(kept) => kept.is(&password),
+                None => {
+                    drop(Password::make(&password, salt, rounds));
+                    false
+                }
+            })
+            .await
     }
 
     /// Whether this member leads.
@@ -729,39 +652,27 @@ pub fn look(head: &v1::Head, rows: &View, worker: NodeId) -> Result<Look, Fault>
     Ok(Look { index: Index(head.applied_index), epoch, tasks, live: true })
 }
 
-fn get_task(head: &v1::Head, rows: &View, get: &v1::GetTask) -> Result<v1::GetTaskReply, Fault> {
-    use v1::get_task::By;
-    let found = match &get.by {
-        Some(By::Id(id)) => task::find(rows, TaskId(*id))?,
-        Some(By::Name(name)) => task::find_name(rows, name)?,
-        None => None,
-    };
-    let now = ClusterTime(head.cluster_time_ms);
-    let pending = found.as_ref().filter(|task| task.phase() == TaskPhase::Pending);
-    let waiting_for = match pending {
-        Some(task) if task.not_before_ms > now.0 => "the pause after a failed attempt".into(),
-        Some(task) => scheduler::explain_text(task, &worker::of_members(rows)?, now),
-        None => String::new(),
-    };
-    Ok(v1::GetTaskReply { found, waiting_for })
-}
+/// The index of the state that an answer is of, and the answer, or the refusal that is one.
+pub type Answered<T> = (u64, Result<T, Reject>);
 
-/// Reads keys from a view, if whoever asks has the rights for that, as of the same view. Nothing if it does not show enough any more.
+/// Looks something up in the state as it is now, for somebody with the rights that it has there. If what it takes is being removed, gives the
+/// index that was looked at: the next shows what has come of it.
 fn look_up<T>(
-    view: &(v1::Head, View),
+    reader: &StateReader,
     caller: &Caller,
-    may: impl Fn(Rights<'_>) -> Result<(), AuthReject>,
-    read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
-) -> Result<Option<Result<T, Reject>>, Status> {
-    if let Err(reject) = caller.rights(view.1.auth()).and_then(may) {
-        sometimes!("a user was refused a look at what it may not read");
-        return Ok(Some(Err(reject.into())));
-    }
-    match read(&Store::of(&view.0, &view.1)) {
-        Ok(answer) => Ok(Some(Ok(answer))),
-        Err(NoAnswer::Rejected(reject)) => Ok(Some(Err(reject.into()))),
+    answer: impl Fn(&v1::Head, &View, Rights<'_>) -> Result<T, NoAnswer>,
+) -> Result<Result<Answered<T>, Index>, Status> {
+    let (head, rows) = reader.view().map_err(internal)?;
+    let index = head.applied_index;
+    let rights = caller.rights(rows.auth()).map_err(NoAnswer::from);
+    match rights.and_then(|rights| answer(&head, &rows, rights)) {
+        Ok(answer) => Ok(Ok((index, Ok(answer)))),
+        Err(NoAnswer::Rejected(reject)) => {
+            sometimes!(matches!(reject, Reject::Auth(_)), "a user was refused a look at what it may not read");
+            Ok(Ok((index, Err(reject))))
+        }
         Err(NoAnswer::Fault(fault)) => Err(internal(fault)),
-        Err(NoAnswer::Overtaken) => Ok(None),
+        Err(NoAnswer::Overtaken) => Ok(Err(Index(index))),
     }
 }
 

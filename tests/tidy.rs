@@ -11,7 +11,7 @@ const FLOORS: &[(usize, &[&str])] = &[
     (2, &["state", "raft"]),
     (3, &["scheduler", "controller"]),
     (4, &["worker", "vm"]),
-    (5, &["shared", "client", "forward", "lane", "questions"]),
+    (5, &["shared", "client", "forward", "lane", "questions", "threads"]),
     (6, &["api", "http"]),
     (7, &["node"]),
     (8, &["cli", "os"]),

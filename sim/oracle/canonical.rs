@@ -54,3 +54,47 @@ fn hash(entry: &Entry, outcome: &Outcome) -> u64 {
     }
     hash.digest()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::time::ClusterTime;
+
+    #[test]
+    fn entries_and_answers_are_the_same_to_the_last_byte() {
+        let commands = |stamp, commands: &[&'static str]| Body::Commands {
+            stamp: ClusterTime(stamp),
+            commands: commands.iter().map(|command| Bytes::from_static(command.as_bytes())).collect(),
+        };
+        let applied = |term, body, replies: &[&'static str]| {
+            let entry = Entry { index: Index(7), term: Term(term), body };
+            let replies = replies.iter().map(|reply| Bytes::from_static(reply.as_bytes())).collect();
+            (entry, Outcome { replies, digest: 0 })
+        };
+        let members = |conf_state, change| Body::Members {
+            conf_state: Bytes::from_static(conf_state),
+            change: Bytes::from_static(change),
+        };
+        let all = [
+            applied(2, commands(5, &["ab", "c"]), &["x", "yz"]),
+            applied(3, commands(5, &["ab", "c"]), &["x", "yz"]),
+            applied(2, commands(6, &["ab", "c"]), &["x", "yz"]),
+            applied(2, commands(5, &["a", "bc"]), &["x", "yz"]),
+            applied(2, commands(5, &["c", "ab"]), &["x", "yz"]),
+            applied(2, commands(5, &["ab", "c"]), &["xy", "z"]),
+            applied(2, commands(5, &["ab"]), &["c", "x", "yz"]),
+            applied(2, Body::Empty, &[]),
+            applied(2, members(b"ab", b"c"), &[]),
+            applied(2, members(b"a", b"bc"), &[]),
+        ];
+        for (one, first) in all.iter().enumerate() {
+            for (other, second) in all.iter().enumerate() {
+                let (mut canonical, violations) = (Canonical::default(), Violations::default());
+                for (member, (entry, outcome)) in [(1, first), (2, second)] {
+                    canonical.on_applied(NodeId(member), entry, outcome, &violations);
+                }
+                assert_eq!(violations.all().is_empty(), one == other, "{first:?} and {second:?}");
+            }
+        }
+    }
+}

@@ -136,3 +136,51 @@ impl Sessions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Reject;
+    use crate::ids::Term;
+    use crate::proto::etcdserverpb::{PutRequest, PutResponse};
+    use crate::proto::mvccpb::KeyValue;
+    use crate::state::command::refusal;
+
+    /// Whether a command may be answered so, and when it is sent again so.
+    fn holds(first: &v1::Reply, again: &v1::Reply) -> bool {
+        let (mut sessions, violations) = (Sessions::default(), Violations::default());
+        for (index, reply) in [(1, first), (2, again)] {
+            let session = Some(v1::SessionHeader { session: 9, seq: 1, acknowledged: 0 });
+            let kind = Some(command::Kind::Put(PutRequest::default()));
+            let command = v1::Command { session, kind, user: String::new() }.encode_to_vec().into();
+            let body = Body::Commands { stamp: ClusterTime(1), commands: vec![command] };
+            let entry = Entry { index: Index(index), term: Term(1), body };
+            sessions.on_applied(
+                &entry,
+                &Outcome { replies: vec![reply.encode_to_vec().into()], digest: 0 },
+                &violations,
+            );
+        }
+        violations.all().is_empty()
+    }
+
+    fn told(bytes: usize, byte: u8) -> v1::Reply {
+        let prev_kv = Some(KeyValue { value: vec![byte; bytes].into(), ..KeyValue::default() });
+        v1::Reply { kind: Some(reply::Kind::Put(PutResponse { prev_kv, ..PutResponse::default() })) }
+    }
+
+    #[test]
+    fn only_of_a_long_answer_it_may_be_said_that_it_is_not_kept() {
+        let (short, medium, long) = (told(1, 1), told(2 * SHOWN, 1), told(2 * SHORT, 1));
+        for (number, reply) in [&short, &medium, &long].into_iter().enumerate() {
+            let len = reply.encoded_len() as u64;
+            assert!(holds(reply, reply), "{len}");
+            assert!(!holds(reply, &told(reply.encoded_len(), 2)), "{len}, and another");
+            assert_eq!(holds(reply, &refusal(&Reject::AnswerNotKept(len))), number == 2, "{len}");
+            assert!(!holds(reply, &refusal(&Reject::AnswerNotKept(len + 1))), "{len}, and not as long");
+            assert!(!holds(&refusal(&Reject::AnswerNotKept(len)), reply), "it was not to be known before");
+        }
+        let same_len = (told(2 * SHOWN, 1), told(2 * SHOWN, 2));
+        assert!(!holds(&same_len.0, &same_len.1));
+    }
+}

@@ -36,7 +36,7 @@ impl Kv for KvService {
         let range = request.into_inner();
         kv::check_range(&range).map_err(|reject| rejected(&reject.into()))?;
         let from = (range.serializable, deadline);
-        let (_, answer) = self.0.read_keys(from, &caller, range).await.map_err(unread)?;
+        let (_, answer) = self.0.ask(from, &caller, range).await.map_err(unread)?;
         let reply = answer.map_err(|reject| rejected(&reject))?;
         Ok(Response::new(sign(&self.0, reply)))
     }
@@ -60,7 +60,7 @@ impl Kv for KvService {
         kv::check_txn(&txn).map_err(|reject| rejected(&reject.into()))?;
         if kv::only_reads(&txn) {
             let from = (is_serializable(&txn), deadline);
-            let (_, answer) = self.0.read_keys(from, &caller, txn).await.map_err(unread)?;
+            let (_, answer) = self.0.ask(from, &caller, txn).await.map_err(unread)?;
             let reply = answer.map_err(|reject| rejected(&reject))?;
             return Ok(Response::new(sign(&self.0, reply)));
         }

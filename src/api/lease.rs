@@ -14,8 +14,8 @@ use crate::proto::etcdserverpb::{
     LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse, LeaseTimeToLiveRequest, LeaseTimeToLiveResponse,
 };
 use crate::proto::v1::{command::Kind, reply};
-use crate::shared::{Caller, SharedNodeState, internal};
-use crate::state::lease;
+use crate::questions::TimeToLive;
+use crate::shared::{Caller, SharedNodeState};
 
 /// The service.
 pub struct LeaseService {
@@ -83,23 +83,18 @@ impl Lease for LeaseService {
         &self,
         request: Request<LeaseTimeToLiveRequest>,
     ) -> Result<Response<LeaseTimeToLiveResponse>, Status> {
-        let deadline = self.shared.deadline(&request);
-        let (head, rows) = self.shared.view(false, deadline).await.map_err(unread)?;
-        let now = self.shared.raft.cluster_time();
-        let caller = Caller::of(&request);
-        let reply = lease::time_to_live(&head, &rows, &request.into_inner(), now).map_err(internal)?;
-        let may = caller.rights(rows.auth()).and_then(|rights| rights.read_all(&reply.keys));
-        may.map_err(|reject| rejected(&reject.into()))?;
-        Ok(Response::new(sign(&self.shared, reply)))
+        let (from, caller) = ((false, self.shared.deadline(&request)), Caller::of(&request));
+        let question = TimeToLive { asked: request.into_inner(), raft: self.shared.raft.clone() };
+        let (_, answer) = self.shared.ask(from, &caller, question).await.map_err(unread)?;
+        Ok(Response::new(sign(&self.shared, answer.map_err(|reject| rejected(&reject))?)))
     }
 
     async fn lease_leases(
         &self,
         request: Request<LeaseLeasesRequest>,
     ) -> Result<Response<LeaseLeasesResponse>, Status> {
-        let deadline = self.shared.deadline(&request);
-        let (head, rows) = self.shared.view(false, deadline).await.map_err(unread)?;
-        let reply = lease::all(&head, &rows).map_err(internal)?;
-        Ok(Response::new(sign(&self.shared, reply)))
+        let (from, caller) = ((false, self.shared.deadline(&request)), Caller::of(&request));
+        let (_, answer) = self.shared.ask(from, &caller, request.into_inner()).await.map_err(unread)?;
+        Ok(Response::new(sign(&self.shared, answer.map_err(|reject| rejected(&reject))?)))
     }
 }

@@ -159,10 +159,12 @@ async fn look<T>(
     line: &Line,
     read: impl Fn(&Store<'_, View>) -> Result<T, NoAnswer>,
 ) -> Result<T, Status> {
-    let view = shared.reader.view().map_err(internal)?;
     let (key, range_end) = line.keys();
-    let may = |rights: Rights<'_>| rights.read(&key, &range_end);
-    shared.read_keys_here(view, caller, may, read).await?.1.map_err(|reject| said(rejected(&reject)))
+    let answer = |head: &_, rows: &_, rights: Rights<'_>| {
+        rights.read(&key, &range_end)?;
+        read(&Store::of(head, rows))
+    };
+    shared.ask_here(caller, answer).await?.1.map_err(|reject| said(rejected(&reject)))
 }
 
 impl Place {

@@ -219,7 +219,7 @@ impl Maintenance for MaintenanceService {
     async fn hash_kv(&self, request: Request<HashKvRequest>) -> Result<Response<HashKvResponse>, Status> {
         let from = (true, self.shared.deadline(&request));
         let revision = request.into_inner().revision;
-        let (_, answer) = self.shared.read_keys(from, &Caller::root(), HashUpto(revision)).await.map_err(unread)?;
+        let (_, answer) = self.shared.ask(from, &Caller::root(), HashUpto(revision)).await.map_err(unread)?;
         let (hash, compacted, newest) = answer.map_err(|reject| rejected(&reject))?;
         let header = header(&self.shared, signed(newest));
         // As etcd says that nothing was compacted yet.

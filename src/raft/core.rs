@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use super::codec;
 use super::log::{Recovered, Write};
+use super::logger;
 use super::tail::{Fetch, Retention, Tail};
 use super::validate::{self, InvalidMessage};
 use crate::entry::{Body, Entry};
@@ -309,10 +310,9 @@ impl Core {
             max_committed_size_per_ready: config.flow.committed_bytes,
             ..Config::default()
         };
-        let logger = slog::Logger::root(Bridge, slog::o!());
         // Before it started it may have heard a leader.
         let loyal = config.election_ticks;
-        let raw = RawNode::new(&raft_config, tail, &logger).context(|| "start raft".into())?;
+        let raw = RawNode::new(&raft_config, tail, &logger::new()).context(|| "start raft".into())?;
         let mut core = Self {
             raw,
             config,
@@ -967,21 +967,4 @@ pub fn genesis(founder: &v1::Member) -> RaftEntry {
     entry.data = protobuf::Message::write_to_bytes(&change).expect("a message without required fields").into();
     entry.context = v1::MemberChange { members: vec![founder.clone()] }.encode_to_vec().into();
     entry
-}
-
-/// raft-rs's log lines as tracing events.
-struct Bridge;
-
-impl slog::Drain for Bridge {
-    type Ok = ();
-    type Err = slog::Never;
-
-    fn log(&self, record: &slog::Record<'_>, _: &slog::OwnedKVList) -> Result<(), slog::Never> {
-        if record.level().is_at_least(slog::Level::Warning) {
-            tracing::warn!(target: "raft", "{}", record.msg());
-        } else {
-            tracing::debug!(target: "raft", "{}", record.msg());
-        }
-        Ok(())
-    }
 }

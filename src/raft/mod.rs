@@ -23,6 +23,7 @@ pub mod core;
 pub mod handle;
 pub mod journal;
 pub mod log;
+mod logger;
 pub mod manager;
 pub mod owner;
 mod reads;

@@ -462,3 +462,62 @@ async fn ask(
     jobs.send(job(reply)).await.map_err(|_| stopping())?;
     answer.await.map_err(|_| stopping())?
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const LIFE: (NodeId, Incarnation) = (NodeId(1), Incarnation(1));
+    const OTHER: (NodeId, Incarnation) = (NodeId(2), Incarnation(1));
+
+    fn at(secs: u64) -> Monotonic {
+        Monotonic::default() + Duration::from_secs(secs)
+    }
+
+    /// Chunks given to a life, one each second from a time on. Says when the next would be.
+    fn give(served: &mut Served, whom: (NodeId, Incarnation), numbers: std::ops::Range<u64>, from: u64) -> u64 {
+        let end = from + numbers.end - numbers.start;
+        numbers.zip(from..).for_each(|(number, now)| served.note(whom, number, (at(now), true)));
+        end
+    }
+
+    #[test]
+    fn who_gets_on_keeps_a_snapshot() {
+        let mut served = Served::default();
+        assert!(!served.is_under_way(at(0)) && !served.is_vain(at(0)));
+        let now = give(&mut served, LIFE, 0..30, 0);
+        assert!(served.is_under_way(at(now)));
+        assert_eq!(served.since(at(5)), at(now - 1));
+        assert!(!served.is_under_way(at(now) + SNAPSHOT_PATIENCE), "it asks no more");
+        served.note(LIFE, 30, (at(now), false));
+        assert!(!served.is_under_way(at(now)), "it has it");
+    }
+
+    #[test]
+    fn who_begins_anew_gets_no_further() {
+        let mut served = Served::default();
+        let mut now = 0;
+        for again in 0..=SNAPSHOT_BEGINNINGS_MAX {
+            assert!(!served.is_vain(at(now)), "{again}");
+            now = give(&mut served, LIFE, 0..5, now);
+        }
+        assert!(served.is_vain(at(now)) && !served.is_under_way(at(now)));
+        // While another may yet have it, it stays.
+        now = give(&mut served, OTHER, 0..5, now);
+        assert!(!served.is_vain(at(now)));
+        assert!(served.is_vain(at(now) + SNAPSHOT_PATIENCE));
+        // In another life it is another's.
+        give(&mut served, (LIFE.0, Incarnation(2)), 0..5, now);
+        assert!(!served.is_vain(at(now) + SNAPSHOT_PATIENCE));
+    }
+
+    #[test]
+    fn a_stream_that_breaks_before_anything_came_is_no_beginning() {
+        let mut served = Served::default();
+        (0..100).for_each(|now| served.note(LIFE, 0, (at(now), true)));
+        assert!(!served.is_vain(at(100)));
+        assert_eq!(served.since(at(0)), at(0), "nor is it getting on");
+    }
+}

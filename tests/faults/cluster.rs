@@ -496,3 +496,32 @@ fn whose_state_is_slow_goes_on_acknowledging() {
     });
     assert!(ahead > 2 * APPLY_JOBS_MAX as u64, "acknowledged only {ahead} entries more than were applied");
 }
+
+/// Whose state hangs answers nobody: another is to lead, and does.
+#[test]
+fn a_leader_whose_state_hangs_gives_up_leading() {
+    let moved = |files: Option<Files>| {
+        simulate(move |world| async move {
+            let (io, _) = world.machine().boot();
+            let cluster = cluster(world, Plan::quiet(3), true).await;
+            let leading = leader(&cluster).unwrap();
+            let stall = files.map(|files| {
+                let fault = Fault::Stall { node: leading, files, span: 60 * SECOND };
+                madsim::task::spawn(cluster.inflict(fault))
+            });
+            let member = &cluster.members[leading];
+            let client = Client::over(io, vec![(member.address(), member.within())], SECOND);
+            let began = now();
+            let mut number = 0u64;
+            while leader(&cluster) == Some(leading) && now() - began < 60 * SECOND {
+                number += 1;
+                let key = number.to_be_bytes().to_vec().into();
+                let _ = client.put_request(PutRequest { key, ..PutRequest::default() }).await;
+            }
+            drop(stall);
+            now() - began
+        })
+    };
+    let (state, nothing) = (moved(Some(Files::State)), moved(None));
+    assert!(state < 60 * SECOND && nothing >= 60 * SECOND, "{state:?}, and {nothing:?} without");
+}

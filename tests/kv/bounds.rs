@@ -152,6 +152,21 @@ fn what_is_set_and_read_counts() {
     }
 }
 
+/// What a put tells of the value before, or keeps of it, is read.
+#[test]
+fn a_put_that_looks_back_counts() {
+    let mut real = Real::new();
+    raise(&mut real, BOUNDED);
+    for (prev_kv, ignore_value) in [(true, true), (false, true), (false, false)] {
+        real.run(put("k", LARGE)).unwrap();
+        let again = PutRequest { key: "k".into(), prev_kv, ignore_value, ..PutRequest::default() };
+        let count = if ignore_value { READ_BYTES_MAX as usize / LARGE + 1 } else { 200 };
+        let replies = entry(&mut real, vec![command::plain("", Kind::Put(again)); count]);
+        let refusals = replies.iter().filter_map(refused).count();
+        assert_eq!(refusals, usize::from(ignore_value), "{prev_kv} and {ignore_value}");
+    }
+}
+
 /// Entries with long answers are applied one after another, however many there are.
 #[test]
 fn long_answers_are_given_in_parts() {
@@ -253,10 +268,6 @@ fn a_session_keeps_no_more_than_it_may() {
     let all: Vec<bool> = (1..=kept + 2).map(|seq| is_kept(&mut real, seq, 0)).collect();
     assert!(all[..=kept as usize].iter().all(|kept| *kept) && !all[kept as usize + 1], "{all:?}");
     assert_eq!(real.versions(), versions, "nothing was done again");
-    // What the client has is forgotten, and makes room.
-    let next = kept + 3;
-    assert!(is_kept(&mut real, next, kept));
-    assert!(is_kept(&mut real, next, kept));
     let rows = |real: &Real| {
         let (_, view) = real.state.reader().view().unwrap();
         let mut bytes = 0;
@@ -268,6 +279,20 @@ fn a_session_keeps_no_more_than_it_may() {
         .unwrap();
         bytes
     };
+    // Where there is no room at all, a refusal is still none that it was done, even if it says more than that would.
+    let left = (SESSION_ANSWERS_BYTES_MAX - rows(&real)) as usize;
+    for (seq, bytes) in [left - 100].into_iter().chain([1; 20]).enumerate() {
+        session.ask(&mut real, kept + 3 + seq as u64, 0, put("b", bytes)).ok();
+    }
+    let refuse = || Kind::Compact(CompactionRequest { revision: i64::MAX, physical: false });
+    let compacted = kept + 24;
+    let refused = session.ask(&mut real, compacted, 0, refuse());
+    assert!(matches!(refused, Err(Reject::Kv(KvReject::Future { .. }))), "{refused:?}");
+    assert_eq!(session.ask(&mut real, compacted, 0, refuse()), refused);
+    // What the client has is forgotten, and makes room.
+    let next = kept + 25;
+    assert!(is_kept(&mut real, next, compacted));
+    assert!(is_kept(&mut real, next, compacted));
     assert!(rows(&real) <= SESSION_ANSWERS_BYTES_MAX);
     assert!(real.ask(Kind::CloseSession(v1::CloseSession { session: session.0 })).is_ok());
     assert_eq!(rows(&real), 0);

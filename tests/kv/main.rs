@@ -462,7 +462,7 @@ impl Real {
         let (head, rows) = self.state.reader().view().unwrap();
         match Store::of(&head, &rows).range(range) {
             Ok(reply) => Ok(reply),
-            Err(NoAnswer::Rejected(reject)) => Err(reject),
+            Err(NoAnswer::Rejected(Reject::Kv(reject))) => Err(reject),
             Err(other) => panic!("{other:?}"),
         }
     }

@@ -457,6 +457,19 @@ fn a_worker_without_state_runs_what_a_server_tells_it() {
         &["start", "--role", "worker", "--data-dir", copy, "--listen", "127.0.0.1:0"],
     );
 
+    // Another name by which the same socket is reached is no copy either.
+    let port = first.address.rsplit(':').next().unwrap().to_owned();
+    let named = format!("localhost:{port}");
+    let listen = first.address.clone();
+    first.kill();
+    let first = worker(dir.path(), "w1", &listen, &["--advertise", &named]);
+    let known = || {
+        let members = server.status()["members"].as_array().cloned().unwrap_or_default();
+        members.into_iter().any(|member| member["id"] == 2 && member["address"] == named.as_str())
+    };
+    until("it is known by its name", known);
+    assert_eq!(text(&server.run_task(&["--", "echo", "here"]).stdout), "here\n");
+
     // It is removed: it says so and ends, and when it is started again, too. Another id is another worker.
     assert!(run(&["cluster", "remove", "2", "--endpoints", &server.address]).status.success());
     let mut first = first;

@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::Xxh3;
 use super::super::table::{Read, Table, View};
 use super::index::{KeyIndex, Position, Selection, Version};
 use super::{check, header, signed};
-use crate::error::{Context, Fault, KvReject};
+use crate::error::{AuthReject, Context, Fault, KvReject, Reject};
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::request_op::Request;
@@ -27,7 +27,7 @@ use crate::proto::v1;
 #[derive(Debug)]
 pub enum NoAnswer {
     /// That is the answer.
-    Rejected(KvReject),
+    Rejected(Reject),
     /// The view is from before a compaction, and what it would show is being swept away: take another.
     Overtaken,
     /// The database failed.
@@ -42,7 +42,13 @@ impl From<Fault> for NoAnswer {
 
 impl From<KvReject> for NoAnswer {
     fn from(reject: KvReject) -> Self {
-        Self::Rejected(reject)
+        Self::Rejected(reject.into())
+    }
+}
+
+impl From<AuthReject> for NoAnswer {
+    fn from(reject: AuthReject) -> Self {
+        Self::Rejected(reject.into())
     }
 }
 
@@ -250,29 +256,29 @@ impl<'a, R: Read> Store<'a, R> {
         Ok(RangeResponse { header: header(self.revision), kvs, more, count: signed(selection.count as u64) })
     }
 
-    /// Adds to `bytes` what it takes to read the first `limit` keys of a range: the bytes of their rows, and one for each key that is
-    /// looked at. Stops when that is more than `most`.
+    /// What it takes to read the first `limit` keys of a range: the bytes of their rows, and one for each key that is looked at. Not all of it,
+    /// if that is more than `enough`.
     pub(super) fn weigh(
         &self,
         (key, range_end): (&[u8], &[u8]),
         revision: u64,
         limit: usize,
-        (bytes, most): (&mut u64, u64),
-    ) -> Result<(), NoAnswer> {
+        enough: u64,
+    ) -> Result<u64, NoAnswer> {
         let selection = self.select(key, range_end, revision, limit)?;
-        *bytes += selection.count as u64;
+        let mut bytes = selection.count as u64;
         for (_, at) in &selection.found {
-            if *bytes > most {
+            if bytes > enough {
                 break;
             }
-            *bytes += self.rows.get(Table::Versions, &at.key())?.map_or(0, |row| row.len() as u64);
+            bytes += self.rows.get(Table::Versions, &at.key())?.map_or(0, |row| row.len() as u64);
         }
-        Ok(())
+        Ok(bytes)
     }
 
     /// The same of what a range reads.
-    pub(super) fn weigh_range(&self, range: &RangeRequest, budget: (&mut u64, u64)) -> Result<(), NoAnswer> {
-        self.weigh((&range.key, &range.range_end), self.check_revision(range.revision)?, wanted(range).1, budget)
+    pub(super) fn weigh_range(&self, range: &RangeRequest, enough: u64) -> Result<u64, NoAnswer> {
+        self.weigh((&range.key, &range.range_end), self.check_revision(range.revision)?, wanted(range).1, enough)
     }
 
     /// Whether a comparison holds: for every key of its range, and for none if there is none, as if it had been there and

@@ -149,7 +149,7 @@ fn answer<'txn, T>(
         }
         Err(NoAnswer::Rejected(reject)) => {
             assert_eq!(revision, before, "what is refused changes nothing");
-            Ok(Err(reject.into()))
+            Ok(Err(reject))
         }
         Err(NoAnswer::Overtaken) => unreachable!("what applies is the newest there is"),
         Err(NoAnswer::Fault(fault)) => Err(fault),
@@ -202,47 +202,41 @@ impl<'txn> Writer<'_, 'txn> {
 
     /// Counts the reading of the first `limit` keys of a range, as they are now, before anything is changed.
     fn weigh(&mut self, (key, range_end): (&[u8], &[u8]), limit: usize) -> Result<(), NoAnswer> {
-        if range_end.is_empty() && limit == 0 {
+        let is_range = !range_end.is_empty();
+        if !is_range && limit == 0 {
             return Ok(());
         }
-        self.weigh_by(!range_end.is_empty(), |store, budget| {
-            store.weigh((key, range_end), store.revision(), limit, budget)
-        })
+        self.charge(is_range, |store, left| store.weigh((key, range_end), store.revision(), limit, left))
     }
 
     /// The same of what a transaction reads that also sets these keys: by then they may be there.
     fn weigh_read(&mut self, range: &RangeRequest, puts: &[&PutRequest]) -> Result<(), NoAnswer> {
-        self.weigh_by(!range.range_end.is_empty(), |store, (bytes, most)| {
-            let within = |put: &&&PutRequest| is_within(&put.key, &range.key, &range.range_end);
-            if range.revision == 0 && !range.count_only {
-                *bytes += puts.iter().filter(within).map(|put| put.encoded_len() as u64).sum::<u64>();
-            }
-            store.weigh_range(range, (bytes, most))
+        let is_seen = range.revision == 0 && !range.count_only;
+        let seen = puts.iter().filter(|put| is_seen && is_within(&put.key, &range.key, &range.range_end));
+        let set: u64 = seen.map(|put| put.encoded_len() as u64).sum();
+        self.charge(!range.range_end.is_empty(), |store, left| {
+            Ok(set + store.weigh_range(range, left.saturating_sub(set))?)
         })
     }
 
-    /// Counts what is to be read. What is refused counts for itself: it is not read, but it was looked at, and who asks for one key is not to
-    /// be refused because another has asked for too much.
-    fn weigh_by(
+    /// Charges the entry with what is to be read, or refuses it if so much is not left. What is refused was looked at, too, but is counted for
+    /// itself: who asks for one key is not to be refused because another has asked for too much.
+    fn charge(
         &mut self,
         is_range: bool,
-        weigh: impl FnOnce(&Store<'_, Rows<'txn>>, (&mut u64, u64)) -> Result<(), NoAnswer>,
+        weigh: impl FnOnce(&Store<'_, Rows<'txn>>, u64) -> Result<u64, NoAnswer>,
     ) -> Result<(), NoAnswer> {
         if !self.apply.has(format::BOUNDED) {
             return Ok(());
         }
-        let before = self.apply.read_bytes;
-        let mut bytes = before;
-        if is_range && self.apply.refused_bytes > READ_BYTES_MAX {
-            bytes = READ_BYTES_MAX + 1;
-        } else {
-            weigh(&self.store(), (&mut bytes, READ_BYTES_MAX))?;
+        let left = READ_BYTES_MAX - self.apply.read_bytes;
+        let is_enough = is_range && self.apply.refused_bytes > READ_BYTES_MAX;
+        let bytes = if is_enough { left + 1 } else { weigh(&self.store(), left)? };
+        if bytes > left {
+            self.apply.refused_bytes += bytes;
+            return Err(KvReject::ReadsTooMuch(self.apply.read_bytes + bytes).into());
         }
-        if bytes > READ_BYTES_MAX {
-            self.apply.refused_bytes += bytes - before;
-            return Err(KvReject::ReadsTooMuch(bytes).into());
-        }
-        self.apply.read_bytes = bytes;
+        self.apply.read_bytes += bytes;
         Ok(())
     }
 
