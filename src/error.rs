@@ -123,11 +123,14 @@ pub enum KvReject {
     /// In bytes.
     #[error("{0} bytes; a request has at most {REQUEST_BYTES_MAX}")]
     TooLarge(u64),
-    /// In bytes, with what other commands of the same entry read.
+    /// In bytes.
     #[error(
-        "{0} bytes are to be read; what changes keys reads at most {READ_BYTES_MAX} at once: ask for less, or later"
+        "{0} bytes are to be read, or more; what changes keys reads at most {READ_BYTES_MAX}: ask for less at once"
     )]
     ReadsTooMuch(u64),
+    /// It was not done; in another entry it may be.
+    #[error("not done, for others that were asked at the same time read too much: ask again")]
+    EntryFull,
     /// It cannot be read any more.
     #[error("revision {asked} is compacted; what came before revision {compacted} is forgotten")]
     Compacted {

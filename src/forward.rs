@@ -64,13 +64,15 @@ pub fn not_leader(leader: Option<&Address>) -> Status {
     status
 }
 
-/// Says in a call that is passed on which member of which cluster it is for: another may be there by now.
-pub fn name(cluster: ClusterId, to: NodeId, metadata: &mut MetadataMap) {
+/// Says in a call which cluster it is for, and which member if it is for one: another may be there by now.
+pub fn name(cluster: ClusterId, to: Option<NodeId>, metadata: &mut MetadataMap) {
     metadata.insert(CLUSTER, cluster.0.into());
-    metadata.insert(TO, to.0.into());
+    if let Some(to) = to {
+        metadata.insert(TO, to.0.into());
+    }
 }
 
-/// Refuses a call that was passed on and is for another than this member; one from before there were names is for whoever is there.
+/// Refuses a call that is for another than this member, or its cluster; one that names nobody is for whoever is there.
 ///
 /// # Errors
 /// It is for another.
@@ -191,7 +193,7 @@ async fn call(
         timeout_ms: u64::try_from(deadline.since(now).as_millis()).unwrap_or(u64::MAX),
     };
     let mut request = Request::new(PassOnRequest { commands: commands.into_iter().map(passed).collect() });
-    name(cluster, to, request.metadata_mut());
+    name(cluster, Some(to), request.metadata_mut());
     request.set_timeout(deadline.since(now));
     let mut client = StoreClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX);
     let status = match clock.deadline(deadline, client.pass_on(request)).await {
@@ -301,7 +303,7 @@ mod tests {
         assert!(check_name(me, &MetadataMap::new()).is_ok(), "from before there were names");
         for (cluster, id, is_mine) in [(7, 1, true), (7, 2, false), (8, 1, false)] {
             let mut metadata = MetadataMap::new();
-            name(ClusterId(cluster), NodeId(id), &mut metadata);
+            name(ClusterId(cluster), Some(NodeId(id)), &mut metadata);
             match check_name(me, &metadata) {
                 Ok(()) => assert!(is_mine, "member {id} of {cluster}"),
                 Err(status) => assert!(!is_mine && is_not_done(&status), "member {id} of {cluster}"),

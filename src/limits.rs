@@ -9,8 +9,10 @@ pub const REQUEST_BYTES_MAX: usize = 1536 * 1024;
 pub const TXN_OPERATIONS_MAX: usize = 128;
 /// Most comparisons and operations in a transaction with all inner ones: as many as one without may have.
 pub const TXN_ALL_MAX: usize = 3 * TXN_OPERATIONS_MAX;
-/// What the commands of one entry read at most, in bytes, and in keys that are looked at.
+/// What the commands of one entry read at most, in bytes.
 pub const READ_BYTES_MAX: u64 = 128 * 1024 * 1024;
+/// What a key that is looked at counts for, in bytes.
+pub const LOOK_BYTES: u64 = 16;
 /// Keys of a range that are looked at before others may change the index.
 pub const SELECT_KEYS_MAX: usize = 10_000;
 /// Transactions in transactions, at most: what a member has decoded once it can decode again within a command.

@@ -12,7 +12,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
 use crate::controller;
-use crate::error::{AuthReject, Fault, Reject};
+use crate::error::{AuthReject, Fault, KvReject, Reject};
 use crate::forward::{self, Done, Forwarder, not_done, not_here_yet, not_leader, unknown_outcome};
 use crate::ids::{Address, Index, NodeId};
 use crate::io::{Channel, Io, RngStream};
@@ -235,6 +235,13 @@ impl SharedNodeState {
             self.check_quota((user, kind), command.len(), deadline).await?;
             let began = self.io.clock.now();
             match self.io.clock.deadline(deadline, self.raft.propose(command.clone())).await {
+                Ok(Ok((reply, _))) if is_put_off(&reply) => {
+                    let now = self.io.clock.now();
+                    if now + PUT_OFF >= deadline {
+                        return Err(not_done(Code::Unavailable, format!("not done: {}", KvReject::EntryFull)));
+                    }
+                    self.io.clock.sleep(PUT_OFF).await;
+                }
                 Ok(Ok(done)) => {
                     self.metrics.commands.observe(self.io.clock.now().since(began));
                     return Ok(done);
@@ -452,21 +459,22 @@ impl SharedNodeState {
     ) -> Result<Answered<Q::Answer>, Status> {
         self.confirm(serializable, deadline).await?;
         if question.is_brief() {
-            return self.ask_here(caller, |head, rows, rights| question.answer(head, rows, rights)).await;
+            return self.ask_here(caller, deadline, |head, rows, rights| question.answer(head, rows, rights)).await;
         }
         loop {
             let (asked, caller, reader) = (question, caller.clone(), self.reader.clone());
             // The state as it is then, and not while this waited: a view keeps alive what it shows.
-            let look = self.questions.run(move || {
-                let found = look_up(&reader, &caller, |head, rows, rights| asked.answer(head, rows, rights));
+            let look = move |wanted| {
+                let view = reader.view_while(wanted);
+                let found = look_up(view, &caller, |head, rows, rights| asked.answer(head, rows, rights));
                 (asked, found)
-            });
-            let late = |_| Status::unavailable("what was asked for was not read in time");
+            };
             let found;
-            (question, found) = self.io.clock.deadline(deadline, look).await.map_err(late)??;
-            match found? {
+            // As long as it takes: who does not wait any more does not get here.
+            (question, found) = self.questions.run(look).await?;
+            match found.map_err(internal)? {
                 Ok(answered) => return Ok(answered),
-                Err(overtaken) => self.applied_beyond(overtaken).await?,
+                Err(overtaken) => self.applied_beyond(overtaken, deadline).await?,
             }
         }
     }
@@ -478,19 +486,22 @@ impl SharedNodeState {
     pub async fn ask_here<T>(
         &self,
         caller: &Caller,
+        deadline: Monotonic,
         answer: impl Fn(&v1::Head, &View, Rights<'_>) -> Result<T, NoAnswer>,
     ) -> Result<Answered<T>, Status> {
         loop {
-            match look_up(&self.reader, caller, &answer)? {
+            match look_up(self.reader.view(), caller, &answer).map_err(internal)? {
                 Ok(answered) => return Ok(answered),
-                Err(overtaken) => self.applied_beyond(overtaken).await?,
+                Err(overtaken) => self.applied_beyond(overtaken, deadline).await?,
             }
         }
     }
 
     /// Waits until more has been applied: what was looked for is being removed, and what removes it is about to be.
-    async fn applied_beyond(&self, seen: Index) -> Result<(), Status> {
-        let applied = self.raft.wait_or_end(|status| (status.applied > seen).then_some(())).await;
+    async fn applied_beyond(&self, seen: Index, deadline: Monotonic) -> Result<(), Status> {
+        let applied = self.raft.wait_or_end(|status| (status.applied > seen).then_some(()));
+        let late = |_| Status::unavailable("this member's state does not get on");
+        let applied = self.io.clock.deadline(deadline, applied).await.map_err(late)?;
         applied.ok_or_else(|| Status::unavailable("this node stops"))
     }
 
@@ -588,7 +599,7 @@ impl SharedNodeState {
             0 => Ok(String::new()),
             1..=PASSWORD_BYTES_MAX => {
                 let (salt, rounds) = (self.draw(), self.bounds.password_rounds);
-                self.passwords.run(move || Password::make(&password, salt, rounds).to_string()).await
+                self.passwords.run(move |_| Password::make(&password, salt, rounds).to_string()).await
             }
             bytes => Err(Status::invalid_argument(format!("password: {bytes} bytes; at most {PASSWORD_BYTES_MAX}"))),
         }
@@ -601,7 +612,7 @@ impl SharedNodeState {
     pub async fn is_password(&self, kept: Option<String>, password: String) -> Result<bool, Status> {
         let (salt, rounds) = ([0; 16], self.bounds.password_rounds);
         self.passwords
-            .run(move || match kept.as_deref().and_then(Password::read) {
+            .run(move |_| match kept.as_deref().and_then(Password::read) {
                 Some(kept) => kept.is(&password),
                 None => {
                     drop(Password::make(&password, salt, rounds));
@@ -655,14 +666,14 @@ pub fn look(head: &v1::Head, rows: &View, worker: NodeId) -> Result<Look, Fault>
 /// The index of the state that an answer is of, and the answer, or the refusal that is one.
 pub type Answered<T> = (u64, Result<T, Reject>);
 
-/// Looks something up in the state as it is now, for somebody with the rights that it has there. If what it takes is being removed, gives the
+/// Looks something up in a view of the state, for somebody with the rights that it has there. If what it takes is being removed, gives the
 /// index that was looked at: the next shows what has come of it.
 fn look_up<T>(
-    reader: &StateReader,
+    view: Result<(v1::Head, View), Fault>,
     caller: &Caller,
     answer: impl Fn(&v1::Head, &View, Rights<'_>) -> Result<T, NoAnswer>,
-) -> Result<Result<Answered<T>, Index>, Status> {
-    let (head, rows) = reader.view().map_err(internal)?;
+) -> Result<Result<Answered<T>, Index>, Fault> {
+    let (head, rows) = view?;
     let index = head.applied_index;
     let rights = caller.rights(rows.auth()).map_err(NoAnswer::from);
     match rights.and_then(|rights| answer(&head, &rows, rights)) {
@@ -671,7 +682,7 @@ fn look_up<T>(
             sometimes!(matches!(reject, Reject::Auth(_)), "a user was refused a look at what it may not read");
             Ok(Ok((index, Err(reject))))
         }
-        Err(NoAnswer::Fault(fault)) => Err(internal(fault)),
+        Err(NoAnswer::Fault(fault)) => Err(fault),
         Err(NoAnswer::Overtaken) => Ok(Err(Index(index))),
     }
 }
@@ -681,6 +692,16 @@ fn look_up<T>(
 pub fn internal(fault: Fault) -> Status {
     tracing::error!(%fault, "a question could not be answered");
     Status::internal(fault.to_string())
+}
+
+/// How long what was put off waits for another entry.
+const PUT_OFF: Duration = TICK;
+/// What says so has no more bytes.
+const PUT_OFF_BYTES_MAX: usize = 64;
+
+/// Whether a reply says that the command is to be asked for again. What says so is short.
+fn is_put_off(reply: &Bytes) -> bool {
+    reply.len() <= PUT_OFF_BYTES_MAX && v1::Reply::decode(reply.clone()).is_ok_and(|reply| command::is_put_off(&reply))
 }
 
 /// How long a client gives.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tonic::Status;
 
-use crate::io::{self, Spawn};
+use crate::io::{self, Spawn, Wanted};
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -58,11 +58,12 @@ impl Threads {
         Self { name, idle: Arc::new(Mutex::new(idle)), free, room }
     }
 
-    /// Has something done by the next of them that is idle. Once it has begun, it is done even if nobody waits for it any more.
+    /// Has something done by the next of them that is idle. What nobody waits for any more is not begun; what has been begun may ask whether
+    /// it is still wanted.
     ///
     /// # Errors
     /// `RESOURCE_EXHAUSTED` if too much waits, `UNAVAILABLE` if this member stops.
-    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, Status> {
+    pub async fn run<T: Send + 'static>(&self, work: impl FnOnce(Wanted) -> T + Send + 'static) -> Result<T, Status> {
         let stops = || Status::unavailable("this node stops");
         let busy = |_| Status::resource_exhausted(format!("too many {} wait; try again later", self.name));
         let _room = self.room.try_acquire().map_err(busy)?;
@@ -70,14 +71,18 @@ impl Threads {
         let to = lock(&self.idle).pop().expect("as many are idle as there are permits");
         let lent = Lent { to: to.clone(), idle: self.idle.clone(), _free: free };
         let (answer, answered) = oneshot::channel();
+        let here = Arc::default();
+        let wanted = Wanted::by(&here);
         let job: Job = Box::new(move || {
-            let done = work();
+            let done = wanted.is_wanted().then(|| work(wanted));
             // Before the answer: whoever hears it may have more to do.
             drop(lent);
-            drop(answer.send(done));
+            drop(done.map(|done| answer.send(done)));
         });
         to.try_send(job).map_err(|_| stops())?;
-        answered.await.map_err(|_| stops())
+        let done = answered.await.map_err(|_| stops());
+        drop(here);
+        done
     }
 }
 
@@ -97,7 +102,7 @@ mod tests {
         let (done, refused) = run(Seed(1), Trace::default(), |world| async move {
             let (io, _) = world.machine().boot();
             let threads = Threads::new(&*io.spawn, "things", 2, 5);
-            let answers = join_all((0..7).map(|number| threads.run(move || number))).await;
+            let answers = join_all((0..7).map(|number| threads.run(move |_| number))).await;
             let done: Vec<i32> = answers.iter().filter_map(|answer| answer.as_ref().ok().copied()).collect();
             (done, answers.into_iter().filter_map(Result::err).collect::<Vec<_>>())
         })
@@ -115,16 +120,21 @@ mod tests {
             let begun = Arc::new(Mutex::new(0));
             for number in 0..50 {
                 let count = begun.clone();
-                let work = threads.run(move || *count.lock().expect("nobody panics") += 1);
+                let work = threads.run(move |_| *count.lock().expect("nobody panics") += 1);
                 // Some before a thread has begun, some when it has.
                 let patience = Duration::from_micros(number % 7 * 500);
                 let _ = madsim::time::timeout(patience, work).await;
             }
-            let all = join_all((0..5).map(|_| threads.run(|| ()))).await;
+            let wanted = threads.run(|wanted| (wanted.is_wanted(), wanted)).await;
+            assert!(
+                wanted.is_ok_and(|(then, wanted)| then && !wanted.is_wanted()),
+                "it is wanted as long as it is waited for"
+            );
+            let all = join_all((0..5).map(|_| threads.run(|_| ()))).await;
             assert!(all.iter().all(Result::is_ok), "a thread or its room was lost");
             *begun.lock().expect("nobody panics")
         })
         .expect("it comes to an end");
-        assert!((1..=50).contains(&begun), "{begun}");
+        assert!((1..50).contains(&begun), "{begun}");
     }
 }

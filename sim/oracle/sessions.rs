@@ -92,6 +92,7 @@ impl Sessions {
         match (refused, self.answers.get(&whose)) {
             // It was not looked up, or its user may not see what it gave.
             (Some(Refused::SessionExpired(_) | Refused::Stale(_) | Refused::WindowFull(_) | Refused::Auth(_)), _) => {}
+            (Some(Refused::Keys(keys)), _) if keys.why() == rejection::keys::Why::EntryFull => {}
             (Some(Refused::AnswerNotKept(bytes)), Some(first)) if first.len as u64 == *bytes && first.len > SHORT => {}
             (_, Some(first)) => {
                 let now = Answer::of(answer);

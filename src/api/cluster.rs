@@ -231,7 +231,7 @@ impl ClusterService {
         let clock = &self.0.io.clock;
         let mut request = Request::new(request);
         request.metadata_mut().insert(FORWARDED, "1".parse().expect("plain text"));
-        forward::name(self.0.identity.cluster, id, request.metadata_mut());
+        forward::name(self.0.identity.cluster, Some(id), request.metadata_mut());
         request.set_timeout(deadline.since(clock.now()));
         let answer = clock.deadline(deadline, call(ClusterClient::new(self.0.channel(&leader)), request)).await;
         answer.unwrap_or_else(|_| Err(Status::unavailable(format!("no answer from the leader at {leader}; ask again"))))

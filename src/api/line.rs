@@ -164,7 +164,8 @@ async fn look<T>(
         rights.read(&key, &range_end)?;
         read(&Store::of(head, rows))
     };
-    shared.ask_here(caller, answer).await?.1.map_err(|reject| said(rejected(&reject)))
+    let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
+    shared.ask_here(caller, deadline, answer).await?.1.map_err(|reject| said(rejected(&reject)))
 }
 
 impl Place {
@@ -207,7 +208,7 @@ impl Place {
     /// The key just before this one, and when that came into being; and the revision of the store.
     async fn before(&self) -> Result<(Option<(Bytes, u64)>, u64), Status> {
         let (key, range_end) = self.line.keys();
-        self.look(|store| Ok((store.created_before(&key, &range_end, self.created)?, store.revision()))).await
+        self.look(|store| Ok((store.created_before((&key, &range_end), self.created)?, store.revision()))).await
     }
 
     /// The own key must still be there: its lease may have ended meanwhile.
@@ -233,7 +234,7 @@ async fn first(
     let line = Line::new(name);
     let (key, range_end) = line.keys();
     look(shared, caller, &line, |store| {
-        let row = store.created_first(&key, &range_end, known.cast_unsigned())?;
+        let row = store.created_first((&key, &range_end), known.cast_unsigned())?;
         Ok((row, kv::signed(store.revision())))
     })
     .await

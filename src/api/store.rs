@@ -21,6 +21,7 @@ pub struct StoreService(pub Arc<SharedNodeState>);
 #[tonic::async_trait]
 impl v1::store_server::Store for StoreService {
     async fn execute(&self, request: Request<Command>) -> Result<Response<Reply>, Status> {
+        forward::check_name(self.0.identity, request.metadata())?;
         let (deadline, caller) = (self.0.deadline(&request), Caller::of(&request));
         let mut command = request.into_inner();
         if command.kind.as_ref().is_some_and(is_of_members) && !caller.is_member {

@@ -24,8 +24,8 @@ use futures_util::future::{BoxFuture, join_all};
 use tonic::{Code, Request, Status};
 
 use crate::error::{AuthReject, Reject};
-use crate::forward::{LEADER_HINT, is_not_done};
-use crate::ids::{Address, NodeId, Revision, Seq, SessionId};
+use crate::forward::{self, LEADER_HINT, is_not_done};
+use crate::ids::{Address, ClusterId, NodeId, Revision, Seq, SessionId};
 use crate::io::{Channel, Io};
 use crate::limits::ANSWER_BYTES_MAX;
 use crate::proto::health::health_check_response::ServingStatus;
@@ -326,13 +326,15 @@ impl Client {
         .map(|reply| NodeId(reply.leader))
     }
 
-    /// Carries out a command that names what it assumes, so that doing it again does nothing: it is under no session.
+    /// Carries out a command that names what it assumes, so that doing it again does nothing: it is under no session, and for this
+    /// cluster alone.
     ///
     /// # Errors
     /// See [`ClientError`]; a refusal of the state is an answer.
-    pub async fn execute_again(&self, kind: Kind) -> Result<v1::Reply, ClientError> {
+    pub async fn execute_again(&self, cluster: ClusterId, kind: Kind) -> Result<v1::Reply, ClientError> {
         self.attempts(|channel, deadline| {
             let mut request = Request::new(command::plain("", kind.clone()));
+            forward::name(cluster, None, request.metadata_mut());
             request.set_timeout(deadline.since(self.io.clock.now()));
             Box::pin(async move { store(channel).execute(request).await })
         })

@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 use futures_util::future::{BoxFuture, pending};
 use prost::Message;
 
-use super::{Client, ClientError, answer, unexpected};
+use super::{Client, ClientError, RETRY_PAUSE, answer, unexpected};
+use crate::error::{KvReject, Reject};
 use crate::forward::is_answered_briefly;
 use crate::lane::{Lane, Unanswered};
 use crate::proto::v1::{Command, CommandBatch, command::Kind, reply};
@@ -39,7 +40,17 @@ impl Client {
             let carry = move |commands| Box::pin(carry(client.clone(), commands)) as BoxFuture<_>;
             Lane::new(&*self.io.spawn, "commands", Command::encoded_len, carry)
         });
-        match lane.pass(&*self.io.clock, command::plain("", kind), deadline, pending()).await {
+        let command = command::plain("", kind);
+        let passed = loop {
+            let passed = lane.pass(&*self.io.clock, command.clone(), deadline, pending()).await;
+            // It was certainly not done: others that went with it read too much.
+            let is_put_off = matches!(passed, Ok(Err(ClientError::Rejected(Reject::Kv(KvReject::EntryFull)))));
+            if !is_put_off || self.io.clock.now() + RETRY_PAUSE >= deadline {
+                break passed;
+            }
+            self.pause(RETRY_PAUSE).await;
+        };
+        match passed {
             Ok(answer) => answer,
             Err(Unanswered::Full) => Err(ClientError::Unavailable("too many commands wait; try again later".into())),
             Err(Unanswered::Late | Unanswered::Moved) => {

@@ -357,7 +357,10 @@ impl Desired for Remote {
     fn execute(&self, kind: Kind, patience: Duration) -> BoxFuture<'_, Result<reply::Kind, Refusal>> {
         let client = self.lock().client.with_timeout(patience);
         Box::pin(async move {
-            let reply = client.execute_again(kind).await.map_err(|error| Refusal::Failed(error.to_string()))?;
+            let reply = client
+                .execute_again(self.identity.cluster, kind)
+                .await
+                .map_err(|error| Refusal::Failed(error.to_string()))?;
             let reply = answer(reply)?;
             if let reply::Kind::WorkerLease(lease) = &reply {
                 let before = self.lock().look.as_ref().and_then(|look| look.epoch);

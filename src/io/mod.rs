@@ -23,7 +23,7 @@ pub use launcher::{Found, Launch, Launcher, LogPiece};
 pub use network::{BoxError, Channel, ChannelError, Listener, Network};
 pub(crate) use rng::scale;
 pub use rng::{Rng, RngStream};
-pub use spawn::{BlockingLoop, Spawn, TaskHandle, Worker, own};
+pub use spawn::{BlockingLoop, Spawn, TaskHandle, Wanted, Worker, own};
 
 /// Everything a node may touch.
 #[derive(Clone)]

@@ -1,5 +1,7 @@
 //! Tasks, and the owned threads on which blocking work runs.
 
+use std::sync::{Arc, Weak};
+
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 
@@ -51,6 +53,22 @@ pub trait BlockingLoop: Send + 'static {
 
     /// Does what there is to do. May block on the disk.
     fn run(&mut self);
+}
+
+/// Whether somebody still waits for what is being done.
+#[derive(Clone, Default)]
+pub struct Wanted(Option<Weak<()>>);
+
+impl Wanted {
+    /// As long as this is kept.
+    pub fn by(who: &Arc<()>) -> Self {
+        Self(Some(Arc::downgrade(who)))
+    }
+
+    /// Whether somebody does; of what is not for anybody in particular, always.
+    pub fn is_wanted(&self) -> bool {
+        self.0.as_ref().is_none_or(|who| who.strong_count() > 0)
+    }
 }
 
 /// An owner of something that blocks, fed by a queue.

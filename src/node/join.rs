@@ -256,6 +256,10 @@ pub async fn announce(shared: Arc<SharedNodeState>, uuid: [u8; 16], address: Add
             }
             // A state that does not have this member yet says nothing about where the cluster has it.
             Ok(_) => {
+                // Before those are asked who may be nowhere any more, which takes long.
+                if lost > 0 {
+                    discover(&shared, &seeds).await;
+                }
                 if let Err(status) = move_to(&shared, &request, &seeds).await {
                     failures = failures.wrapping_add(1);
                     if failures % WARN_EVERY == WARN_FIRST {

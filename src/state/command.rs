@@ -96,8 +96,18 @@ pub(super) fn execute(apply: &mut Apply<'_>, command: &Bytes) -> Result<Bytes, F
         session::Begin::Refuse(reject) => Ok(refusal(&reject).encode_to_vec().into()),
         session::Begin::Fresh => {
             let reply = run(apply, &command.user, kind)?;
-            session::finish(apply, header, &reply)
+            // What was put off may yet be done.
+            if is_put_off(&reply) { Ok(reply.encode_to_vec().into()) } else { session::finish(apply, header, &reply) }
         }
+    }
+}
+
+/// Whether a reply says that the command is to be asked for again, for there was no room for it in its entry.
+pub fn is_put_off(reply: &v1::Reply) -> bool {
+    use rejection::{Kind, keys::Why};
+    match &reply.kind {
+        Some(reply::Kind::Rejection(v1::Rejection { kind: Some(Kind::Keys(keys)) })) => keys.why() == Why::EntryFull,
+        _ => false,
     }
 }
 
@@ -291,6 +301,7 @@ fn keys_rejection(reject: KvReject) -> rejection::Keys {
         KvReject::InvalidSort => (Why::InvalidSort, 0, 0),
         KvReject::InvalidCompare => (Why::InvalidCompare, 0, 0),
         KvReject::TooLarge(bytes) => (Why::TooLarge, number(bytes), 0),
+        KvReject::EntryFull => (Why::EntryFull, 0, 0),
         KvReject::ReadsTooMuch(bytes) => (Why::ReadsTooMuch, number(bytes), 0),
         KvReject::Compacted { asked, compacted } => (Why::Compacted, number(asked), number(compacted)),
         KvReject::Future { asked, newest } => (Why::Future, number(asked), number(newest)),
@@ -318,6 +329,7 @@ fn keys_reject(keys: &rejection::Keys) -> Option<KvReject> {
         Why::InvalidSort => KvReject::InvalidSort,
         Why::InvalidCompare => KvReject::InvalidCompare,
         Why::TooLarge => KvReject::TooLarge(given),
+        Why::EntryFull => KvReject::EntryFull,
         Why::ReadsTooMuch => KvReject::ReadsTooMuch(given),
         Why::Compacted => KvReject::Compacted { asked: given, compacted: bound },
         Why::Future => KvReject::Future { asked: given, newest: bound },

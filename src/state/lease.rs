@@ -187,13 +187,16 @@ pub fn time_to_live(
         return Ok(LeaseTimeToLiveResponse { header, id: asked.id, ttl: -1, ..LeaseTimeToLiveResponse::default() });
     };
     let left = over(&row, head).since(now).as_secs();
-    let index = rows.index().read().expect("no code panics while it holds the index");
+    let keys = || {
+        let index = rows.index().read().expect("no code panics while it holds the index");
+        index.leased(LeaseId(asked.id)).cloned().collect()
+    };
     Ok(LeaseTimeToLiveResponse {
         header,
         id: asked.id,
         ttl: left.cast_signed(),
         granted_ttl: row.ttl_s.cast_signed(),
-        keys: if asked.keys { index.leased(LeaseId(asked.id)).cloned().collect() } else { Vec::new() },
+        keys: if asked.keys { keys() } else { Vec::new() },
     })
 }
 

@@ -17,6 +17,7 @@ use redb::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::auth::Auth;
+use super::budget::Budget;
 use super::defragment::{Changes, Defragmenter, NEW_FILE, Noted, Notes, copy_changes, not_written};
 use super::kv::KeyIndex;
 use super::table::{Rows, View, full_digest};
@@ -24,7 +25,7 @@ use super::{command, format, member};
 use crate::entry::{Body, Entry, Outcome, Step};
 use crate::error::{Context, Fault};
 use crate::ids::{Index, Term};
-use crate::io::{Disk, open_for_database};
+use crate::io::{Disk, Wanted, open_for_database};
 use crate::limits::{ANSWERS_BYTES_MAX, CHECKPOINT_BYTES_MAX, CHECKPOINT_ENTRIES_MAX, STATE_CACHE_BYTES};
 use crate::proto::v1;
 use crate::time::ClusterTime;
@@ -125,9 +126,8 @@ pub(super) struct Apply<'txn> {
     pub(super) auth: Arc<Auth>,
     /// The newest format that this member takes part in.
     pub(super) newest: u32,
-    /// Bytes that the commands of this entry have read, and those that it was not to read.
-    pub(super) read_bytes: u64,
-    pub(super) refused_bytes: u64,
+    /// What the commands of this entry have read.
+    pub(super) budget: Budget,
 }
 
 impl Apply<'_> {
@@ -278,8 +278,12 @@ impl State {
     }
 
     fn go_over_to(&mut self, store: Store) {
-        self.store = store;
-        *self.current.lock().expect("no code panics while it holds the database") = self.store.clone();
+        self.store = store.clone();
+        let mut current = self.current.lock().expect("no code panics while it holds the database");
+        let before = std::mem::replace(&mut *current, store);
+        drop(current);
+        // Its file may take a while to close, and readers want the new one meanwhile.
+        drop(before);
     }
 
     /// What writes this state anew, into a file without anything free.
@@ -390,15 +394,8 @@ impl State {
         let (head, auth, changed, outcomes) = {
             let rows = Rows::new(&txn, self.head.rows_digest).noting(matches!(*noted, Noted::On(_)));
             let (index, auth) = (self.store.index.clone(), self.store.auth.clone());
-            let mut apply = Apply {
-                rows,
-                head: self.head.clone(),
-                index,
-                auth,
-                newest: self.newest,
-                read_bytes: 0,
-                refused_bytes: 0,
-            };
+            let (head, newest) = (self.head.clone(), self.newest);
+            let mut apply = Apply { rows, head, index, auth, newest, budget: Budget::default() };
             let mut outcomes = Vec::with_capacity(entries.len());
             let mut answered = 0;
             for entry in entries {
@@ -410,7 +407,7 @@ impl State {
                 if entry.term.0 > apply.head.applied_term {
                     apply.head.term_began_ms = apply.head.cluster_time_ms;
                 }
-                (apply.read_bytes, apply.refused_bytes) = (0, 0);
+                apply.budget = Budget::default();
                 let replies = apply_one(&mut apply, &entry.body, &mut bytes)?;
                 apply.head.applied_index = entry.index.0;
                 apply.head.applied_term = entry.term.0;
@@ -498,11 +495,19 @@ impl StateReader {
     /// # Errors
     /// The database failed.
     pub fn view(&self) -> Result<(v1::Head, View), Fault> {
+        self.view_while(Wanted::default())
+    }
+
+    /// The same, which shows nothing more once nobody wants it any more.
+    ///
+    /// # Errors
+    /// The database failed.
+    pub fn view_while(&self, wanted: Wanted) -> Result<(v1::Head, View), Fault> {
         let what = || "read the state".to_string();
         let store = self.current.lock().expect("no code panics while it holds the database").clone();
         let txn = store.db.begin_read().context(what)?;
         let head = read_head(&txn.open_table(HEAD).context(what)?)?;
-        let view = View::new(txn, store.index);
+        let view = View::new(txn, store.index).shown_while(wanted);
         // What has been committed is told a little later: what users may do must be as of the rows.
         let auth = match store.auth.revision() == head.auth_revision {
             true => store.auth,

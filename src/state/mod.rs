@@ -7,6 +7,7 @@
 pub mod alarm;
 pub mod auth;
 pub mod backup;
+mod budget;
 pub mod command;
 pub mod defragment;
 pub mod format;

@@ -18,7 +18,7 @@ use prost::Message;
 use super::machine::Apply;
 use super::table::{Read, Table};
 use super::{command, format};
-use crate::error::{Context, Fault, Reject};
+use crate::error::{Context, Fault, KvReject, Reject};
 use crate::ids::{Seq, SessionId};
 use crate::limits::{
     EXPIRE_SESSIONS_MAX, SESSION_ANSWER_BYTES_MAX, SESSION_ANSWERS_BYTES_MAX, SESSION_TTL, SESSION_WINDOW_MAX,
@@ -83,6 +83,14 @@ pub(super) fn begin(apply: &mut Apply<'_>, header: &v1::SessionHeader, user: &st
     apply.rows.put(Table::Sessions, &key(session), &row.encode_to_vec())?;
     match apply.rows.get(Table::Replies, &reply_key(session, seq))? {
         Some(reply) => {
+            let len = reply.len() as u64;
+            if apply.has(format::BOUNDED)
+                && let Err(reject) = apply.budget.spend(len)
+            {
+                // What was kept before there were bounds may be more than any entry may read.
+                let not_kept = matches!(reject, KvReject::ReadsTooMuch(_)).then_some(Reject::AnswerNotKept(len));
+                return Ok(Begin::Refuse(not_kept.unwrap_or_else(|| reject.into())));
+            }
             sometimes!("a retry got the first answer");
             Ok(Begin::Replay(reply.into()))
         }

@@ -16,6 +16,7 @@ use super::auth::Auth;
 use super::defragment::Changes;
 use super::kv::KeyIndex;
 use crate::error::{Context, Fault};
+use crate::io::Wanted;
 
 /// A table of the replicated state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -130,6 +131,14 @@ pub trait Read {
     /// # Errors
     /// The database failed, or `each` did.
     fn scan(&self, table: Table, range: KeyRange, each: EachRow<'_>) -> Result<(), Fault>;
+
+    /// Whether somebody still wants to know: what takes long looks now and then.
+    ///
+    /// # Errors
+    /// Nobody does.
+    fn check_wanted(&self) -> Result<(), Fault> {
+        Ok(())
+    }
 }
 
 /// The message in a row, if the row exists.
@@ -213,11 +222,18 @@ pub struct View {
     tables: [OnceCell<ReadOnlyTable<&'static [u8], &'static [u8]>>; TABLES.len()],
     index: Arc<RwLock<KeyIndex>>,
     auth: Arc<Auth>,
+    wanted: Wanted,
 }
 
 impl View {
     pub(super) fn new(txn: ReadTransaction, index: Arc<RwLock<KeyIndex>>) -> Self {
-        Self { txn, tables: [const { OnceCell::new() }; TABLES.len()], index, auth: Arc::default() }
+        let (auth, wanted) = Default::default();
+        Self { txn, tables: [const { OnceCell::new() }; TABLES.len()], index, auth, wanted }
+    }
+
+    /// The same, as long as somebody wants it.
+    pub(super) fn shown_while(self, wanted: Wanted) -> Self {
+        Self { wanted, ..self }
     }
 
     /// The same, with what users may do as of this point.
@@ -247,11 +263,19 @@ impl View {
 
 impl Read for View {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, Fault> {
+        self.check_wanted()?;
         get_row(self.table(table)?, table, key)
     }
 
     fn scan(&self, table: Table, range: KeyRange, each: EachRow<'_>) -> Result<(), Fault> {
-        scan_rows(self.table(table)?, table, &range, each)
+        scan_rows(self.table(table)?, table, &range, &mut |key, row| {
+            self.check_wanted()?;
+            each(key, row)
+        })
+    }
+
+    fn check_wanted(&self) -> Result<(), Fault> {
+        if self.wanted.is_wanted() { Ok(()) } else { Err(Fault::new("nobody waits for what was asked any more")) }
     }
 }
 

@@ -175,7 +175,11 @@ impl Worker {
         shared.draining.store(true, Ordering::Relaxed);
         let empty = async {
             if !removed {
-                shared.set_status(WorkerStatus::Draining).await;
+                // What is left on the way of an earlier life may make it look like that one; the next renewal puts it right.
+                while let Err(Refusal::Rejected(Reject::Conflict(_))) = shared.set_status(WorkerStatus::Draining).await
+                {
+                    clock.sleep(WORKER_PAUSE).await;
+                }
             }
             while shared.desired.look()?.is_some_and(|look| !look.tasks.is_empty()) {
                 clock.sleep(WORKER_PAUSE).await;
@@ -183,7 +187,7 @@ impl Worker {
             // A renewal that crossed it would bring the worker back.
             drop(lease);
             if !removed {
-                shared.set_status(WorkerStatus::Offline).await;
+                let _ = shared.set_status(WorkerStatus::Offline).await;
             }
             Ok::<(), Fault>(())
         };
@@ -196,11 +200,13 @@ impl Worker {
 }
 
 impl Shared {
-    async fn set_status(&self, status: WorkerStatus) {
+    async fn set_status(&self, status: WorkerStatus) -> Result<(), Refusal> {
         let set = SetWorkerStatus { worker: self.id.0, status: status.into(), wish: false, life: self.life };
-        if let Err(refusal) = self.desired.execute(Kind::SetWorkerStatus(set), REQUEST_TIMEOUT).await {
+        let done = self.desired.execute(Kind::SetWorkerStatus(set), REQUEST_TIMEOUT).await;
+        if let Err(refusal) = &done {
             tracing::info!(?refusal, ?status, "the worker's status was not set");
         }
+        done.map(|_| ())
     }
 
     fn lease(&self) -> std::sync::MutexGuard<'_, Option<Lease>> {

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use cairn::client::Client;
 use cairn::ids::NodeId;
 use cairn::io::Io;
 use cairn::limits::{APPLY_JOBS_MAX, WORKER_RENEWAL};
-use cairn::proto::etcdserverpb::PutRequest;
+use cairn::proto::etcdserverpb::compare::{CompareTarget, TargetUnion};
+use cairn::proto::etcdserverpb::request_op::Request;
+use cairn::proto::etcdserverpb::{Compare, PutRequest, RequestOp, TxnRequest};
 use cairn::raft::core::Flow;
 use cairn::sim::clock::FROZEN_PPM;
 use cairn::sim::cluster::Cluster;
@@ -19,6 +22,7 @@ use cairn::sim::mark;
 use cairn::sim::plan::Plan;
 use cairn::sim::watch::Watch;
 use cairn::sim::world::World;
+use futures_util::future::join_all;
 use madsim::time::sleep;
 use redb::StorageBackend;
 
@@ -524,4 +528,34 @@ fn a_leader_whose_state_hangs_gives_up_leading() {
     };
     let (state, nothing) = (moved(Some(Files::State)), moved(None));
     assert!(state < 60 * SECOND && nothing >= 60 * SECOND, "{state:?}, and {nothing:?} without");
+}
+
+/// What there is no room for in its entry is done in another: nobody is refused for what others ask at the same time.
+#[test]
+fn what_reads_much_is_done_one_after_another() {
+    let done = simulate(|world| async move {
+        let (io, _) = world.machine().boot();
+        let cluster = cluster(world, Plan::quiet(1), true).await;
+        leader(&cluster).expect("it leads itself");
+        let member = &cluster.members[0];
+        let client = Client::over(io, vec![(member.address(), member.within())], 20 * SECOND);
+        let value = vec![b'v'; 1_400_000];
+        let put = PutRequest { key: "k".into(), value: value.clone().into(), ..PutRequest::default() };
+        client.put_request(put).await.expect("it is kept");
+        let looks = |number: u8| {
+            let union = Some(TargetUnion::Value(Bytes::from_static(b"other")));
+            let compare = Compare {
+                key: "k".into(),
+                target: CompareTarget::Value as i32,
+                target_union: union,
+                ..Compare::default()
+            };
+            let set = PutRequest { key: vec![number].into(), ..PutRequest::default() };
+            let failure = vec![RequestOp { request: Some(Request::RequestPut(set)) }];
+            TxnRequest { compare: vec![compare; 60], failure, ..TxnRequest::default() }
+        };
+        let all = join_all((0..16).map(|number| client.txn(looks(number)))).await;
+        all.into_iter().filter(|done| done.as_ref().is_ok_and(|reply| !reply.succeeded)).count()
+    });
+    assert_eq!(done, 16);
 }

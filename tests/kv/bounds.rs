@@ -1,6 +1,7 @@
 //! What commands may read at once and what sessions keep of their answers, from the format on that bounds it.
 
-use cairn::limits::{READ_BYTES_MAX, SESSION_ANSWER_BYTES_MAX, SESSION_ANSWERS_BYTES_MAX};
+use cairn::io::Wanted;
+use cairn::limits::{LOOK_BYTES, READ_BYTES_MAX, SESSION_ANSWER_BYTES_MAX, SESSION_ANSWERS_BYTES_MAX};
 
 use super::*;
 
@@ -61,7 +62,7 @@ fn fill(real: &mut Real, bytes: u64) -> u64 {
         real.run(put(&format!("key-{number:04}"), LARGE)).unwrap();
     }
     let kvs = real.range(&all()).unwrap().kvs;
-    kvs.iter().map(|row| row.encoded_len() as u64 + 1).sum()
+    kvs.iter().map(|row| row.encoded_len() as u64 + LOOK_BYTES).sum()
 }
 
 #[test]
@@ -118,8 +119,8 @@ fn commands_of_one_entry_share_what_they_read() {
     let replies = entry(&mut real, vec![look(), look(), command::plain("", put("x", 1))]);
     let refusals: Vec<_> = replies.iter().map(refused).collect();
     assert_eq!(refusals[0], None);
-    assert!(matches!(refusals[1], Some(Reject::Kv(KvReject::ReadsTooMuch(_)))), "{:?}", refusals[1]);
-    assert_eq!(refusals[2], None, "who asks for one key is not refused for that");
+    assert_eq!(refusals[1], Some(Reject::Kv(KvReject::EntryFull)));
+    assert_eq!(refusals[2], None, "who asks for little is not refused for that");
     assert_eq!(refused(&entry(&mut real, vec![look()])[0]), None, "the next entry begins anew");
 }
 
@@ -129,14 +130,18 @@ fn what_is_set_and_read_counts() {
     let mut real = Real::new();
     raise(&mut real, BOUNDED);
     let key = || Bytes::from("k");
-    let look = || Request::RequestRange(RangeRequest { key: key(), ..RangeRequest::default() });
-    let looks = |count: usize| {
-        let success = operations(std::iter::repeat_with(look).take(count).collect());
+    let looks = |count: usize, revision| {
+        let range = RangeRequest { key: key(), revision, ..RangeRequest::default() };
+        let success = operations(vec![Request::RequestRange(range); count]);
         Request::RequestTxn(TxnRequest { success, ..TxnRequest::default() })
     };
-    let set = Request::RequestPut(PutRequest { key: key(), value: vec![b'v'; LARGE].into(), ..PutRequest::default() });
-    let txn = TxnRequest { success: operations(vec![set, looks(120), looks(120)]), ..TxnRequest::default() };
-    assert!(matches!(real.run(Kind::Txn(txn)), Err(KvReject::ReadsTooMuch(_))));
+    let set = PutRequest { key: key(), value: vec![b'v'; LARGE].into(), ..PutRequest::default() };
+    // Before the first revision is the newest, too.
+    for revision in [0, -1] {
+        let all = vec![Request::RequestPut(set.clone()), looks(120, revision), looks(120, revision)];
+        let txn = TxnRequest { success: operations(all), ..TxnRequest::default() };
+        assert!(matches!(real.run(Kind::Txn(txn)), Err(KvReject::ReadsTooMuch(_))));
+    }
     assert_eq!(real.range(&all()).unwrap().count, 0);
     real.run(put("k", LARGE)).unwrap();
     // So it does where a value is compared; what a version is like is known without reading it.
@@ -150,6 +155,114 @@ fn what_is_set_and_read_counts() {
     for target in [CompareTarget::Version, CompareTarget::Create, CompareTarget::Mod] {
         assert!(real.run(asks(target)).is_ok());
     }
+}
+
+/// What is removed makes room for what stands behind it.
+#[test]
+fn what_stands_behind_what_is_removed_counts() {
+    let mut real = Real::new();
+    raise(&mut real, BOUNDED);
+    for number in 0..120 {
+        real.run(put(&format!("a-{number:03}"), 1)).unwrap();
+    }
+    for number in 0..10 {
+        real.run(put(&format!("b-{number:03}"), LARGE)).unwrap();
+    }
+    let range = RangeRequest { key: "a".into(), range_end: "c".into(), limit: 100, ..RangeRequest::default() };
+    let remove = DeleteRangeRequest { key: "a".into(), range_end: "b".into(), ..DeleteRangeRequest::default() };
+    let looks = vec![Request::RequestRange(range); 12];
+    let txn = |requests| Kind::Txn(TxnRequest { success: operations(requests), ..TxnRequest::default() });
+    let set = || vec![Request::RequestPut(PutRequest { key: "d".into(), ..PutRequest::default() })];
+    assert!(real.run(txn([set(), looks.clone()].concat())).is_ok());
+    let refused = real.run(txn([vec![Request::RequestDeleteRange(remove)], looks].concat()));
+    assert!(matches!(refused, Err(KvReject::ReadsTooMuch(_))), "{refused:?}");
+    assert_eq!(real.range(&all()).unwrap().count, 131);
+}
+
+/// A key that does not exist any more is looked at, too, until it is swept away.
+#[test]
+fn what_does_not_exist_any_more_counts() {
+    const COMPARISONS: usize = 120;
+    let mut real = Real::new();
+    raise(&mut real, BOUNDED);
+    let keys = READ_BYTES_MAX / (3 * COMPARISONS as u64 * LOOK_BYTES) + 1;
+    let numbers: Vec<u64> = (0..keys).collect();
+    for some in numbers.chunks(128) {
+        let set = |number: &u64| PutRequest { key: number.to_be_bytes().to_vec().into(), ..PutRequest::default() };
+        let success = operations(some.iter().map(set).map(Request::RequestPut).collect());
+        real.run(Kind::Txn(TxnRequest { success, ..TxnRequest::default() })).unwrap();
+    }
+    let compare = Compare { key: vec![0].into(), range_end: vec![0].into(), ..Compare::default() };
+    let inner = TxnRequest { compare: vec![compare; COMPARISONS], ..TxnRequest::default() };
+    let asks = || {
+        let success = operations(vec![Request::RequestTxn(inner.clone()); 3]);
+        Kind::Txn(TxnRequest { success, ..TxnRequest::default() })
+    };
+    real.run(Kind::DeleteRange(remove_all(false))).unwrap();
+    let refused = real.run(asks());
+    assert!(matches!(refused, Err(KvReject::ReadsTooMuch(_))), "{refused:?}");
+    let Ok(reply::Kind::Put(reply)) = real.run(put("k", 1)) else { panic!() };
+    let newest = reply.header.unwrap().revision;
+    real.run(Kind::Compact(CompactionRequest { revision: newest, physical: false })).unwrap();
+    let sweep = || Kind::SweepVersions(v1::SweepVersions {});
+    while real.run(sweep()) != Ok(reply::Kind::SweepVersions(v1::SweepVersionsReply { swept: 0 })) {}
+    assert!(real.run(asks()).is_ok(), "there is one key");
+}
+
+/// However often it is asked for again at once, what was answered is not more in one entry than any may read.
+#[test]
+fn what_is_told_again_counts() {
+    let mut real = Real::new();
+    raise(&mut real, BOUNDED);
+    let mut session = Session::open(&mut real);
+    session.next(&mut real, put("k", LARGE)).unwrap();
+    let first = session.next(&mut real, put("k", LARGE)).unwrap();
+    let header = Some(v1::SessionHeader { session: session.0, seq: 2, acknowledged: 0 });
+    let again = v1::Command { session: header, ..command::plain("", put("k", LARGE)) };
+    let replies = entry(&mut real, vec![again; 200]);
+    let told = replies.iter().filter(|reply| reply.kind.as_ref() == Some(&first)).count();
+    assert_eq!(told, READ_BYTES_MAX as usize / replies[0].encoded_len());
+    let put_off = Some(Reject::Kv(KvReject::EntryFull));
+    assert!(replies[told..].iter().all(|reply| command::is_put_off(reply) && refused(reply) == put_off));
+    assert_eq!(session.ask(&mut real, 2, 0, put("k", LARGE)), Ok(first), "and it is told later");
+}
+
+/// What was put off was not done: it is when it is asked for again, once.
+#[test]
+fn what_is_put_off_is_done_later() {
+    let mut real = Real::new();
+    raise(&mut real, BOUNDED);
+    fill(&mut real, READ_BYTES_MAX / 2 + 2 * LARGE as u64);
+    let session = Session::open(&mut real);
+    let look = |seq| {
+        let set = Request::RequestPut(PutRequest { key: "0".into(), ..PutRequest::default() });
+        let success = operations(vec![set, Request::RequestRange(RangeRequest { limit: 80, ..all() })]);
+        let session = (seq > 0).then_some(v1::SessionHeader { session: session.0, seq, acknowledged: 0 });
+        v1::Command { session, ..command::plain("", Kind::Txn(TxnRequest { success, ..TxnRequest::default() })) }
+    };
+    let before = real.versions().0;
+    let replies = entry(&mut real, vec![look(0), look(1)]);
+    assert!(!command::is_put_off(&replies[0]) && command::is_put_off(&replies[1]));
+    assert_eq!(real.versions().0, before + 1);
+    for again in [false, true] {
+        let reply = &entry(&mut real, vec![look(1)])[0];
+        let not_kept = matches!(refused(reply), Some(Reject::AnswerNotKept(_)));
+        assert_eq!((refused(reply).is_some(), not_kept), (again, again), "{:?}", refused(reply));
+        assert_eq!(real.versions().0, before + 2);
+    }
+}
+
+/// Whoever has something looked up and does not wait for it any more is shown nothing more.
+#[test]
+fn what_nobody_waits_for_is_not_looked_up() {
+    let mut real = Real::new();
+    real.run(put("k", 1)).unwrap();
+    let here = std::sync::Arc::default();
+    let (head, rows) = real.state.reader().view_while(Wanted::by(&here)).unwrap();
+    assert_eq!(Store::of(&head, &rows).range(&all()).unwrap().count, 1);
+    drop(here);
+    assert!(matches!(Store::of(&head, &rows).range(&all()), Err(NoAnswer::Fault(_))));
+    assert!(Store::of(&head, &rows).hash(0).is_err());
 }
 
 /// What a put tells of the value before, or keeps of it, is read.

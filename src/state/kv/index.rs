@@ -57,15 +57,6 @@ pub struct Version {
     pub count: u64,
 }
 
-/// What a range holds.
-#[derive(Default)]
-pub struct Selection {
-    /// Keys and where their rows are, in order, as many as were asked for.
-    pub found: Vec<(Bytes, Position)>,
-    /// How many there are in all.
-    pub count: usize,
-}
-
 /// What was swept away.
 pub struct Swept {
     /// The rows that are not needed any more.
@@ -200,46 +191,34 @@ impl KeyIndex {
 
     /// The newest version of a key, if the key exists.
     pub fn newest(&self, key: &[u8]) -> Option<Version> {
-        live(&self.keys.get(key)?.all, u64::MAX)
+        self.at(key, u64::MAX)
     }
 
-    /// What a key was before a revision, if it existed.
-    pub fn before(&self, key: &[u8], revision: u64) -> Option<Version> {
-        live(&self.keys.get(key)?.all, revision - 1)
+    /// What a key is at a revision, if it exists there.
+    pub fn at(&self, key: &[u8], revision: u64) -> Option<Version> {
+        live(&self.keys.get(key)?.all, revision)
     }
 
-    /// The keys of a range that exist at a revision, with what they are there, in order.
-    pub fn there<'a>(
-        &'a self,
-        key: &'a [u8],
-        range_end: &'a [u8],
-        revision: u64,
-    ) -> impl Iterator<Item = (&'a Bytes, Version)> {
-        let keys = bounds(key, range_end).map(|range| self.keys.range::<[u8], _>(range));
-        keys.into_iter().flatten().filter_map(move |(key, versions)| Some((key, live(&versions.all, revision)?)))
-    }
-
-    /// Adds the keys of a range that exist at a revision to a selection, of which it is to have the first `limit` (all: `usize::MAX`). Gives
-    /// the key to go on with, if there are more than are looked at in one go.
-    pub fn select(
+    /// Calls `each` for the keys of a range that exist at a revision, in order, until it breaks. Gives how many keys were looked at, and the
+    /// key to go on with, if there are more than are looked at in one go.
+    pub fn walk(
         &self,
         (key, range_end): (&[u8], &[u8]),
         revision: u64,
-        limit: usize,
-        selection: &mut Selection,
-    ) -> Option<Bytes> {
-        let range = bounds(key, range_end)?;
-        for (number, (key, versions)) in self.keys.range::<[u8], _>(range).enumerate() {
-            if number == SELECT_KEYS_MAX {
-                return Some(key.clone());
+        mut each: impl FnMut(&Bytes, Version) -> ControlFlow<()>,
+    ) -> (usize, Option<Bytes>) {
+        let mut looked = 0;
+        for (key, versions) in bounds(key, range_end).into_iter().flat_map(|range| self.keys.range::<[u8], _>(range)) {
+            if looked == SELECT_KEYS_MAX {
+                return (looked, Some(key.clone()));
             }
-            let Some(version) = live(&versions.all, revision) else { continue };
-            selection.count += 1;
-            if selection.found.len() < limit {
-                selection.found.push((key.clone(), version.at));
+            looked += 1;
+            let exists = live(&versions.all, revision);
+            if exists.is_some_and(|version| each(key, version).is_break()) {
+                break;
             }
         }
-        None
+        (looked, None)
     }
 
     /// Forgets versions that only revisions before `compacted` can see, beginning with the key `from`: at most `rows_max` of

@@ -10,9 +10,10 @@ use prost::Message;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::super::table::{Read, Table, View};
-use super::index::{KeyIndex, Position, Selection, Version};
+use super::index::{KeyIndex, Position, Version};
 use super::{check, header, signed};
 use crate::error::{AuthReject, Context, Fault, KvReject, Reject};
+use crate::limits::LOOK_BYTES;
 use crate::proto::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use crate::proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use crate::proto::etcdserverpb::request_op::Request;
@@ -60,6 +61,24 @@ pub struct Change {
     pub now: KeyValue,
 }
 
+/// What a range holds.
+pub(super) struct Selection {
+    /// Keys and where their rows are, in order, as many as were asked for.
+    pub(super) found: Vec<(Bytes, Position)>,
+    /// How many there are in all.
+    pub(super) count: usize,
+    /// How many keys were looked at, with those that do not exist.
+    pub(super) looked: usize,
+}
+
+/// What it takes to read a range.
+pub(super) struct Weight {
+    /// The bytes of the rows, and [`LOOK_BYTES`] for each key that is looked at. Not of all of them, if that is more than was asked about.
+    pub(super) bytes: u64,
+    /// The keys that exist.
+    pub(super) count: usize,
+}
+
 /// The store as of one revision.
 pub struct Store<'a, R> {
     rows: &'a R,
@@ -81,21 +100,35 @@ impl<'a, R: Read> Store<'a, R> {
         Self { rows, index, revision, compacted }
     }
 
-    /// The keys of a range that exist at a revision, the first `limit` of them (all: `usize::MAX`).
-    pub(super) fn select(
+    /// Calls `each` for the keys of a range that exist at a revision, in order, until it breaks. Says how many keys were looked at, with those
+    /// that do not exist there. Others want the index, too: it is let go of now and then.
+    fn walk(
         &self,
-        key: &[u8],
-        range_end: &[u8],
+        (key, range_end): (&[u8], &[u8]),
         revision: u64,
-        limit: usize,
-    ) -> Result<Selection, NoAnswer> {
-        let mut selection = Selection::default();
-        // Others want the index, too: it is let go of now and then.
-        let mut next = self.index()?.select((key, range_end), revision, limit, &mut selection);
+        mut each: impl FnMut(&Bytes, Version) -> ControlFlow<()>,
+    ) -> Result<usize, NoAnswer> {
+        let (mut looked, mut next) = self.index()?.walk((key, range_end), revision, &mut each);
         while let Some(from) = next {
-            next = self.index()?.select((&from, range_end), revision, limit, &mut selection);
+            self.rows.check_wanted()?;
+            let more;
+            (more, next) = self.index()?.walk((&from, range_end), revision, &mut each);
+            looked += more;
         }
-        Ok(selection)
+        Ok(looked)
+    }
+
+    /// The keys of a range that exist at a revision, the first `limit` of them (all: `usize::MAX`).
+    pub(super) fn select(&self, range: (&[u8], &[u8]), revision: u64, limit: usize) -> Result<Selection, NoAnswer> {
+        let (mut found, mut count) = (Vec::new(), 0);
+        let looked = self.walk(range, revision, |key, version| {
+            count += 1;
+            if found.len() < limit {
+                found.push((key.clone(), version.at));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(Selection { found, count, looked })
     }
 
     /// The index, if it still knows all that this view shows.
@@ -126,30 +159,38 @@ impl<'a, R: Read> Store<'a, R> {
     /// # Errors
     /// See [`NoAnswer`].
     pub fn created(&self, key: &[u8]) -> Result<Option<u64>, NoAnswer> {
-        Ok(self.index()?.there(key, &[], self.revision).next().map(|(_, version)| version.created))
+        Ok(self.index()?.at(key, self.revision).map(|version| version.created))
     }
 
     /// The key of a range that came into being last, of those that did so before a revision; and that revision.
     ///
     /// # Errors
     /// See [`NoAnswer`].
-    pub fn created_before(&self, key: &[u8], range_end: &[u8], before: u64) -> Result<Option<(Bytes, u64)>, NoAnswer> {
-        let index = self.index()?;
-        let there = index.there(key, range_end, self.revision).map(|(key, version)| (key, version.created));
-        let last = there.filter(|(_, created)| *created < before).max_by_key(|(_, created)| *created);
-        Ok(last.map(|(key, created)| (key.clone(), created)))
+    pub fn created_before(&self, range: (&[u8], &[u8]), before: u64) -> Result<Option<(Bytes, u64)>, NoAnswer> {
+        let mut last: Option<(Bytes, u64)> = None;
+        self.walk(range, self.revision, |key, version| {
+            let is_later = last.as_ref().is_none_or(|(_, created)| version.created >= *created);
+            if version.created < before && is_later {
+                last = Some((key.clone(), version.created));
+            }
+            ControlFlow::Continue(())
+        })?;
+        Ok(last)
     }
 
     /// The key of a range that came into being first, unless its last change was at the revision `known`.
     ///
     /// # Errors
     /// See [`NoAnswer`].
-    pub fn created_first(&self, key: &[u8], range_end: &[u8], known: u64) -> Result<Option<KeyValue>, NoAnswer> {
-        let first = {
-            let index = self.index()?;
-            let there = index.there(key, range_end, self.revision).map(|(_, version)| version);
-            there.min_by_key(|version| (version.created, version.at))
-        };
+    pub fn created_first(&self, range: (&[u8], &[u8]), known: u64) -> Result<Option<KeyValue>, NoAnswer> {
+        let mut first: Option<Version> = None;
+        self.walk(range, self.revision, |_, version| {
+            let order = |version: &Version| (version.created, version.at);
+            if first.as_ref().is_none_or(|first| order(&version) < order(first)) {
+                first = Some(version);
+            }
+            ControlFlow::Continue(())
+        })?;
         let news = first.filter(|version| version.at.revision != known);
         Ok(news.map(|version| self.row(version.at)).transpose()?)
     }
@@ -185,7 +226,7 @@ impl<'a, R: Read> Store<'a, R> {
     /// See [`NoAnswer`].
     pub fn hash(&self, asked: i64) -> Result<u32, NoAnswer> {
         let revision = self.check_revision(asked)?;
-        let seen = self.select(&[0], &[0], self.compacted, usize::MAX)?.found;
+        let seen = self.select((&[0], &[0]), self.compacted, usize::MAX)?.found;
         let seen: BTreeSet<Position> = seen.into_iter().map(|(_, at)| at).collect();
         let mut hash = Xxh3::new();
         let end = Position { revision: revision + 1, number: 0 }.key().to_vec();
@@ -212,7 +253,7 @@ impl<'a, R: Read> Store<'a, R> {
         }
         let before = {
             let index = self.index.read().expect("no code panics while it holds the index");
-            index.before(&change.now.key, change.at.revision)
+            index.at(&change.now.key, change.at.revision - 1)
         };
         // The index may know less than this view: what has been swept away since is not told any more.
         before.map(|version| self.row(version.at)).transpose()
@@ -239,7 +280,7 @@ impl<'a, R: Read> Store<'a, R> {
         check::check_range(range)?;
         let revision = self.check_revision(range.revision)?;
         let (limit, wanted) = wanted(range);
-        let selection = self.select(&range.key, &range.range_end, revision, wanted)?;
+        let selection = self.select((&range.key, &range.range_end), revision, wanted)?;
         let mut kvs = Vec::with_capacity(selection.found.len());
         for (_, at) in &selection.found {
             let row = self.row(*at)?;
@@ -256,29 +297,23 @@ impl<'a, R: Read> Store<'a, R> {
         Ok(RangeResponse { header: header(self.revision), kvs, more, count: signed(selection.count as u64) })
     }
 
-    /// What it takes to read the first `limit` keys of a range: the bytes of their rows, and one for each key that is looked at. Not all of it,
-    /// if that is more than `enough`.
+    /// What it takes to read the first `limit` keys of a range.
     pub(super) fn weigh(
         &self,
-        (key, range_end): (&[u8], &[u8]),
+        range: (&[u8], &[u8]),
         revision: u64,
         limit: usize,
         enough: u64,
-    ) -> Result<u64, NoAnswer> {
-        let selection = self.select(key, range_end, revision, limit)?;
-        let mut bytes = selection.count as u64;
+    ) -> Result<Weight, NoAnswer> {
+        let selection = self.select(range, revision, limit)?;
+        let mut bytes = selection.looked as u64 * LOOK_BYTES;
         for (_, at) in &selection.found {
             if bytes > enough {
                 break;
             }
             bytes += self.rows.get(Table::Versions, &at.key())?.map_or(0, |row| row.len() as u64);
         }
-        Ok(bytes)
-    }
-
-    /// The same of what a range reads.
-    pub(super) fn weigh_range(&self, range: &RangeRequest, enough: u64) -> Result<u64, NoAnswer> {
-        self.weigh((&range.key, &range.range_end), self.check_revision(range.revision)?, wanted(range).1, enough)
+        Ok(Weight { bytes, count: selection.count })
     }
 
     /// Whether a comparison holds: for every key of its range, and for none if there is none, as if it had been there and
@@ -287,23 +322,27 @@ impl<'a, R: Read> Store<'a, R> {
     /// # Errors
     /// See [`NoAnswer`].
     pub(super) fn compare(&self, compare: &Compare) -> Result<bool, NoAnswer> {
-        if !looks_into(compare) {
-            let index = self.index()?;
-            let mut there = index.there(&compare.key, &compare.range_end, self.revision).peekable();
-            let absent = || holds(compare, &KeyValue::default());
-            let is_there = there.peek().is_some();
-            return Ok(if is_there { there.all(|(_, version)| holds(compare, &numbers(version))) } else { absent() });
-        }
-        let selection = self.select(&compare.key, &compare.range_end, self.revision, usize::MAX)?;
-        if selection.found.is_empty() {
-            return Ok(compare.target() != CompareTarget::Value && holds(compare, &KeyValue::default()));
-        }
-        for (_, at) in &selection.found {
-            if !holds(compare, &self.row(*at)?) {
-                return Ok(false);
+        let range = (&*compare.key, &*compare.range_end);
+        let (mut is_there, mut all) = (false, true);
+        if looks_into(compare) {
+            let found = self.select(range, self.revision, usize::MAX)?.found;
+            is_there = !found.is_empty();
+            for (_, at) in &found {
+                if !holds(compare, &self.row(*at)?) {
+                    return Ok(false);
+                }
             }
+        } else {
+            self.walk(range, self.revision, |_, version| {
+                (is_there, all) = (true, holds(compare, &numbers(version)));
+                if all { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })?;
         }
-        Ok(true)
+        Ok(if is_there {
+            all
+        } else {
+            compare.target() != CompareTarget::Value && holds(compare, &KeyValue::default())
+        })
     }
 
     /// Whether all comparisons of a transaction hold.
@@ -351,7 +390,7 @@ pub(super) fn branch(txn: &TxnRequest, succeeded: bool) -> &[RequestOp] {
 }
 
 /// How many keys a range gives at most, and how many are read for that.
-fn wanted(range: &RangeRequest) -> (usize, usize) {
+pub(super) fn wanted(range: &RangeRequest) -> (usize, usize) {
     let limit = usize::try_from(range.limit).ok().filter(|limit| *limit > 0).unwrap_or(usize::MAX);
     let is_bounded =
         [range.min_mod_revision, range.max_mod_revision, range.min_create_revision, range.max_create_revision]

@@ -9,11 +9,11 @@ use super::super::machine::Apply;
 use super::super::table::{Rows, Table};
 use super::super::{format, lease};
 use super::index::{KeyIndex, Position, Version};
-use super::read::{NoAnswer, Store, branch, inner, looks_into};
+use super::read::{NoAnswer, Store, Weight, branch, inner, looks_into, wanted};
 use super::{check, header, is_within, signed};
 use crate::error::{Fault, KvReject, Reject};
 use crate::ids::LeaseId;
-use crate::limits::{READ_BYTES_MAX, SWEEP_KEYS_MAX, SWEEP_ROWS_MAX};
+use crate::limits::{SWEEP_KEYS_MAX, SWEEP_ROWS_MAX};
 use crate::proto::etcdserverpb::request_op::Request;
 use crate::proto::etcdserverpb::response_op::Response;
 use crate::proto::etcdserverpb::{
@@ -52,6 +52,7 @@ pub(in super::super) fn put(apply: &mut Apply<'_>, put: &PutRequest) -> Answer<P
         writer.check_lease(put)?;
         writer.check_kept(put)?;
         writer.weigh_put(put)?;
+        writer.apply.budget.admit()?;
         writer.put(put)
     })
 }
@@ -62,6 +63,7 @@ pub(in super::super) fn delete_range(
 ) -> Answer<DeleteRangeResponse> {
     answer(check::check_delete_range(delete), apply, |writer| {
         writer.weigh_delete(delete)?;
+        writer.apply.budget.admit()?;
         writer.delete_range(delete)
     })
 }
@@ -75,8 +77,9 @@ pub(in super::super) fn txn(apply: &mut Apply<'_>, txn: &TxnRequest) -> Answer<T
         // If more than one thing is wrong, etcd names what is set before what is read.
         chosen.reads.iter().try_for_each(|range| writer.store().check_revision(range.revision).map(|_| ()))?;
         chosen.puts.iter().try_for_each(|put| writer.weigh_put(put))?;
-        chosen.deletes.iter().try_for_each(|delete| writer.weigh_delete(delete))?;
-        chosen.reads.iter().try_for_each(|range| writer.weigh_read(range, &chosen.puts))?;
+        let removed = chosen.deletes.iter().map(|delete| writer.weigh_delete(delete)).sum::<Result<usize, _>>()?;
+        chosen.reads.iter().try_for_each(|range| writer.weigh_read(range, &chosen.puts, removed))?;
+        writer.apply.budget.admit()?;
         writer.txn(txn, &mut chosen.branches.into_iter())
     })
 }
@@ -142,6 +145,7 @@ fn answer<'txn, T>(
     let mut writer = Writer { apply, before, changes: 0 };
     let result = run(&mut writer);
     let revision = writer.revision();
+    apply.budget.end(result.is_ok());
     match result {
         Ok(reply) => {
             apply.head.revision = revision;
@@ -200,51 +204,52 @@ impl<'txn> Writer<'_, 'txn> {
         if is_there { Ok(()) } else { Err(KvReject::LeaseNotFound(lease).into()) }
     }
 
-    /// Counts the reading of the first `limit` keys of a range, as they are now, before anything is changed.
-    fn weigh(&mut self, (key, range_end): (&[u8], &[u8]), limit: usize) -> Result<(), NoAnswer> {
-        let is_range = !range_end.is_empty();
-        if !is_range && limit == 0 {
-            return Ok(());
-        }
-        self.charge(is_range, |store, left| store.weigh((key, range_end), store.revision(), limit, left))
-    }
-
-    /// The same of what a transaction reads that also sets these keys: by then they may be there.
-    fn weigh_read(&mut self, range: &RangeRequest, puts: &[&PutRequest]) -> Result<(), NoAnswer> {
-        let is_seen = range.revision == 0 && !range.count_only;
-        let seen = puts.iter().filter(|put| is_seen && is_within(&put.key, &range.key, &range.range_end));
-        let set: u64 = seen.map(|put| put.encoded_len() as u64).sum();
-        self.charge(!range.range_end.is_empty(), |store, left| {
-            Ok(set + store.weigh_range(range, left.saturating_sub(set))?)
-        })
-    }
-
-    /// Charges the entry with what is to be read, or refuses it if so much is not left. What is refused was looked at, too, but is counted for
-    /// itself: who asks for one key is not to be refused because another has asked for too much.
+    /// Charges the command with what is to be read, before anything is changed. Gives how many keys exist in a range.
     fn charge(
         &mut self,
-        is_range: bool,
-        weigh: impl FnOnce(&Store<'_, Rows<'txn>>, u64) -> Result<u64, NoAnswer>,
-    ) -> Result<(), NoAnswer> {
+        weigh: impl FnOnce(&Store<'_, Rows<'txn>>, u64) -> Result<Weight, NoAnswer>,
+    ) -> Result<usize, NoAnswer> {
         if !self.apply.has(format::BOUNDED) {
-            return Ok(());
+            return Ok(0);
         }
-        let left = READ_BYTES_MAX - self.apply.read_bytes;
-        let is_enough = is_range && self.apply.refused_bytes > READ_BYTES_MAX;
-        let bytes = if is_enough { left + 1 } else { weigh(&self.store(), left)? };
-        if bytes > left {
-            self.apply.refused_bytes += bytes;
-            return Err(KvReject::ReadsTooMuch(self.apply.read_bytes + bytes).into());
+        let left = self.apply.budget.left()?;
+        let weight = weigh(&self.store(), left)?;
+        self.apply.budget.charge(weight.bytes)?;
+        Ok(weight.count)
+    }
+
+    /// Charges it with the first `limit` keys of a range, as they are now.
+    fn weigh(&mut self, (key, range_end): (&[u8], &[u8]), limit: usize) -> Result<usize, NoAnswer> {
+        if range_end.is_empty() && limit == 0 {
+            return Ok(1);
         }
-        self.apply.read_bytes += bytes;
+        self.charge(|store, left| store.weigh((key, range_end), store.revision(), limit, left))
+    }
+
+    /// Charges it with what a range reads in a transaction, which sets some keys and removes so many: what is set may be read, and what stands
+    /// behind what is removed.
+    fn weigh_read(&mut self, range: &RangeRequest, puts: &[&PutRequest], removed: usize) -> Result<(), NoAnswer> {
+        let keys = (&*range.key, &*range.range_end);
+        let (is_newest, limit) = (range.revision <= 0, wanted(range).1);
+        let is_seen = |put: &&&PutRequest| is_newest && limit > 0 && is_within(&put.key, keys.0, keys.1);
+        let set: u64 = puts.iter().filter(is_seen).map(|put| put.encoded_len() as u64).sum();
+        let limit = if is_newest && limit > 0 { limit.saturating_add(removed) } else { limit };
+        self.charge(|store, left| {
+            let weight = store.weigh(keys, store.check_revision(range.revision)?, limit, left.saturating_sub(set))?;
+            Ok(Weight { bytes: set + weight.bytes, ..weight })
+        })?;
         Ok(())
     }
 
     fn weigh_put(&mut self, put: &PutRequest) -> Result<(), NoAnswer> {
-        if looks_back(put) { self.weigh((&put.key, &[]), 1) } else { Ok(()) }
+        if looks_back(put) {
+            self.weigh((&put.key, &[]), 1)?;
+        }
+        Ok(())
     }
 
-    fn weigh_delete(&mut self, delete: &DeleteRangeRequest) -> Result<(), NoAnswer> {
+    /// Also says how many keys it removes, at most.
+    fn weigh_delete(&mut self, delete: &DeleteRangeRequest) -> Result<usize, NoAnswer> {
         self.weigh((&delete.key, &delete.range_end), if delete.prev_kv { usize::MAX } else { 0 })
     }
 
@@ -274,7 +279,7 @@ impl<'txn> Writer<'_, 'txn> {
     }
 
     fn delete_range(&mut self, delete: &DeleteRangeRequest) -> Result<DeleteRangeResponse, NoAnswer> {
-        let found = self.store().select(&delete.key, &delete.range_end, self.revision(), usize::MAX)?.found;
+        let found = self.store().select((&delete.key, &delete.range_end), self.revision(), usize::MAX)?.found;
         let mut prev_kvs = Vec::new();
         for (key, at) in &found {
             if delete.prev_kv {

@@ -1,0 +1,61 @@
+//! What the commands of an entry read, bounded: an entry that takes more memory or time than a member has could not be applied by any, nor
+//! be got rid of.
+
+use crate::error::KvReject;
+use crate::limits::READ_BYTES_MAX;
+
+/// What the commands of one entry read so far, in bytes.
+#[derive(Default)]
+pub(super) struct Budget {
+    /// For those that were carried out.
+    spent: u64,
+    /// For those that were not, to find that out.
+    vain: u64,
+    /// For the one that is under way.
+    own: u64,
+}
+
+impl Budget {
+    /// How much the command under way may read by itself.
+    ///
+    /// # Errors
+    /// So much was read in vain that nothing more is weighed.
+    pub(super) fn left(&self) -> Result<u64, KvReject> {
+        if self.vain > READ_BYTES_MAX { Err(KvReject::EntryFull) } else { Ok(READ_BYTES_MAX - self.own) }
+    }
+
+    /// Charges the command under way with what it is going to read.
+    ///
+    /// # Errors
+    /// It is too much in any entry.
+    pub(super) fn charge(&mut self, bytes: u64) -> Result<(), KvReject> {
+        let own = self.own + bytes;
+        // What was looked at is no more than about that.
+        self.own = own.min(READ_BYTES_MAX);
+        if own > READ_BYTES_MAX { Err(KvReject::ReadsTooMuch(own)) } else { Ok(()) }
+    }
+
+    /// Lets the command under way read what it was charged with.
+    ///
+    /// # Errors
+    /// Too little is left in this entry.
+    pub(super) fn admit(&self) -> Result<(), KvReject> {
+        if self.spent + self.own > READ_BYTES_MAX { Err(KvReject::EntryFull) } else { Ok(()) }
+    }
+
+    /// Does all of that for something that is only read.
+    ///
+    /// # Errors
+    /// It may not be read.
+    pub(super) fn spend(&mut self, bytes: u64) -> Result<(), KvReject> {
+        let admitted = self.charge(bytes).and_then(|()| self.admit());
+        self.end(admitted.is_ok());
+        admitted
+    }
+
+    /// Ends the command under way, which was carried out, or refused.
+    pub(super) fn end(&mut self, is_done: bool) {
+        let own = std::mem::take(&mut self.own);
+        *(if is_done { &mut self.spent } else { &mut self.vain }) += own;
+    }
+}
