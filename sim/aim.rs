@@ -137,16 +137,24 @@ const AIMS: &[(&str, Aim)] = &[
     ("a-new-leader-whose-state-is-behind", |rng, plan| {
         // It has all of the log, and gives tasks to workers that have tried them since; who tells these of it is not behind.
         run_elsewhere(plan);
-        (plan.workers, plan.submitters, plan.tasks) = (plan.workers.max(4), 10, 20);
+        (plan.workers, plan.submitters, plan.tasks) = (plan.workers.max(4), 10, 12);
+        plan.brief_permille = 700;
         let ahead = member(rng, plan);
         let behind: Vec<Place> = (0..plan.nodes).filter(|node| *node != ahead).collect();
         for node in behind.iter().copied() {
             let (files, span) = (Files::State, Duration::from_secs(25));
             plan.faults.push((Duration::from_secs(1), Fault::Stall { node, files, span }));
         }
-        for round in 0..12 {
-            let at = Duration::from_secs(2 + 2 * round) + millis(rng, 0, 1_000);
+        let often = rng.chance(500);
+        let mut at = Duration::from_secs(1);
+        while at < Duration::from_secs(25) {
+            if !often {
+                // It has things fail meanwhile.
+                plan.faults.push((at, Fault::Transfer { to: ahead }));
+                at += millis(rng, 2_000, 3_500);
+            }
             plan.faults.push((at, Fault::Transfer { to: *rng.pick(&behind) }));
+            at += if often { millis(rng, 1_500, 2_500) } else { millis(rng, 3_000, 5_000) };
         }
     }),
     ("renewals-about-the-end-of-a-lease", |rng, plan| {
@@ -158,6 +166,22 @@ const AIMS: &[(&str, Aim)] = &[
         for round in 0..2 {
             let (node, before, after) = (runner(rng, plan), millis(rng, 500, 1_600), millis(rng, 30, 400));
             plan.faults.push((Duration::from_secs(1 + 18 * round), Fault::LateReturn { node, before, after }));
+        }
+    }),
+    ("a-worker-that-hears-late-and-is-cut-off", |rng, plan| {
+        // It counts its lease by a clock that is as slow as it may be, and the others by fast ones; what it runs does not let itself be ended.
+        (plan.workers, plan.idle) = (plan.workers.max(1), 0);
+        (plan.submitters, plan.tasks, plan.stubborn_permille) = (3, 12, 900);
+        let (node, bound, always) = (member(rng, plan), CLOCK_DRIFT_PPM_MAX as i64, Duration::from_secs(60));
+        for place in 0..plan.nodes {
+            let ppm = if place == node { -bound } else { bound };
+            plan.faults.push((Duration::ZERO, Fault::Speed { node: place, ppm, span: always }));
+        }
+        // Who leads gets on.
+        plan.faults.push((Duration::from_millis(500), Fault::Transfer { to: (node + 1) % plan.nodes }));
+        for round in 0..2 {
+            let at = Duration::from_secs(4 + 28 * round) + millis(rng, 0, 2_500);
+            plan.faults.push((at, Fault::Strand { node, span: millis(rng, 17_000, 25_000) }));
         }
     }),
     ("a-removed-member-that-is-alone", |rng, plan| {
@@ -220,7 +244,7 @@ const AIMS: &[(&str, Aim)] = &[
             let after = millis(rng, 0, 400);
             let cut = if rng.chance(400) { Some((after, cut(rng))) } else { None };
             let node = member(rng, plan);
-            add(rng, plan, 6_000, Fault::Defragment { node, cut });
+            add(rng, plan, 6_000, Fault::Defragment { node, cut, span: Duration::ZERO });
         }
         let node = member(rng, plan);
         let (at, span) = (millis(rng, 300, 3_000), millis(rng, 1_000, 4_000));
@@ -230,15 +254,17 @@ const AIMS: &[(&str, Aim)] = &[
                 // A snapshot comes meanwhile.
                 plan.retention.entries = 1;
                 plan.faults.push((at, Fault::Cut { links: Links::Isolate { node }, span }));
-                for _ in 0..3 {
-                    let soon = at + span + millis(rng, 0, 1_500);
-                    plan.faults.push((soon, Fault::Defragment { node, cut: None }));
+                let begin = (at + span).saturating_sub(millis(rng, 0, 400));
+                plan.faults.push((begin, Fault::Defragment { node, cut: None, span: millis(rng, 1_500, 4_000) }));
+                if rng.chance(500) {
+                    // There is little to write, so that what changes is among it.
+                    (plan.stock, plan.chunk_bytes, plan.pause) = (0, 1, Duration::from_millis(300));
                 }
             }
             2 => {
                 for (op, after) in [(DiskOp::Write, 0), (DiskOp::Sync, 4_000)] {
                     let at = at + Duration::from_millis(after);
-                    plan.faults.push((at, Fault::Defragment { node, cut: None }));
+                    plan.faults.push((at, Fault::Defragment { node, cut: None, span: Duration::ZERO }));
                     plan.faults.push((at + millis(rng, 1, 60), Fault::DiskError { node, op, down: span }));
                 }
             }
@@ -264,22 +290,41 @@ const AIMS: &[(&str, Aim)] = &[
         // What tells whose disk is whose, nothing else may disturb.
         (plan.nodes, plan.weather) = (*rng.pick(&[3, 5]), Weather::CALM);
         let other = rng.range(1, plan.nodes as u64) as Place;
-        plan.early = rng.chance(500);
-        let (at, old) = (millis(rng, 4_000, 12_000), millis(rng, 5_000, 12_000));
-        let age = *rng.pick(&[Duration::ZERO, old]);
-        plan.faults = if plan.early {
+        let (mut at, mut age) = (millis(rng, 4_000, 12_000), millis(rng, 5_000, 12_000));
+        let down = Duration::from_millis(500);
+        let mut moves = Vec::new();
+        match rng.range(0, 8) {
             // Least is known of a member while the cluster forms, and nobody knows it when the founder is gone.
-            let far = Fault::Far { delay: millis(rng, 1, 150), span: Duration::from_secs(8) };
-            let wrong = Fault::WrongDisk { node: 0, other, age: Duration::ZERO };
-            vec![(Duration::ZERO, far), (millis(rng, 0, 4_000), wrong)]
-        } else {
-            vec![(at, Fault::WrongDisk { node: 0, other, age })]
-        };
-        if !plan.early && rng.chance(500) {
-            // It is not where it was taken in, and perhaps not where it was when the copy was made; but others have heard where it is.
-            let until = (at + age).as_millis() as u64 - 3_500;
-            add(rng, plan, until, Fault::Move { node: other, down: Duration::from_millis(500) });
+            0..3 => {
+                let until = *rng.pick(&[600, 4_000]);
+                (plan.early, at, age) = (true, millis(rng, 0, until), Duration::ZERO);
+                moves.push((Duration::ZERO, Fault::Far { delay: millis(rng, 1, 150), span: Duration::from_secs(8) }));
+            }
+            // It is not where it was when the copy was made; but others have heard where it is.
+            3..5 => {
+                let (from, until) = (at.as_millis() as u64 + 500, (at + age).as_millis() as u64 - 3_500);
+                moves.push((millis(rng, from, until), Fault::Move { node: other, down }));
+            }
+            // Nobody is where its state has it, which only the log says.
+            5..7 => {
+                plan.retention = Retention::default();
+                let mut next = Duration::from_secs(1);
+                for node in (1..plan.nodes).filter(|node| !plan.is_late(*node)) {
+                    moves.push((next, Fault::Move { node, down }));
+                    next += millis(rng, 1_000, 1_500);
+                }
+                (at, age) = (next + millis(rng, 3_500, 5_000), Duration::ZERO);
+            }
+            // It is not where it was taken in.
+            _ if rng.chance(500) => {
+                age = *rng.pick(&[Duration::ZERO, age]);
+                let until = (at + age).as_millis() as u64 - 3_500;
+                moves.push((millis(rng, 300, until), Fault::Move { node: other, down }));
+            }
+            _ => age = *rng.pick(&[Duration::ZERO, age]),
         }
+        plan.faults = moves;
+        plan.faults.push((at, Fault::WrongDisk { node: 0, other, age }));
     }),
     ("a-member-that-moves-while-its-leader-stands-still", |rng, plan| {
         // Two, who know from each other alone where they are, and one of them speaks in two lives while the other hears nothing.

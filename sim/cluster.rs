@@ -262,7 +262,7 @@ impl Cluster {
         let address = member.address();
         let founder = place == 0 && !member.founded.load(Ordering::Relaxed);
         // Who starts a copy may say where others are, or leave it to what the copy knows.
-        let untold = misled && self.world.rng.stream(&format!("untold {place}")).chance(500);
+        let untold = misled && self.world.rng.stream(&format!("untold {place}")).chance(750);
         let origin = match (founder, untold) {
             (true, _) => Origin::Bootstrap,
             (false, true) => Origin::Existing,
@@ -315,18 +315,21 @@ impl Cluster {
 
     /// Has a machine start from a copy of another's disk, of such an age, until it ends itself, or for too long.
     async fn mislead(self: &Arc<Self>, place: Place, other: Place, age: Duration) {
-        let (member, from) = (&self.members[place], &self.members[other]);
-        let there = || [member, from].iter().all(|member| member.id().is_some() && member.machine.is_up());
+        let member = &self.members[place];
+        let is_there = |member: &Member| member.id().is_some() && member.machine.is_up();
+        // While the cluster forms, of whoever is the first to be taken in: never is less known of anyone.
+        let others = || {
+            let early = self.plan.early.then_some(0..self.members.len()).into_iter().flatten();
+            early.chain(Some(other).filter(|_| !self.plan.early)).filter(|other| *other != place)
+        };
+        let whose = || others().map(|other| &self.members[other]).find(|other| is_there(member) && is_there(other));
         if self.misleading.swap(true, Ordering::Relaxed) {
             return;
         }
         if self.plan.early {
-            // Never is less known of who has just been taken in.
-            wait_closely(MISLED_MAX, Duration::from_millis(1), there).await;
+            wait_closely(MISLED_MAX, Duration::from_millis(1), || whose().is_some()).await;
         }
-        if !there() {
-            return self.misleading.store(false, Ordering::Relaxed);
-        }
+        let Some(from) = whose() else { return self.misleading.store(false, Ordering::Relaxed) };
         let copy = from.machine.disk.copy();
         sleep(age).await;
         // Nothing that is asked of its disk is true of it until it has its own again.
@@ -723,8 +726,18 @@ impl Cluster {
             }
             Fault::WallStep { node, millis } => machine(node).clock.step_wall(millis),
             Fault::Transfer { to } => self.transfer(to).await,
-            Fault::Defragment { node, cut: None } => self.defragment(node).await,
-            Fault::Defragment { node, cut: Some((after, cut)) } => {
+            Fault::Defragment { node, cut: None, span } => {
+                let time = TimeHandle::current();
+                let until = time.now_instant() + span;
+                loop {
+                    self.defragment(node).await;
+                    sleep(Duration::from_millis(10)).await;
+                    if time.now_instant() >= until {
+                        break;
+                    }
+                }
+            }
+            Fault::Defragment { node, cut: Some((after, cut)), .. } => {
                 let _ = timeout(after, self.defragment(node)).await;
                 off(node, Down::Power(cut), after).await;
             }

@@ -104,7 +104,8 @@ const KINDS: &[Kind] = &[
     |d| Fault::Replace { node: d.place(), down: d.span() },
     |d| {
         let cut = if d.rng.chance(500) { Some((Duration::from_millis(d.rng.range(0, 400)), d.cut())) } else { None };
-        Fault::Defragment { node: d.place(), cut }
+        let span = Duration::from_millis(if d.rng.chance(200) { d.rng.range(500, 5_000) } else { 0 });
+        Fault::Defragment { node: d.place(), cut, span }
     },
     |d| {
         let millis = *d.rng.pick(&[-3_600_000, -20_000, 20_000, 3_600_000]);
@@ -373,25 +374,26 @@ pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
     let millis = Duration::from_millis;
     let (mut at, pause) = (millis(rng.range(0, 10_000)), millis(*rng.pick(&[0, 300, 3_000])));
     let mut last = at;
-    for node in (0..plan.nodes).filter(|node| plan.old >> node & 1 == 1) {
-        let goes_back = rng.chance(250);
-        // Nobody hears that it went back, until it is too late to ask.
-        let alone = goes_back && rng.chance(300);
+    let old: Vec<Place> = (0..plan.nodes).filter(|node| plan.old >> node & 1 == 1).collect();
+    for (turn, node) in old.iter().copied().enumerate() {
+        let goes_back = rng.chance(300);
+        // Nobody hears that it went back, until it is too late to ask; those before it have heard of it, those after it come next.
+        let alone = goes_back && rng.chance(500);
         let again: &[(u64, bool)] = match (goes_back, alone) {
             (false, _) => &[(0, false)],
             (true, false) => &[(0, false), (2_500, true), (9_000, false)],
-            (true, true) => &[(0, false), (2_500, true)],
+            (true, true) => &[(0, false), (4_500, true)],
         };
         if alone {
-            let cut = Fault::Cut { links: Links::Isolate { node }, span: millis(20_000) };
-            plan.faults.push((at + millis(2_500), cut));
+            let cut = Fault::Cut { links: Links::Isolate { node }, span: millis(30_000) };
+            plan.faults.push((at + millis(4_500), cut));
         }
         for (after, back) in again {
             last = last.max(at + millis(*after));
             let (exits, down) = (rng.chance(500), millis(rng.range(1, 2_000)));
             plan.faults.push((at + millis(*after), Fault::Upgrade { node, back: *back, exits, down }));
         }
-        at += pause;
+        at += if alone && turn > 0 { pause.max(millis(6_000)) } else { pause };
     }
     if plan.nodes >= 3 && rng.chance(400) {
         // Just when all are upgraded, and where it takes long until that is known.

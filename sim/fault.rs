@@ -121,7 +121,7 @@ pub enum Fault {
         /// So long after two configurations were in force at once, if they ever are.
         after_joint: Option<Duration>,
     },
-    /// All that a member asks and is told comes late for a while, and then it is cut off.
+    /// All that a member is told comes late for a while, and then it is cut off.
     Strand {
         /// Which.
         node: Place,
@@ -277,6 +277,9 @@ pub enum Fault {
         node: Place,
         /// So long after its power goes, this becomes of unsynced writes, and it stays off as long again.
         cut: Option<(Duration, PowerCut)>,
+        /// For so long it is asked for anew when it is done.
+        #[serde(default)]
+        span: Duration,
     },
     /// An operator asks it to lead as soon as two configurations are in force at once, and its disk is held up.
     TransferInJoint {

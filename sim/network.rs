@@ -77,6 +77,10 @@ impl Weather {
 
 /// How long a call or an answer is held up at most: callers' patience is in this range.
 pub const STALL_MAX: Duration = Duration::from_millis(2_500);
+/// After such a time a connection is given up on which nothing has come (as `os::network` has it: when a ping is due, and not answered).
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// For how long they are held up at least where they come late.
+const LATE_MIN: Duration = Duration::from_secs(1);
 /// How long after a Raft message its replay arrives at most: across restarts and changes of members.
 pub const REPLAY_MAX: Duration = Duration::from_secs(180);
 /// How far a narrow link may lag behind before it drops Raft messages.
@@ -107,6 +111,8 @@ struct State {
     listeners: BTreeMap<Address, Endpoint>,
     /// Machines whose calls and answers are all held up.
     late: BTreeSet<MachineId>,
+    /// Machines that are off without having said so: nothing tells others that they are.
+    silent: BTreeSet<MachineId>,
     /// By how much longer everything takes.
     far: Duration,
     /// Machines whose commands wait before whom they are for.
@@ -183,6 +189,7 @@ impl SimNetwork {
     pub fn new(rng: Rng, trace: Arc<Trace>) -> Arc<Self> {
         let state = State {
             listeners: BTreeMap::new(),
+            silent: BTreeSet::new(),
             late: BTreeSet::new(),
             far: Duration::ZERO,
             held: BTreeSet::new(),
@@ -205,7 +212,13 @@ impl SimNetwork {
 
     /// The network as one boot of a machine sees it.
     pub fn attach(self: &Arc<Self>, machine: MachineId, node: NodeHandle) -> Arc<dyn Network> {
+        self.state.lock().unwrap().silent.remove(&machine);
         Arc::new(Port { network: self.clone(), machine, node })
+    }
+
+    /// Has a machine that is about to lose its power close none of its connections.
+    pub fn silence(&self, machine: MachineId) {
+        self.state.lock().unwrap().silent.insert(machine);
     }
 
     /// Closes everything that `machine` listens on.
@@ -243,7 +256,7 @@ impl SimNetwork {
         self.changed.notify_waiters();
     }
 
-    /// Has all calls and answers of a machine held up, or no longer.
+    /// Has all that a machine is asked and answered held up, or no longer.
     pub fn set_late(&self, machine: MachineId, late: bool) {
         let mut state = self.state.lock().unwrap();
         if late {
@@ -366,9 +379,13 @@ impl SimNetwork {
     /// By how much a call or an answer is held up beyond its delay.
     fn stall(&self, from: MachineId, to: MachineId, path: &str) -> Duration {
         let state = self.state.lock().unwrap();
-        let late = state.late.contains(&from) || state.late.contains(&to);
-        let permille = if late { 1000 } else { state.weather(from, to).stall_permille };
+        let late = state.late.contains(&to) && from != to && path != RAFT_STREAM;
+        let permille = state.weather(from, to).stall_permille;
         drop(state);
+        if late {
+            // Not so late that it would not be heard.
+            return LATE_MIN + Duration::from_micros(self.draw(from, to, (STALL_MAX - LATE_MIN).as_micros() as u64));
+        }
         if from == to || path == RAFT_STREAM || permille == 0 || self.draw(from, to, 1000) >= permille {
             return Duration::ZERO;
         }
@@ -587,7 +604,10 @@ async fn call(
             let called = std::pin::pin!(routes.call(request));
             let left = std::pin::pin!(async {
                 answer.closed().await;
-                network.time.sleep(network.delay(from, to)).await;
+                // A connection that nobody closed is given up when nothing has come for long.
+                let silent = network.state.lock().unwrap().silent.contains(&from);
+                let unheard = if silent { network.draw(from, to, SILENCE_MAX.as_millis() as u64) } else { 0 };
+                network.time.sleep(network.delay(from, to) + Duration::from_millis(unheard)).await;
                 network.wait_mended(from, to).await;
             });
             match select(called, left).await {

@@ -85,6 +85,9 @@ pub struct Plan {
     pub tasks: u64,
     /// How many of them, in thousandths, ignore the signal to end; where it is most of them, most are long, too.
     pub stubborn_permille: u64,
+    /// How many fail soon after they have begun, in thousandths.
+    #[serde(default)]
+    pub brief_permille: u64,
     /// Keys they share.
     pub keys: u64,
     /// Bytes of what they put there; at least those of a number.
@@ -237,6 +240,7 @@ impl Plan {
             submitters: 1,
             tasks: 4,
             stubborn_permille: 200,
+            brief_permille: 0,
             keys: 2,
             value_bytes: 0,
             loud_permille: 0,
@@ -307,6 +311,7 @@ impl Plan {
             submitters: load.range(0, 3) as usize,
             tasks: load.range(2, 12),
             stubborn_permille: *load.pick(&[200, 200, 900]),
+            brief_permille: 0,
             one_session: load.chance(300),
             one_door: false,
             idle_permille: if load.chance(200) { 30 } else { 0 },
@@ -396,8 +401,8 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} tasks each, stubborn {} in 1000",
-            self.submitters, self.tasks, self.stubborn_permille
+            "{} clients with {} tasks each, stubborn {} in 1000, failing at once {} in 1000",
+            self.submitters, self.tasks, self.stubborn_permille, self.brief_permille
         )?;
         writeln!(
             f,

@@ -590,7 +590,8 @@ impl Run {
         let (io, node) = self.caller();
         let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
         let rng = self.cluster.world.rng.stream(&format!("submitter {id}"));
-        let what = (self.cluster.plan.tasks, self.cluster.plan.stubborn_permille);
+        let plan = &self.cluster.plan;
+        let what = (plan.tasks, plan.stubborn_permille, plan.brief_permille);
         let (submissions, world) = (self.submissions.clone(), self.cluster.world.clone());
         node.spawn(async move { tasks::submit(client, id, what, rng, &submissions, &world).await })
     }

@@ -52,12 +52,15 @@ impl Submissions {
     }
 }
 
-fn draw_spec(rng: &mut RngStream, mark: u64, stubborn_permille: u64) -> TaskSpec {
+fn draw_spec(rng: &mut RngStream, mark: u64, (stubborn_permille, brief_permille): (u64, u64)) -> TaskSpec {
     // What does not let itself be ended counts only if it would run for long.
     let lengths: &[u64] = if stubborn_permille > 500 { &[3_000, 40_000] } else { &[50, 500, 3_000, 15_000, 40_000] };
     let millis = *rng.pick(lengths);
     let millis = rng.range(millis / 2, millis);
     let code = u64::from(rng.chance(300));
+    // What fails at once is given away again and again.
+    let is_brief = brief_permille > 0 && rng.chance(brief_permille);
+    let (millis, code) = if is_brief { (rng.range(1, 60), 1) } else { (millis, code) };
     let mut command = vec!["sim".to_string(), millis.to_string(), code.to_string()];
     if rng.chance(stubborn_permille) {
         command.push("stubborn".into());
@@ -74,7 +77,7 @@ fn draw_spec(rng: &mut RngStream, mark: u64, stubborn_permille: u64) -> TaskSpec
             disk_bytes: 0,
         }),
         timeout_ms: if rng.chance(200) { rng.range(100, 5_000) } else { 0 },
-        retries: rng.range(0, 3) as u32,
+        retries: if is_brief { rng.range(2, 6) as u32 } else { rng.range(0, 3) as u32 },
         kill_grace_ms: rng.range(100, 3_000),
         ..TaskSpec::default()
     }
@@ -84,7 +87,7 @@ fn draw_spec(rng: &mut RngStream, mark: u64, stubborn_permille: u64) -> TaskSpec
 pub async fn submit(
     client: Client,
     id: u64,
-    (count, stubborn_permille): (u64, u64),
+    (count, stubborn_permille, brief_permille): (u64, u64, u64),
     rng: RngStream,
     submissions: &Submissions,
     world: &World,
@@ -92,7 +95,7 @@ pub async fn submit(
     let submitter = Submitter {
         id,
         goes_on: &|number| number < count,
-        draw: &|rng, mark| draw_spec(rng, mark, stubborn_permille),
+        draw: &|rng, mark| draw_spec(rng, mark, (stubborn_permille, brief_permille)),
         tell: &|what| world.trace.event(what),
         stopped: &|task| world.ledger.stop(task),
     };

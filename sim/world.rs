@@ -261,6 +261,9 @@ impl Machine {
             if !matches!(how, Down::Exit) {
                 self.disk.cut_after(0);
             }
+            if matches!(how, Down::Power(_)) {
+                self.network.silence(self.id);
+            }
             self.network.detach(self.id);
             self.executor.kill(self.node);
         }

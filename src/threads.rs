@@ -90,7 +90,7 @@ impl Threads {
 mod tests {
     use std::time::Duration;
 
-    use futures_util::future::join_all;
+    use futures_util::future::{FutureExt, join_all};
     use tonic::Code;
 
     use super::*;
@@ -136,5 +136,23 @@ mod tests {
         })
         .expect("it comes to an end");
         assert!((1..50).contains(&begun), "{begun}");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_is_not_begun() {
+        let begun = run(Seed(1), Trace::default(), |world| async move {
+            let (io, _) = world.machine().boot();
+            let threads = Threads::new(&*io.spawn, "things", 1, 5);
+            let begun = Arc::new(Mutex::new(Vec::new()));
+            let note = |number| {
+                let begun = begun.clone();
+                move |_| begun.lock().expect("nobody panics").push(number)
+            };
+            assert!(threads.run(note(1)).now_or_never().is_none(), "it takes a while");
+            threads.run(note(2)).await.expect("it is free again");
+            Arc::into_inner(begun).map(|begun| begun.into_inner().expect("nobody panics"))
+        })
+        .expect("it comes to an end");
+        assert_eq!(begun, Some(vec![2]));
     }
 }

@@ -12,6 +12,7 @@ use crate::ids::{Index, NodeId};
 use crate::limits::{WORKER_LEASE, WORKER_LEASE_MARGIN};
 use crate::proto::v1::assign_tasks::Assignment;
 use crate::proto::v1::{self, WorkerStatus, command, rejection, reply};
+use crate::state::format::BOUNDED;
 use crate::time::ClusterTime;
 
 /// After a renewal a lease is over for the cluster when so much of its time has passed.
@@ -26,6 +27,8 @@ pub struct Leases {
     done: BTreeSet<(u64, u64)>,
     now: ClusterTime,
     last: Index,
+    /// In which format the state is, as far as anyone has said.
+    format: u32,
 }
 
 /// What the entries tell of a worker.
@@ -35,6 +38,8 @@ struct Known {
     epoch: u64,
     status: WorkerStatus,
     drain_wanted: bool,
+    /// What it is called since it began last; 0: nobody has said.
+    life: u64,
 }
 
 impl Known {
@@ -70,11 +75,17 @@ impl Leases {
             (Some(command::Kind::RegisterWorker(register)), Some(reply::Kind::WorkerLease(lease))) => {
                 let worker = self.workers.entry(NodeId(register.worker)).or_default();
                 (worker.renewed, worker.epoch) = (now, lease.epoch);
+                worker.life = if self.format >= BOUNDED { register.life } else { worker.life };
                 worker.status = if worker.drain_wanted { WorkerStatus::Draining } else { WorkerStatus::Online };
             }
             (Some(command::Kind::RenewWorker(renew)), Some(reply::Kind::WorkerLease(_))) => {
-                self.workers.entry(NodeId(renew.worker)).or_default().renewed = now;
+                let worker = self.workers.entry(NodeId(renew.worker)).or_default();
+                worker.renewed = now;
+                if let Some(registered) = renew.registered.as_ref().filter(|_| self.format >= BOUNDED) {
+                    worker.life = registered.life;
+                }
             }
+            (Some(command::Kind::RaiseFormat(_)), Some(reply::Kind::RaiseFormat(reply))) => self.format = reply.format,
             (Some(command::Kind::RenewWorker(renew)), _)
                 if matches!(refusal, Some(rejection::Kind::WorkerOffline(_))) =>
             {
@@ -90,6 +101,11 @@ impl Leases {
                 let is_first = |done: &mut BTreeSet<_>| header.is_none_or(|it| done.insert((it.session, it.seq)));
                 if refusal.is_none() && is_first(&mut self.done) {
                     let worker = self.workers.entry(NodeId(set.worker)).or_default();
+                    if !set.wish && self.format >= BOUNDED && ![0, set.life].contains(&worker.life) {
+                        let what =
+                            format!("worker {} is {:?}, as it said in an earlier life", set.worker, set.status());
+                        violations.add("what was said in an earlier life does not count", what);
+                    }
                     worker.status = set.status();
                     if set.wish {
                         worker.drain_wanted = worker.status == WorkerStatus::Draining;

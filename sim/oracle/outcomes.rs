@@ -11,7 +11,7 @@ use super::Violations;
 use super::attempts::Ledger;
 use crate::client::{Client, ClientError};
 use crate::ids::{NodeId, TaskId};
-use crate::limits::{RETRY_PAUSE_MIN, TASK_LOSSES_MAX, WORKER_LEASE};
+use crate::limits::{RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, TASK_LOSSES_MAX, WORKER_LEASE};
 use crate::proto::v1::{Attempt, OutputRequest, Task, TaskPhase, exit::Reason};
 use crate::sim::launcher::program;
 use crate::sim::tasks::{Heard, MARK, Submission, Submissions};
@@ -97,8 +97,8 @@ pub fn check(submissions: &Submissions, tasks: &[Task], undisturbed: bool, ledge
                     format!("attempt {} was ended as another's by the worker that had it: {task:?}", attempt.token);
                 violations.add("what a worker has goes on", what);
             }
-            if let Some(pair) = task.attempts.windows(2).find(|pair| is_too_early(&pair[0], &pair[1])) {
-                let what = format!("attempt {} came before the pause after one that failed: {task:?}", pair[1].token);
+            if let Some(token) = too_early(task) {
+                let what = format!("attempt {token} came before the pause after one that failed: {task:?}");
                 violations.add("what has failed is tried again after a pause", what);
             }
             if let Some(why) = wrong_end(submission, task, ledger) {
@@ -116,14 +116,26 @@ fn was_stopped_as_lost(attempt: &Attempt) -> bool {
     attempt.exit.as_ref().is_some_and(|exit| exit.reason() == Reason::Lost && exit.signal.is_some())
 }
 
-/// Whether an attempt was given to a worker before the shortest pause after one that failed was over.
-fn is_too_early(before: &Attempt, next: &Attempt) -> bool {
-    let failed = before.exit.as_ref().is_some_and(|exit| match exit.reason() {
+fn has_failed(attempt: &Attempt) -> bool {
+    attempt.exit.as_ref().is_some_and(|exit| match exit.reason() {
         Reason::Exited => exit.code != Some(0),
         Reason::TimedOut | Reason::NotStarted => true,
         Reason::Stopped | Reason::LeaseEnded | Reason::Lost | Reason::Drained | Reason::Unspecified => false,
-    });
-    failed && next.assigned_ms < before.ended_ms + RETRY_PAUSE_MIN.as_millis() as u64
+    })
+}
+
+/// An attempt that was given to a worker before the pause after the one before, which had failed, was over: twice as long after each.
+fn too_early(task: &Task) -> Option<u64> {
+    let mut failures = task.failures;
+    for pair in task.attempts.windows(2).rev() {
+        failures -= u32::from(has_failed(&pair[1]));
+        let doublings = failures.saturating_sub(1).min(16);
+        let pause = RETRY_PAUSE_MIN.saturating_mul(1 << doublings).min(RETRY_PAUSE_MAX);
+        if has_failed(&pair[0]) && pair[1].assigned_ms < pair[0].ended_ms + pause.as_millis() as u64 {
+            return Some(pair[1].token);
+        }
+    }
+    None
 }
 
 fn wrong_end(submission: &Submission, task: &Task, ledger: &Ledger) -> Option<&'static str> {

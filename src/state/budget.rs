@@ -59,3 +59,34 @@ impl Budget {
         *(if is_done { &mut self.spent } else { &mut self.vain }) += own;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn carry_out(budget: &mut Budget, bytes: u64) -> Result<(), KvReject> {
+        let done = budget.left().and_then(|_| budget.charge(bytes)).and_then(|()| budget.admit());
+        budget.end(done.is_ok());
+        done
+    }
+
+    #[test]
+    fn commands_share_what_an_entry_may_read() {
+        let mut budget = Budget::default();
+        assert_eq!(carry_out(&mut budget, READ_BYTES_MAX - 10), Ok(()));
+        assert_eq!(carry_out(&mut budget, 11), Err(KvReject::EntryFull));
+        assert_eq!(carry_out(&mut budget, READ_BYTES_MAX + 1), Err(KvReject::ReadsTooMuch(READ_BYTES_MAX + 1)));
+        assert_eq!(carry_out(&mut budget, 10), Ok(()), "what is refused takes nothing from others");
+        assert_eq!(carry_out(&mut budget, 1), Err(KvReject::EntryFull));
+    }
+
+    #[test]
+    fn what_is_looked_at_in_vain_is_bounded_too() {
+        let mut budget = Budget::default();
+        let refusals = std::iter::from_fn(|| carry_out(&mut budget, READ_BYTES_MAX + 1).err());
+        let weighed = refusals.take_while(|refusal| *refusal != KvReject::EntryFull).count();
+        assert_eq!(weighed, 2);
+        assert_eq!(carry_out(&mut budget, 1), Err(KvReject::EntryFull));
+        assert_eq!(budget.spend(1), Ok(()), "what is not weighed is told");
+    }
+}

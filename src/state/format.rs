@@ -30,7 +30,7 @@ pub use crate::limits::FORMAT_FIRST as FIRST;
 /// The newest that this version takes part in.
 pub const NEWEST: u32 = 3;
 /// The first in which sessions are called what was drawn for them, and what is kept and read is bounded.
-pub(super) const BOUNDED: u32 = 3;
+pub(crate) const BOUNDED: u32 = 3;
 /// All of them.
 pub const ALL: RangeInclusive<u32> = FIRST..=NEWEST;
 
