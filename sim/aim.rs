@@ -248,20 +248,9 @@ const AIMS: &[(&str, Aim)] = &[
         }
         let node = member(rng, plan);
         let (at, span) = (millis(rng, 300, 3_000), millis(rng, 1_000, 4_000));
-        match rng.range(0, 4) {
+        match rng.range(0, 3) {
             0 => plan.faults.push((at, Fault::Stall { node, files: Files::All, span })),
             1 => {
-                // A snapshot comes meanwhile.
-                plan.retention.entries = 1;
-                plan.faults.push((at, Fault::Cut { links: Links::Isolate { node }, span }));
-                let begin = (at + span).saturating_sub(millis(rng, 0, 400));
-                plan.faults.push((begin, Fault::Defragment { node, cut: None, span: millis(rng, 1_500, 4_000) }));
-                if rng.chance(500) {
-                    // There is little to write, so that what changes is among it.
-                    (plan.stock, plan.chunk_bytes, plan.pause) = (0, 1, Duration::from_millis(300));
-                }
-            }
-            2 => {
                 for (op, after) in [(DiskOp::Write, 0), (DiskOp::Sync, 4_000)] {
                     let at = at + Duration::from_millis(after);
                     plan.faults.push((at, Fault::Defragment { node, cut: None, span: Duration::ZERO }));
@@ -270,6 +259,17 @@ const AIMS: &[(&str, Aim)] = &[
             }
             _ => {}
         }
+    }),
+    ("a-snapshot-that-comes-while-a-state-is-written-anew", |rng, plan| {
+        (plan.clients, plan.operations, plan.retention.entries) = (8, plan.operations.max(80), 1);
+        // There is little to write, so that what changes is among it.
+        (plan.stock, plan.chunk_bytes, plan.pause) =
+            (*rng.pick(&[0, 0, 10]), 1, Duration::from_millis(*rng.pick(&[30, 300])));
+        let node = member(rng, plan);
+        let (at, span) = (millis(rng, 300, 3_000), millis(rng, 1_500, 4_000));
+        plan.faults.push((at, Fault::Cut { links: Links::Isolate { node }, span }));
+        let begin = (at + span).saturating_sub(millis(rng, 0, 400));
+        plan.faults.push((begin, Fault::Defragment { node, cut: None, span: millis(rng, 1_500, 4_000) }));
     }),
     ("members-that-change-at-once", |rng, plan| {
         (plan.nodes, plan.voters_max) = (*rng.pick(&[5, 6, 7]), 3);

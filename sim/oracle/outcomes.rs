@@ -11,7 +11,7 @@ use super::Violations;
 use super::attempts::Ledger;
 use crate::client::{Client, ClientError};
 use crate::ids::{NodeId, TaskId};
-use crate::limits::{RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, TASK_LOSSES_MAX, WORKER_LEASE};
+use crate::limits::{OUTPUTS_KEPT, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, TASK_LOSSES_MAX, WORKER_LEASE};
 use crate::proto::v1::{Attempt, OutputRequest, Task, TaskPhase, exit::Reason};
 use crate::sim::launcher::program;
 use crate::sim::tasks::{Heard, MARK, Submission, Submissions};
@@ -160,7 +160,10 @@ pub async fn check_output(client: &Client, tasks: &[Task], gone: &[NodeId], viol
         let Some(attempt) = task.attempts.last() else { continue };
         let reason = attempt.exit.as_ref().map(crate::proto::v1::Exit::reason);
         let ran = attempt.started_ms > 0 && reason != Some(Reason::Lost);
-        if gone.contains(&NodeId(attempt.worker)) || !ran {
+        // Only of the last of a worker's attempts the output is kept.
+        let is_later = |other: &&Attempt| other.worker == attempt.worker && other.token > attempt.token;
+        let later = tasks.iter().flat_map(|task| &task.attempts).filter(is_later).count();
+        if gone.contains(&NodeId(attempt.worker)) || !ran || later >= OUTPUTS_KEPT {
             continue;
         }
         let request = OutputRequest { task: task.id, token: attempt.token, offset: 0, follow: true };
