@@ -184,6 +184,13 @@ const AIMS: &[(&str, Aim)] = &[
             plan.faults.push((at, Fault::Strand { node, span: millis(rng, 17_000, 25_000) }));
         }
     }),
+    ("words-of-an-earlier-life", |rng, plan| {
+        (plan.submitters, plan.tasks, plan.workers) = (3, 12, plan.workers.max(2));
+        for round in 0..2 {
+            let (node, down) = (runner(rng, plan), millis(rng, 1, 3_000));
+            plan.faults.push((Duration::from_secs(2 + 18 * round), Fault::LateWords { node, down }));
+        }
+    }),
     ("a-removed-member-that-is-alone", |rng, plan| {
         let node = member(rng, plan);
         add(rng, plan, 6_000, Fault::RemoveAndIsolate { node });

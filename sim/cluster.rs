@@ -794,7 +794,8 @@ impl Cluster {
             | Fault::Behind { .. }
             | Fault::LateRenewals { .. }
             | Fault::LateUse { .. }
-            | Fault::LateReturn { .. } => self.stage(fault).await,
+            | Fault::LateReturn { .. }
+            | Fault::LateWords { .. } => self.stage(fault).await,
             Fault::TransferInJoint { to } => {
                 machine(to).stall.set(Some(Files::All));
                 wait(JOINT_PATIENCE, || self.watch.voters().is_none()).await;

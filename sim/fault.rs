@@ -393,6 +393,13 @@ pub enum Fault {
         /// So long after, its word comes through.
         after: Duration,
     },
+    /// A worker is stopped in order, and killed before anyone hears that it leaves; that is heard when it is back.
+    LateWords {
+        /// The worker.
+        node: Place,
+        /// For how long it is down.
+        down: Duration,
+    },
     /// An operator removes it for ever, and it is started again where nobody can be reached.
     RemoveAndIsolate {
         /// Which.
@@ -489,7 +496,8 @@ impl Fault {
             | Self::Behind { .. }
             | Self::LateRenewals { .. }
             | Self::LateUse { .. }
-            | Self::LateReturn { .. } => Class::Network,
+            | Self::LateReturn { .. }
+            | Self::LateWords { .. } => Class::Network,
             Self::Full { .. }
             | Self::Stall { .. }
             | Self::DiskError { .. }
@@ -537,6 +545,7 @@ impl Fault {
             | Self::Echo { node, .. }
             | Self::LateRenewals { node, .. }
             | Self::LateReturn { node, .. }
+            | Self::LateWords { node, .. }
             | Self::RemoveAndIsolate { node }
             | Self::Defragment { node, .. }
             | Self::Drain { node, .. }
@@ -630,6 +639,7 @@ impl Fault {
             | Self::LateRenewals { .. }
             | Self::LateUse { .. }
             | Self::LateReturn { .. }
+            | Self::LateWords { .. }
             | Self::RemoveAndIsolate { .. }
             | Self::Join { .. } => None,
         }

@@ -95,6 +95,9 @@ const COMMANDS: [&str; 2] = ["/cairn.v1.Store/Execute", "/cairn.v1.Store/PassOn"
 /// Messages of a life that are remembered at most.
 const REMEMBERED_MAX: usize = 4_000;
 
+/// Where commands wait: one for each time that a machine's are held up.
+pub type Gate = u64;
+
 /// A Raft message as it leaves a machine, for whoever watches the wire.
 pub type Wiretap = Arc<dyn Fn(MachineId, MachineId, &[u8]) + Send + Sync>;
 
@@ -111,12 +114,15 @@ struct State {
     listeners: BTreeMap<Address, Endpoint>,
     /// Machines whose calls and answers are all held up.
     late: BTreeSet<MachineId>,
-    /// Machines that are off without having said so: nothing tells others that they are.
+    /// Machines that are off without having let go of their calls: those whom they called do not hear of it.
     silent: BTreeSet<MachineId>,
     /// By how much longer everything takes.
     far: Duration,
     /// Machines whose commands wait before whom they are for.
-    held: BTreeSet<MachineId>,
+    held: BTreeMap<MachineId, Gate>,
+    /// The gates that are shut, and how many there were.
+    shut: BTreeSet<Gate>,
+    gates: Gate,
     /// Machines that hear nothing new: Raft messages to them are lost, and streams of looks stand still.
     deaf: BTreeSet<MachineId>,
     /// Whose commands are carried out but not answered.
@@ -170,8 +176,11 @@ impl State {
         self.links.get(&(from, to)).copied().unwrap_or(self.weather)
     }
 
-    fn note_held(&mut self, from: MachineId) {
-        self.counts.held += u64::from(self.held.contains(&from));
+    /// The gate at which a command of a machine waits, if it does.
+    fn come_to_gate(&mut self, from: MachineId) -> Option<Gate> {
+        let gate = self.held.get(&from).copied();
+        self.counts.held += u64::from(gate.is_some());
+        gate
     }
 }
 
@@ -192,7 +201,9 @@ impl SimNetwork {
             silent: BTreeSet::new(),
             late: BTreeSet::new(),
             far: Duration::ZERO,
-            held: BTreeSet::new(),
+            held: BTreeMap::new(),
+            shut: BTreeSet::new(),
+            gates: 0,
             deaf: BTreeSet::new(),
             unanswered: None,
             remembered: BTreeMap::new(),
@@ -216,7 +227,7 @@ impl SimNetwork {
         Arc::new(Port { network: self.clone(), machine, node })
     }
 
-    /// Has a machine that is about to lose its power close none of its connections.
+    /// Has a machine that is about to lose its power let go of none of its calls.
     pub fn silence(&self, machine: MachineId) {
         self.state.lock().unwrap().silent.insert(machine);
     }
@@ -273,13 +284,23 @@ impl SimNetwork {
 
     /// Has the commands of a machine wait before whom they are for, or lets them in.
     pub fn set_held(&self, machine: MachineId, held: bool) {
-        let mut state = self.state.lock().unwrap();
         if held {
-            state.held.insert(machine)
-        } else {
-            state.held.remove(&machine)
-        };
-        drop(state);
+            let state = &mut *self.state.lock().unwrap();
+            state.gates += 1;
+            state.shut.insert(*state.held.entry(machine).or_insert(state.gates));
+        } else if let Some(gate) = self.let_pass(machine) {
+            self.open(gate);
+        }
+    }
+
+    /// Lets in the commands of a machine that come from now on. Those that wait do so at a gate until it is opened.
+    pub fn let_pass(&self, machine: MachineId) -> Option<Gate> {
+        self.state.lock().unwrap().held.remove(&machine)
+    }
+
+    /// Lets in what waits at a gate.
+    pub fn open(&self, gate: Gate) {
+        self.state.lock().unwrap().shut.remove(&gate);
         self.changed.notify_waiters();
     }
 
@@ -323,6 +344,7 @@ impl SimNetwork {
             state.late.clear();
             state.far = Duration::ZERO;
             state.held.clear();
+            state.shut.clear();
             state.deaf.clear();
             state.unanswered = None;
             state.remembered.clear();
@@ -595,9 +617,10 @@ async fn call(
         network.time.sleep(network.delay(from, to) + network.stall(from, to, &path)).await;
         let request = http::Request::from_parts(parts, Body::new(pipe));
         if COMMANDS.contains(&&*path) {
-            let held = |state: &State| state.held.contains(&from);
-            network.state.lock().unwrap().note_held(from);
-            network.wait_while(held).await;
+            let gate = network.state.lock().unwrap().come_to_gate(from);
+            if let Some(gate) = gate {
+                network.wait_while(|state| state.shut.contains(&gate)).await;
+            }
         }
         // Whoever calls may let go of it: then the server drops what it was about to answer, as soon as it hears that.
         let response = {

@@ -94,6 +94,7 @@ impl Cluster {
             Fault::LateRenewals { node, delay } => self.delay_renewals(node, delay).await,
             Fault::LateUse { delay } => self.use_late(delay).await,
             Fault::LateReturn { node, before, after } => self.return_late(node, before, after).await,
+            Fault::LateWords { node, down } => self.speak_late(node, down).await,
             other => unreachable!("{other:?} takes one step"),
         }
     }
@@ -365,6 +366,29 @@ impl Cluster {
         // For longer than a worker without attempts looks.
         sleep(Duration::from_millis(2_500)).await;
         network.set_deaf(machine.id, false);
+    }
+
+    /// Has what a worker said last in one life come in the next.
+    async fn speak_late(self: &Arc<Self>, node: Place, down: Duration) {
+        // Who leads has its own commands in hand.
+        let node = if node < self.plan.nodes { self.other_than_leader(node) } else { node };
+        let (network, machine) = (&self.world.network, &self.members[node].machine);
+        let Some(id) = self.members[node].id() else { return };
+        let life = || self.watch.state().leases.life(id);
+        let (before, held) = (life(), network.counts().held);
+        network.set_held(machine.id, true);
+        let cluster = self.clone();
+        let stopping = madsim::task::spawn(async move { cluster.stop(node, false).await });
+        wait_closely(PATIENCE, CLOSELY, || network.counts().held > held).await;
+        machine.down(Down::Kill);
+        let _ = stopping.await;
+        sleep(down).await;
+        let gate = network.let_pass(machine.id);
+        self.boot(node);
+        wait_closely(PATIENCE, CLOSELY, || life() != before).await;
+        if let Some(gate) = gate {
+            network.open(gate);
+        }
     }
 }
 

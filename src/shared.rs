@@ -222,6 +222,7 @@ impl SharedNodeState {
                 let is_brief = forward::is_answered_briefly(kind);
                 let (passed, moved) = ((command.clone(), is_brief), self.raft.other_leader(leader));
                 match self.forwarder.pass_on(leader, channel, passed, deadline, moved).await? {
+                    Some((reply, _)) if is_put_off(&reply) => self.put_off(deadline).await?,
                     Some(done) => {
                         if forward::leaves_something(kind) {
                             self.has_come_to(done.1, deadline).await?;
@@ -235,13 +236,8 @@ impl SharedNodeState {
             self.check_quota((user, kind), command.len(), deadline).await?;
             let began = self.io.clock.now();
             match self.io.clock.deadline(deadline, self.raft.propose(command.clone())).await {
-                Ok(Ok((reply, _))) if is_put_off(&reply) => {
-                    let now = self.io.clock.now();
-                    if now + PUT_OFF >= deadline {
-                        return Err(not_done(Code::Unavailable, format!("not done: {}", KvReject::EntryFull)));
-                    }
-                    self.io.clock.sleep(PUT_OFF).await;
-                }
+                // Others that were passed on with it are not to wait for it: whoever did so asks again.
+                Ok(Ok((reply, _))) if is_put_off(&reply) && !forwarded => self.put_off(deadline).await?,
                 Ok(Ok(done)) => {
                     self.metrics.commands.observe(self.io.clock.now().since(began));
                     return Ok(done);
@@ -259,6 +255,14 @@ impl SharedNodeState {
                 }
             }
         }
+    }
+
+    /// Waits before something is asked again for which there was no room in its entry.
+    async fn put_off(&self, deadline: Monotonic) -> Result<(), Status> {
+        if !self.pause(deadline).await {
+            return Err(not_done(Code::Unavailable, format!("not done: {}", KvReject::EntryFull)));
+        }
+        Ok(())
     }
 
     /// Waits until this member's own state has an index: who is told here of what was done is to find it here.
@@ -694,9 +698,7 @@ pub fn internal(fault: Fault) -> Status {
     Status::internal(fault.to_string())
 }
 
-/// How long what was put off waits for another entry.
-const PUT_OFF: Duration = TICK;
-/// What says so has no more bytes.
+/// What says that something was put off has no more bytes.
 const PUT_OFF_BYTES_MAX: usize = 64;
 
 /// Whether a reply says that the command is to be asked for again. What says so is short.

@@ -150,6 +150,11 @@ impl Leases {
         Some(self.now.since(worker.renewed))
     }
 
+    /// What a worker is called since it began last.
+    pub fn life(&self, worker: NodeId) -> Option<u64> {
+        self.workers.get(&worker).map(|worker| worker.life)
+    }
+
     /// When a worker was last to lose its lease.
     pub fn expired(&self, worker: NodeId) -> Option<ClusterTime> {
         self.expired.get(&worker).copied()

@@ -127,8 +127,10 @@ fn has_failed(attempt: &Attempt) -> bool {
 /// An attempt that was given to a worker before the pause after the one before, which had failed, was over: twice as long after each.
 fn too_early(task: &Task) -> Option<u64> {
     let mut failures = task.failures;
-    for pair in task.attempts.windows(2).rev() {
-        failures -= u32::from(has_failed(&pair[1]));
+    for (back, pair) in task.attempts.windows(2).rev().enumerate() {
+        // What ended by itself when it was to be stopped is not counted; no other comes after it.
+        let is_counted = has_failed(&pair[1]) && (back > 0 || task.not_before_ms > pair[1].ended_ms);
+        failures = failures.saturating_sub(u32::from(is_counted));
         let doublings = failures.saturating_sub(1).min(16);
         let pause = RETRY_PAUSE_MIN.saturating_mul(1 << doublings).min(RETRY_PAUSE_MAX);
         if has_failed(&pair[0]) && pair[1].assigned_ms < pair[0].ended_ms + pause.as_millis() as u64 {
@@ -200,4 +202,40 @@ async fn output(client: &Client, request: OutputRequest) -> Result<String, Clien
         }
     }
     Err(ClientError::Unavailable("it was cut short".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::v1::Exit;
+
+    fn attempt(token: u64, assigned_ms: u64, ended_ms: u64, reason: Reason) -> Attempt {
+        let exit = Some(Exit { reason: reason.into(), code: Some(1), ..Exit::default() });
+        Attempt { token, assigned_ms, ended_ms, exit, ..Attempt::default() }
+    }
+
+    #[test]
+    fn each_pause_after_a_failure_is_twice_as_long() {
+        let (failed, drained) = (Reason::Exited, Reason::Drained);
+        let task = |failures, not_before_ms, attempts| Task { failures, not_before_ms, attempts, ..Task::default() };
+        let third = |assigned_ms| {
+            let last = attempt(9, assigned_ms, assigned_ms + 5, failed);
+            let all = vec![
+                attempt(1, 0, 10, failed),
+                attempt(2, 1_010, 1_020, drained),
+                attempt(3, 1_020, 1_030, failed),
+                last,
+            ];
+            task(3, assigned_ms + 4_005, all)
+        };
+        assert_eq!(too_early(&third(3_030)), None);
+        assert_eq!(too_early(&third(3_029)), Some(9));
+        let first = vec![attempt(1, 0, 10, failed), attempt(2, 1_009, 2_000, drained)];
+        assert_eq!(too_early(&task(1, 1_010, first)), Some(2));
+        // It ended by itself just before it was stopped, and does not count.
+        let stopped = vec![attempt(1, 0, 10, drained), attempt(2, 20, 30, failed)];
+        assert_eq!(too_early(&task(0, 0, stopped)), None);
+        let later = vec![attempt(1, 0, 10, failed), attempt(2, 1_010, 1_020, failed)];
+        assert_eq!(too_early(&task(1, 1_010, later)), None);
+    }
 }

@@ -14,6 +14,7 @@ use crate::entry::{Body, Entry, Outcome};
 use crate::ids::Index;
 use crate::limits::SESSION_TTL;
 use crate::proto::v1::{self, command, rejection, reply};
+use crate::state::command::is_put_off;
 use crate::time::ClusterTime;
 
 /// An answer that is not longer, in bytes, is kept.
@@ -63,8 +64,11 @@ impl Sessions {
         }
         self.last = entry.index;
         self.now = self.now.max(*stamp);
-        for (command, answer) in commands.iter().zip(&outcome.replies) {
+        for (number, (command, answer)) in commands.iter().zip(&outcome.replies).enumerate() {
             if let (Ok(command), Ok(reply)) = (v1::Command::decode(&**command), v1::Reply::decode(&**answer)) {
+                if number == 0 && is_put_off(&reply) {
+                    violations.add("there is room in an entry", format!("{command:?} was put off, and is the first"));
+                }
                 if let Some(header) = &command.session {
                     self.on_answer((header.session, header.seq), answer, &reply, violations);
                 }

@@ -23,7 +23,7 @@ use bytes::Bytes;
 use futures_util::future::{BoxFuture, join_all};
 use tonic::{Code, Request, Status};
 
-use crate::error::{AuthReject, Reject};
+use crate::error::{AuthReject, KvReject, Reject};
 use crate::forward::{self, LEADER_HINT, is_not_done};
 use crate::ids::{Address, ClusterId, NodeId, Revision, Seq, SessionId};
 use crate::io::{Channel, Io};
@@ -391,6 +391,7 @@ impl Client {
                 reject @ (Reject::WindowFull { .. }
                 | Reject::Stale { .. }
                 | Reject::Invalid { .. }
+                | Reject::Kv(KvReject::EntryFull)
                 | Reject::Auth(AuthReject::UserMissing | AuthReject::Denied)),
             )) if unsure => Err(ClientError::Unknown(reject.to_string())),
             answer => answer,

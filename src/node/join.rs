@@ -245,28 +245,27 @@ pub async fn announce(shared: Arc<SharedNodeState>, uuid: [u8; 16], address: Add
     loop {
         shared.io.clock.sleep(CONTROL_PERIOD).await;
         lost = if shared.raft.status().leader.is_none() { lost.saturating_add(1) } else { 0 };
+        // All others may have moved while this member was away, and where it was removed meanwhile nobody calls it. First: to ask those who may
+        // be nowhere any more takes long.
+        if lost > 0 {
+            discover(&shared, &seeds).await;
+        }
         match shared.address_of(id) {
             // Where it knows of no leader for long, what its state says may not be what the cluster has.
             Ok(known) if known.as_ref() == Some(&address) && lost < LOST_ROUNDS => {
                 failures = 0;
-                // All others may have moved while this member was away, and where it was removed meanwhile nobody calls it.
-                if lost > 0 {
-                    discover(&shared, &seeds).await;
-                }
             }
             // A state that does not have this member yet says nothing about where the cluster has it.
             Ok(_) => {
-                // Before those are asked who may be nowhere any more, which takes long.
-                if lost > 0 {
-                    discover(&shared, &seeds).await;
-                }
                 if let Err(status) = move_to(&shared, &request, &seeds).await {
                     failures = failures.wrapping_add(1);
                     if failures % WARN_EVERY == WARN_FIRST {
                         let why = status.message();
                         tracing::warn!(why, "the cluster does not know yet where this member is; trying on");
                     }
-                    discover(&shared, &seeds).await;
+                    if lost == 0 {
+                        discover(&shared, &seeds).await;
+                    }
                 }
             }
             Err(status) => tracing::error!(why = status.message(), "the state cannot be read"),

@@ -81,6 +81,11 @@ pub(super) fn begin(apply: &mut Apply<'_>, header: &v1::SessionHeader, user: &st
     row.acknowledged = acknowledged.0;
     row.active_ms = apply.head.cluster_time_ms;
     apply.rows.put(Table::Sessions, &key(session), &row.encode_to_vec())?;
+    if apply.has(format::BOUNDED)
+        && let Err(reject) = apply.budget.left()
+    {
+        return Ok(Begin::Refuse(reject.into()));
+    }
     match apply.rows.get(Table::Replies, &reply_key(session, seq))? {
         Some(reply) => {
             let len = reply.len() as u64;

@@ -177,8 +177,9 @@ impl Worker {
             if !removed {
                 // What is left on the way of an earlier life may make it look like that one; the next renewal puts it right.
                 while let Err(Refusal::Rejected(Reject::Conflict(_))) = shared.set_status(WorkerStatus::Draining).await
+                    && shared.lease().is_some()
                 {
-                    clock.sleep(WORKER_PAUSE).await;
+                    clock.sleep(TICK).await;
                 }
             }
             while shared.desired.look()?.is_some_and(|look| !look.tasks.is_empty()) {

@@ -174,9 +174,14 @@ fn what_stands_behind_what_is_removed_counts() {
     let txn = |requests| Kind::Txn(TxnRequest { success: operations(requests), ..TxnRequest::default() });
     let set = || vec![Request::RequestPut(PutRequest { key: "d".into(), ..PutRequest::default() })];
     assert!(real.run(txn([set(), looks.clone()].concat())).is_ok());
+    // Where nothing is removed it hides nothing.
+    let few = RangeRequest { key: "b".into(), range_end: "c".into(), limit: 1, ..RangeRequest::default() };
+    let elsewhere = DeleteRangeRequest { key: "a-1".into(), range_end: "b".into(), ..DeleteRangeRequest::default() };
+    let both = vec![Request::RequestDeleteRange(elsewhere)];
+    assert!(real.run(txn([both, vec![Request::RequestRange(few); 12]].concat())).is_ok());
     let refused = real.run(txn([vec![Request::RequestDeleteRange(remove)], looks].concat()));
     assert!(matches!(refused, Err(KvReject::ReadsTooMuch(_))), "{refused:?}");
-    assert_eq!(real.range(&all()).unwrap().count, 131);
+    assert_eq!(real.range(&all()).unwrap().count, 111);
 }
 
 /// A key that does not exist any more is looked at, too, until it is swept away.

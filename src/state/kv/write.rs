@@ -77,8 +77,9 @@ pub(in super::super) fn txn(apply: &mut Apply<'_>, txn: &TxnRequest) -> Answer<T
         // If more than one thing is wrong, etcd names what is set before what is read.
         chosen.reads.iter().try_for_each(|range| writer.store().check_revision(range.revision).map(|_| ()))?;
         chosen.puts.iter().try_for_each(|put| writer.weigh_put(put))?;
-        let removed = chosen.deletes.iter().map(|delete| writer.weigh_delete(delete)).sum::<Result<usize, _>>()?;
-        chosen.reads.iter().try_for_each(|range| writer.weigh_read(range, &chosen.puts, removed))?;
+        let weighed = chosen.deletes.iter().map(|delete| Ok((*delete, writer.weigh_delete(delete)?)));
+        let removed: Vec<_> = weighed.collect::<Result<_, NoAnswer>>()?;
+        chosen.reads.iter().try_for_each(|range| writer.weigh_read(range, &chosen.puts, &removed))?;
         writer.apply.budget.admit()?;
         writer.txn(txn, &mut chosen.branches.into_iter())
     })
@@ -226,10 +227,19 @@ impl<'txn> Writer<'_, 'txn> {
         self.charge(|store, left| store.weigh((key, range_end), store.revision(), limit, left))
     }
 
-    /// Charges it with what a range reads in a transaction, which sets some keys and removes so many: what is set may be read, and what stands
-    /// behind what is removed.
-    fn weigh_read(&mut self, range: &RangeRequest, puts: &[&PutRequest], removed: usize) -> Result<(), NoAnswer> {
+    /// Charges it with what a range reads in a transaction, which sets some keys and removes others, so many of them: what is set may be read,
+    /// and what stands behind what is removed.
+    fn weigh_read(
+        &mut self,
+        range: &RangeRequest,
+        puts: &[&PutRequest],
+        removed: &[(&DeleteRangeRequest, usize)],
+    ) -> Result<(), NoAnswer> {
         let keys = (&*range.key, &*range.range_end);
+        let meets = |delete: &DeleteRangeRequest| {
+            is_within(&delete.key, keys.0, keys.1) || is_within(keys.0, &delete.key, &delete.range_end)
+        };
+        let removed: usize = removed.iter().filter(|(delete, _)| meets(delete)).map(|(_, count)| count).sum();
         let (is_newest, limit) = (range.revision <= 0, wanted(range).1);
         let is_seen = |put: &&&PutRequest| is_newest && limit > 0 && is_within(&put.key, keys.0, keys.1);
         let set: u64 = puts.iter().filter(is_seen).map(|put| put.encoded_len() as u64).sum();
