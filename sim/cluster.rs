@@ -318,11 +318,9 @@ impl Cluster {
         let member = &self.members[place];
         let is_there = |member: &Member| member.id().is_some() && member.machine.is_up();
         // While the cluster forms, of whoever is the first to be taken in: never is less known of anyone.
-        let others = || {
-            let early = self.plan.early.then_some(0..self.members.len()).into_iter().flatten();
-            early.chain(Some(other).filter(|_| !self.plan.early)).filter(|other| *other != place)
-        };
-        let whose = || others().map(|other| &self.members[other]).find(|other| is_there(member) && is_there(other));
+        let others = if self.plan.early { 0..self.members.len() } else { other..other + 1 };
+        let others: Vec<_> = others.filter(|other| *other != place).map(|other| &self.members[other]).collect();
+        let whose = || others.iter().find(|other| is_there(member) && is_there(other));
         if self.misleading.swap(true, Ordering::Relaxed) {
             return;
         }

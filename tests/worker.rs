@@ -77,7 +77,7 @@ fn runs_after(shown: Vec<(Option<Look>, Duration)>) -> Vec<Vec<u64>> {
         let io = world.machine().boot().0;
         let desired = Arc::new(Shown { look: Mutex::default(), epoch: 2 });
         let hands = worker::outputs(&io).unwrap();
-        let _worker = Worker::start(io, NodeId(1), WorkerConfig::default(), desired.clone(), hands);
+        let _worker = Worker::start(io, (NodeId(1), 1), WorkerConfig::default(), desired.clone(), hands);
         let mut all = Vec::new();
         for (look, span) in shown {
             desired.show(look);

@@ -12,6 +12,7 @@ use crate::ids::{Index, NodeId};
 use crate::limits::{WORKER_LEASE, WORKER_LEASE_MARGIN};
 use crate::proto::v1::assign_tasks::Assignment;
 use crate::proto::v1::{self, WorkerStatus, command, rejection, reply};
+use crate::state::command::refused;
 use crate::state::format::BOUNDED;
 use crate::time::ClusterTime;
 
@@ -67,10 +68,7 @@ impl Leases {
 
     fn on_command(&mut self, command: &v1::Command, reply: &v1::Reply, violations: &Violations) {
         let now = self.now;
-        let refusal = match &reply.kind {
-            Some(reply::Kind::Rejection(rejection)) => rejection.kind.as_ref(),
-            _ => None,
-        };
+        let refusal = refused(reply);
         match (&command.kind, &reply.kind) {
             (Some(command::Kind::RegisterWorker(register)), Some(reply::Kind::WorkerLease(lease))) => {
                 let worker = self.workers.entry(NodeId(register.worker)).or_default();

@@ -14,7 +14,7 @@ use crate::entry::{Body, Entry, Outcome};
 use crate::ids::Index;
 use crate::limits::SESSION_TTL;
 use crate::proto::v1::{self, command, rejection, reply};
-use crate::state::command::is_put_off;
+use crate::state::command::{is_put_off, refused};
 use crate::time::ClusterTime;
 
 /// An answer that is not longer, in bytes, is kept.
@@ -89,14 +89,10 @@ impl Sessions {
 
     fn on_answer(&mut self, whose: (u64, u64), answer: &Bytes, reply: &v1::Reply, violations: &Violations) {
         use rejection::Kind as Refused;
-        let refused = match &reply.kind {
-            Some(reply::Kind::Rejection(rejection)) => rejection.kind.as_ref(),
-            _ => None,
-        };
-        match (refused, self.answers.get(&whose)) {
+        match (refused(reply), self.answers.get(&whose)) {
             // It was not looked up, or its user may not see what it gave.
             (Some(Refused::SessionExpired(_) | Refused::Stale(_) | Refused::WindowFull(_) | Refused::Auth(_)), _) => {}
-            (Some(Refused::Keys(keys)), _) if keys.why() == rejection::keys::Why::EntryFull => {}
+            _ if is_put_off(reply) => {}
             (Some(Refused::AnswerNotKept(bytes)), Some(first)) if first.len as u64 == *bytes && first.len > SHORT => {}
             (_, Some(first)) => {
                 let now = Answer::of(answer);
@@ -121,10 +117,7 @@ impl Sessions {
             self.used.remove(&close.session);
         }
         let Some(session) = command.session.as_ref().map(|header| header.session) else { return };
-        let refusal = match &reply.kind {
-            Some(reply::Kind::Rejection(rejection)) => rejection.kind.as_ref(),
-            _ => None,
-        };
+        let refusal = refused(reply);
         match refusal {
             Some(Refused::SessionExpired(_)) => {
                 let idle = self.used.remove(&session).map(|used| self.now.since(used));

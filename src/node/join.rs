@@ -247,7 +247,7 @@ pub async fn announce(shared: Arc<SharedNodeState>, uuid: [u8; 16], address: Add
         lost = if shared.raft.status().leader.is_none() { lost.saturating_add(1) } else { 0 };
         // All others may have moved while this member was away, and where it was removed meanwhile nobody calls it. First: to ask those who may
         // be nowhere any more takes long.
-        if lost > 0 {
+        if lost > 0 || failures > 0 {
             discover(&shared, &seeds).await;
         }
         match shared.address_of(id) {
@@ -262,9 +262,6 @@ pub async fn announce(shared: Arc<SharedNodeState>, uuid: [u8; 16], address: Add
                     if failures % WARN_EVERY == WARN_FIRST {
                         let why = status.message();
                         tracing::warn!(why, "the cluster does not know yet where this member is; trying on");
-                    }
-                    if lost == 0 {
-                        discover(&shared, &seeds).await;
                     }
                 }
             }

@@ -361,7 +361,8 @@ impl NodeBuilder {
             io.spawn.spawn("space", Box::pin(space::watch(shared.clone()))),
             io.spawn.spawn("readiness", Box::pin(ready(shared.clone(), health.clone()))),
         ];
-        let start = |hands| Worker::start(io.clone(), identity.id, self.worker, shared.clone(), hands);
+        let called = (identity.id, io.rng.stream("life").bits());
+        let start = |hands| Worker::start(io.clone(), called, self.worker, shared.clone(), hands);
         let worker = outputs.map(start);
         tracing::info!(cluster = identity.cluster.hex(), member = %identity.id, %bound, "started");
         let life = Life::Member { shared, incarnation };

@@ -67,7 +67,7 @@ pub(super) async fn start(builder: NodeBuilder) -> Result<Node, Fault> {
         io.spawn.spawn("servers", Box::pin(keep_servers(remote.clone(), servers, keeper))),
         io.spawn.spawn("readiness", Box::pin(ready(remote.clone(), health.clone()))),
     ];
-    let worker = Worker::start(io.clone(), identity.id, builder.worker, remote.clone(), outputs);
+    let worker = Worker::start(io.clone(), (identity.id, life), builder.worker, remote.clone(), outputs);
     tracing::info!(cluster = identity.cluster.hex(), worker = %identity.id, %bound, "started");
     let life = Life::Worker(remote);
     let worker = Some(worker);

@@ -104,10 +104,14 @@ pub(super) fn execute(apply: &mut Apply<'_>, command: &Bytes) -> Result<Bytes, F
 
 /// Whether a reply says that the command is to be asked for again, for there was no room for it in its entry.
 pub fn is_put_off(reply: &v1::Reply) -> bool {
-    use rejection::{Kind, keys::Why};
+    matches!(refused(reply), Some(rejection::Kind::Keys(keys)) if keys.why() == rejection::keys::Why::EntryFull)
+}
+
+/// Why a command was refused, if it was.
+pub fn refused(reply: &v1::Reply) -> Option<&rejection::Kind> {
     match &reply.kind {
-        Some(reply::Kind::Rejection(v1::Rejection { kind: Some(Kind::Keys(keys)) })) => keys.why() == Why::EntryFull,
-        _ => false,
+        Some(reply::Kind::Rejection(rejection)) => rejection.kind.as_ref(),
+        _ => None,
     }
 }
 

@@ -155,10 +155,15 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the worker that is member `id`.
-    pub fn start(io: Io, id: NodeId, config: WorkerConfig, desired: Arc<dyn Desired>, hands: Outputs) -> Self {
+    /// Starts the worker that is member `id`, and is called `life` as long as it lives.
+    pub fn start(
+        io: Io,
+        (id, life): (NodeId, u64),
+        config: WorkerConfig,
+        desired: Arc<dyn Desired>,
+        hands: Outputs,
+    ) -> Self {
         let (lease, looked, draining) = (Mutex::default(), Mutex::default(), AtomicBool::default());
-        let life = io.rng.stream("worker's life").bits();
         let shared = Arc::new(Shared { io, id, config, desired, hands, lease, looked, draining, life });
         let spawn = &shared.io.spawn;
         let lease = spawn.spawn("worker lease", Box::pin(keep_lease(shared.clone())));

@@ -224,12 +224,18 @@ fn what_is_told_again_counts() {
     let first = session.next(&mut real, put("k", LARGE)).unwrap();
     let header = Some(v1::SessionHeader { session: session.0, seq: 2, acknowledged: 0 });
     let again = v1::Command { session: header, ..command::plain("", put("k", LARGE)) };
-    let replies = entry(&mut real, vec![again; 200]);
+    let replies = entry(&mut real, vec![again.clone(); 200]);
     let told = replies.iter().filter(|reply| reply.kind.as_ref() == Some(&first)).count();
     assert_eq!(told, READ_BYTES_MAX as usize / replies[0].encoded_len());
     let put_off = Some(Reject::Kv(KvReject::EntryFull));
     assert!(replies[told..].iter().all(|reply| command::is_put_off(reply) && refused(reply) == put_off));
     assert_eq!(session.ask(&mut real, 2, 0, put("k", LARGE)), Ok(first), "and it is told later");
+    // Where so much was asked for in vain nothing more is looked for.
+    let next = Some(v1::SessionHeader { session: session.0, seq: 3, acknowledged: 0 });
+    let next = v1::Command { session: next, ..command::plain("", put("k", 1)) };
+    let replies = entry(&mut real, [vec![again; 200], vec![next.clone()]].concat());
+    assert!(command::is_put_off(&replies[200]));
+    assert_eq!(refused(&entry(&mut real, vec![next])[0]), None);
 }
 
 /// What was put off was not done: it is when it is asked for again, once.

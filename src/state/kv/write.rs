@@ -47,30 +47,26 @@ struct Writer<'a, 'txn> {
 }
 
 pub(in super::super) fn put(apply: &mut Apply<'_>, put: &PutRequest) -> Answer<PutResponse> {
-    answer(check::check_put(put), apply, |writer| {
+    let weigh = |writer: &mut Writer<'_, '_>| {
         // If both are wrong, etcd names this one first; in a transaction, the other.
         writer.check_lease(put)?;
         writer.check_kept(put)?;
-        writer.weigh_put(put)?;
-        writer.apply.budget.admit()?;
-        writer.put(put)
-    })
+        writer.weigh_put(put)
+    };
+    answer(check::check_put(put), apply, weigh, |writer, ()| writer.put(put))
 }
 
 pub(in super::super) fn delete_range(
     apply: &mut Apply<'_>,
     delete: &DeleteRangeRequest,
 ) -> Answer<DeleteRangeResponse> {
-    answer(check::check_delete_range(delete), apply, |writer| {
-        writer.weigh_delete(delete)?;
-        writer.apply.budget.admit()?;
-        writer.delete_range(delete)
-    })
+    let weigh = |writer: &mut Writer<'_, '_>| writer.weigh_delete(delete);
+    answer(check::check_delete_range(delete), apply, weigh, |writer, _| writer.delete_range(delete))
 }
 
 pub(in super::super) fn txn(apply: &mut Apply<'_>, txn: &TxnRequest) -> Answer<TxnResponse> {
     let checked = if apply.has(format::BOUNDED) { check::check_txn(txn) } else { check::check_way(txn) };
-    answer(checked, apply, |writer| {
+    let weigh = |writer: &mut Writer<'_, '_>| {
         // All comparisons see what was before the transaction, and nothing is changed if anything cannot be done.
         let mut chosen = Chosen::default();
         writer.choose(txn, &mut chosen)?;
@@ -80,9 +76,9 @@ pub(in super::super) fn txn(apply: &mut Apply<'_>, txn: &TxnRequest) -> Answer<T
         let weighed = chosen.deletes.iter().map(|delete| Ok((*delete, writer.weigh_delete(delete)?)));
         let removed: Vec<_> = weighed.collect::<Result<_, NoAnswer>>()?;
         chosen.reads.iter().try_for_each(|range| writer.weigh_read(range, &chosen.puts, &removed))?;
-        writer.apply.budget.admit()?;
-        writer.txn(txn, &mut chosen.branches.into_iter())
-    })
+        Ok(chosen.branches)
+    };
+    answer(checked, apply, weigh, |writer, branches| writer.txn(txn, &mut branches.into_iter()))
 }
 
 /// Says that revisions before this one cannot be read any more.
@@ -133,18 +129,23 @@ pub(in super::super) fn drop_leased(apply: &mut Apply<'_>, lease: LeaseId) -> Re
     Ok(())
 }
 
-/// Carries out what has been checked, as one transaction.
-fn answer<'txn, T>(
+/// Carries out what has been checked, as one transaction: `weigh` looks at what is there, and says what is to be read; then `run` changes it, if
+/// the entry has room for that.
+fn answer<'txn, T, W>(
     checked: Result<(), KvReject>,
     apply: &mut Apply<'txn>,
-    run: impl FnOnce(&mut Writer<'_, 'txn>) -> Result<T, NoAnswer>,
+    weigh: impl FnOnce(&mut Writer<'_, 'txn>) -> Result<W, NoAnswer>,
+    run: impl FnOnce(&mut Writer<'_, 'txn>, W) -> Result<T, NoAnswer>,
 ) -> Answer<T> {
     if let Err(reject) = checked {
         return Ok(Err(reject.into()));
     }
     let before = apply.head.revision;
     let mut writer = Writer { apply, before, changes: 0 };
-    let result = run(&mut writer);
+    let result = weigh(&mut writer).and_then(|weighed| {
+        writer.apply.budget.admit()?;
+        run(&mut writer, weighed)
+    });
     let revision = writer.revision();
     apply.budget.end(result.is_ok());
     match result {
