@@ -8,6 +8,7 @@ use crate::limits::{CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT_MIN};
 use crate::raft::tail::Retention;
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::fault::{Fault, Links, Place};
+use crate::sim::load::LOUD_READS;
 use crate::sim::mark::Marks;
 use crate::sim::network::Weather;
 use crate::sim::plan::Plan;
@@ -345,6 +346,24 @@ const AIMS: &[(&str, Aim)] = &[
         plan.faults.push((at, Fault::Pause { node: 0, span: millis(rng, 3_000, 6_000) }));
         plan.faults.push((at + millis(rng, 0, 800), Fault::Kill { node: 2, down: millis(rng, 50, 400) }));
         plan.faults.push((at + millis(rng, 1_000, 2_000), Fault::Move { node: 2, down: millis(rng, 50, 400) }));
+    }),
+    ("a-move-of-an-earlier-life", |rng, plan| {
+        // As above, but who leads gets on, and hears of the first life last.
+        plan.nodes = 3;
+        plan.faults.retain(|(_, fault)| !matches!(fault, Fault::Move { node: 2, .. }));
+        if plan.is_late(1) || plan.is_late(2) {
+            return;
+        }
+        plan.faults.push((Duration::from_secs(1), Fault::Remove { node: 1, returns: false, cut: None }));
+        plan.faults.push((Duration::from_millis(2_500), Fault::Transfer { to: 0 }));
+        let (down, after) = (millis(rng, 50, 400), millis(rng, 500, 4_000));
+        plan.faults.push((Duration::from_millis(3_500), Fault::LateMove { node: 2, down, after }));
+    }),
+    ("commands-that-find-no-room-in-their-entry", |rng, plan| {
+        // There is no room for two that are loud, and they come so often that they meet.
+        (plan.clients, plan.pause, plan.operations) = (8, Duration::from_millis(30), plan.operations.max(40));
+        (plan.loud_permille, plan.entry_reads) = (300, LOUD_READS + LOUD_READS / 4);
+        plan.one_door = rng.chance(500);
     }),
     ("members-that-are-awaited", |rng, plan| {
         plan.nodes = *rng.pick(&[3, 5]);

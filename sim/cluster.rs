@@ -183,7 +183,8 @@ impl Cluster {
         let tap = watch.clone();
         world.network.set_wiretap(Some(Arc::new(move |from, _, frame| tap.on_frame(&machines[&from], frame))));
         let moving = |place: usize| {
-            plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::Move { node, .. } if *node == place))
+            let moves = |fault: &Fault| matches!(fault, Fault::Move { node, .. } | Fault::LateMove { node, .. } if *node == place);
+            plan.faults.iter().any(|(_, fault)| moves(fault))
         };
         let endpoints = members[..plan.nodes].iter().enumerate();
         let endpoints: Vec<Address> = endpoints
@@ -279,6 +280,7 @@ impl Cluster {
         let builder = builder.keys_quota(self.plan.keys_quota.unwrap_or(KEYS_QUOTA)).password_rounds(NonZeroU32::MIN);
         let builder = builder
             .newest_format(self.newest_format(&member))
+            .entry_reads(self.plan.entry_reads)
             .role(self.plan.role(place))
             .lease_reads(self.plan.lease_reads)
             .election_timeout(self.plan.election_timeout_of(place))
@@ -311,6 +313,14 @@ impl Cluster {
             }
         };
         spawn.spawn("node", Box::pin(life)).detach();
+    }
+
+    /// Kills a member and starts it elsewhere.
+    pub(super) async fn move_away(self: &Arc<Self>, place: Place, down: Duration) {
+        self.members[place].machine.down(Down::Kill);
+        self.members[place].moves.fetch_add(1, Ordering::Relaxed);
+        sleep(down).await;
+        self.boot(place);
     }
 
     /// Has a machine start from a copy of another's disk, of such an age, until it ends itself, or for too long.
@@ -611,12 +621,7 @@ impl Cluster {
                     sleep(down).await;
                 }
             }
-            Fault::Move { node, down } => {
-                machine(node).down(Down::Kill);
-                self.members[node].moves.fetch_add(1, Ordering::Relaxed);
-                sleep(down).await;
-                self.boot(node);
-            }
+            Fault::Move { node, down } => self.move_away(node, down).await,
             Fault::Blackout { cut, down, gone, after_joint } => {
                 if let Some(after) = after_joint {
                     let is_joint = || self.watch.state().statuses.values().any(|status| status.joint);
@@ -793,6 +798,7 @@ impl Cluster {
             | Fault::LateRenewals { .. }
             | Fault::LateUse { .. }
             | Fault::LateReturn { .. }
+            | Fault::LateMove { .. }
             | Fault::LateWords { .. } => self.stage(fault).await,
             Fault::TransferInJoint { to } => {
                 machine(to).stall.set(Some(Files::All));

@@ -142,6 +142,8 @@ fn failed(error: ClientError) -> Seen {
         ClientError::Rejected(Reject::Kv(KvReject::LeaseNotFound(_))) => Seen::Got(None),
         ClientError::Rejected(Reject::Kv(KvReject::NoSpace)) => Seen::Full,
         ClientError::Rejected(Reject::Auth(AuthReject::Denied)) => Seen::Denied,
+        // What others read that came in the same entry is no answer to anybody.
+        ClientError::Rejected(Reject::Kv(KvReject::EntryFull)) => Seen::Put(0),
         ClientError::Unavailable(_) => Seen::NotDone,
         _ => Seen::Unknown,
     }

@@ -332,7 +332,8 @@ pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
     let lives = |plan: &Plan| plan.stock * 2_100 + 600 + 300 * plan.holders as u64 + 2_500 * staged;
     let most = *rng.pick(&[300, 1_000, 4_000]);
     match rng.range(0, 100) {
-        0..15 => {
+        // What is loud takes room.
+        0..15 if plan.loud_permille == 0 => {
             if rng.chance(400) {
                 // Some find at once that there is no room, and all together would take far more than there is.
                 (plan.clients, plan.pause) = (8, Duration::from_millis(30));
@@ -347,9 +348,9 @@ pub(super) fn keeping(rng: &mut RngStream, plan: &mut Plan) {
     }
 }
 
-/// Now and then clients ask for more than a session keeps of an answer. It takes room.
+/// Now and then clients ask for more than a session keeps of an answer.
 pub fn loud(rng: &mut RngStream, plan: &mut Plan) {
-    if plan.keys_quota.is_none() && rng.chance(80) {
+    if plan.keys_quota.is_none() && plan.loud_permille == 0 && rng.chance(80) {
         plan.loud_permille = *rng.pick(&[30, 100]);
     }
 }

@@ -393,6 +393,15 @@ pub enum Fault {
         /// So long after, its word comes through.
         after: Duration,
     },
+    /// A member moves and says so, is killed before that is heard, and moves again; then the first is heard.
+    LateMove {
+        /// The member.
+        node: Place,
+        /// For how long it is down, each time.
+        down: Duration,
+        /// So long after its second life has begun.
+        after: Duration,
+    },
     /// A worker is stopped in order, and killed before anyone hears that it leaves; that is heard when it is back.
     LateWords {
         /// The worker.
@@ -515,6 +524,7 @@ impl Fault {
             | Self::RemoveToLast { .. }
             | Self::RemoveAndIsolate { .. }
             | Self::Move { .. }
+            | Self::LateMove { .. }
             | Self::TransferInJoint { .. }
             | Self::Join { .. } => Class::Membership,
         }
@@ -542,6 +552,7 @@ impl Fault {
             | Self::WallStep { node, .. }
             | Self::Remove { node, .. }
             | Self::Move { node, .. }
+            | Self::LateMove { node, .. }
             | Self::Echo { node, .. }
             | Self::LateRenewals { node, .. }
             | Self::LateReturn { node, .. }
@@ -608,6 +619,7 @@ impl Fault {
             | Self::Rot { down, .. }
             | Self::Replace { down, .. }
             | Self::Move { down, .. }
+            | Self::LateMove { down, .. }
             | Self::Crash { down, .. }
             | Self::Unanswered { down, .. }
             | Self::Diverge { down, .. }

@@ -92,6 +92,8 @@ const RAFT_STREAM: &str = "/cairn.v1.Peer/Raft";
 
 /// The paths of commands.
 const COMMANDS: [&str; 2] = ["/cairn.v1.Store/Execute", "/cairn.v1.Store/PassOn"];
+/// What a member says of itself, so that the cluster decides by it: it is held up with what a machine commands.
+const MOVE: &str = "/cairn.v1.Cluster/Move";
 /// Messages of a life that are remembered at most.
 const REMEMBERED_MAX: usize = 4_000;
 
@@ -616,7 +618,7 @@ async fn call(
         let network = server_network;
         network.time.sleep(network.delay(from, to) + network.stall(from, to, &path)).await;
         let request = http::Request::from_parts(parts, Body::new(pipe));
-        if COMMANDS.contains(&&*path) {
+        if COMMANDS.contains(&&*path) || path == MOVE {
             let gate = network.state.lock().unwrap().come_to_gate(from);
             if let Some(gate) = gate {
                 network.wait_while(|state| state.shut.contains(&gate)).await;

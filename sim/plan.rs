@@ -9,7 +9,7 @@ use crate::controller::History;
 use crate::io::{Io, Rng, RngStream, Tokens};
 use crate::limits::{
     CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT, ELECTION_TIMEOUT_MIN, EVENTS_MAX, LOG_BYTES_KEPT, LOG_ENTRIES_KEPT,
-    SNAPSHOT_CHUNK_BYTES, TAIL_BYTES_MAX, VOTERS_TARGET_MAX,
+    READ_BYTES_MAX, SNAPSHOT_CHUNK_BYTES, TAIL_BYTES_MAX, VOTERS_TARGET_MAX,
 };
 use crate::node::Role;
 use crate::raft::core::Flow;
@@ -96,6 +96,9 @@ pub struct Plan {
     /// How often, in thousandths, a client puts a large value and asks for it so often at once that no session keeps the answer.
     #[serde(default)]
     pub loud_permille: u64,
+    /// What the commands of one entry read at most, in bytes.
+    #[serde(default = "entry_reads")]
+    pub entry_reads: u64,
     /// Large values that are written once, before anything goes wrong, and must still be there at the end.
     pub stock: u64,
     /// Whether leaders answer reads under a lease. Then clocks run as evenly as that demands.
@@ -144,6 +147,10 @@ fn flow(rng: &mut RngStream) -> Flow {
         uncommitted_bytes: *rng.pick(&[all.uncommitted_bytes, all.uncommitted_bytes, append_bytes.max(1_000)]),
         committed_bytes: *rng.pick(&[all.committed_bytes, all.committed_bytes, 1, 500]),
     }
+}
+
+fn entry_reads() -> u64 {
+    READ_BYTES_MAX
 }
 
 fn events_max() -> usize {
@@ -244,6 +251,7 @@ impl Plan {
             keys: 2,
             value_bytes: 0,
             loud_permille: 0,
+            entry_reads: READ_BYTES_MAX,
             stock: 5,
             lease_reads: false,
             retention: Retention::default(),
@@ -305,6 +313,7 @@ impl Plan {
             keys: load.range(1, 5),
             value_bytes: *rng.stream("plan/values").pick(&[0, 0, 0, 0, 300, 1_500]),
             loud_permille: 0,
+            entry_reads: READ_BYTES_MAX,
             stock: *load.pick(&[0, 0, 10, 60]),
             readers: if readers.chance(250) { *readers.pick(&[1, 1, 3]) } else { 0 },
             readers_pause: Duration::from_millis(*readers.pick(&[60, 300, 1_000])),
@@ -380,7 +389,7 @@ impl fmt::Display for Plan {
         )?;
         writeln!(
             f,
-            "{} clients with {} operations each on {} keys with values of {} bytes, pausing up to {:?}; {} of them as etcd's (every other one by JSON), {} within a member, {} watch, and {} hold leases, and {} users more; one session: {}, one door: {}, idle {} in 1000, loud {} in 1000; {} in stock; {} readers of each member, pausing up to {:?}",
+            "{} clients with {} operations each on {} keys with values of {} bytes, pausing up to {:?}; {} of them as etcd's (every other one by JSON), {} within a member, {} watch, and {} hold leases, and {} users more; one session: {}, one door: {}, idle {} in 1000, loud {} in 1000, reading {} bytes an entry; {} in stock; {} readers of each member, pausing up to {:?}",
             self.clients,
             self.operations,
             self.keys,
@@ -395,6 +404,7 @@ impl fmt::Display for Plan {
             self.one_door,
             self.idle_permille,
             self.loud_permille,
+            self.entry_reads,
             self.stock,
             self.readers,
             self.readers_pause

@@ -94,6 +94,7 @@ impl Cluster {
             Fault::LateRenewals { node, delay } => self.delay_renewals(node, delay).await,
             Fault::LateUse { delay } => self.use_late(delay).await,
             Fault::LateReturn { node, before, after } => self.return_late(node, before, after).await,
+            Fault::LateMove { node, down, after } => self.move_twice(node, down, after).await,
             Fault::LateWords { node, down } => self.speak_late(node, down).await,
             other => unreachable!("{other:?} takes one step"),
         }
@@ -366,6 +367,21 @@ impl Cluster {
         // For longer than a worker without attempts looks.
         sleep(Duration::from_millis(2_500)).await;
         network.set_deaf(machine.id, false);
+    }
+
+    /// Has a member move twice, and what it said of the first place come after what it says of the second.
+    async fn move_twice(self: &Arc<Self>, node: Place, down: Duration, after: Duration) {
+        let (network, machine) = (&self.world.network, &self.members[node].machine);
+        let held = network.counts().held;
+        network.set_held(machine.id, true);
+        self.move_away(node, down).await;
+        wait_closely(PATIENCE, CLOSELY, || network.counts().held > held).await;
+        let gate = network.let_pass(machine.id);
+        self.move_away(node, down).await;
+        sleep(after).await;
+        if let Some(gate) = gate {
+            network.open(gate);
+        }
     }
 
     /// Has what a worker said last in one life come in the next.

@@ -222,22 +222,29 @@ impl SharedNodeState {
                 let is_brief = forward::is_answered_briefly(kind);
                 let (passed, moved) = ((command.clone(), is_brief), self.raft.other_leader(leader));
                 match self.forwarder.pass_on(leader, channel, passed, deadline, moved).await? {
-                    Some((reply, _)) if is_put_off(&reply) => self.put_off(deadline).await?,
+                    Some((reply, _)) if is_put_off(&reply) => {
+                        sometimes!("what was passed on was put off");
+                        self.put_off(deadline).await?;
+                    }
                     Some(done) => {
                         if forward::leaves_something(kind) {
                             self.has_come_to(done.1, deadline).await?;
                         }
                         return Ok(done);
                     }
-                    None => continue,
+                    None => {}
                 }
+                continue;
             }
             self.check_space(kind)?;
             self.check_quota((user, kind), command.len(), deadline).await?;
             let began = self.io.clock.now();
             match self.io.clock.deadline(deadline, self.raft.propose(command.clone())).await {
                 // Others that were passed on with it are not to wait for it: whoever did so asks again.
-                Ok(Ok((reply, _))) if is_put_off(&reply) && !forwarded => self.put_off(deadline).await?,
+                Ok(Ok((reply, _))) if is_put_off(&reply) && !forwarded => {
+                    sometimes!("there was no room in its entry for a command");
+                    self.put_off(deadline).await?;
+                }
                 Ok(Ok(done)) => {
                     self.metrics.commands.observe(self.io.clock.now().since(began));
                     return Ok(done);

@@ -120,6 +120,7 @@ pub struct NodeBuilder {
     standby: bool,
     lease_reads: bool,
     newest_format: u32,
+    entry_reads: u64,
     observer: Arc<dyn Observer>,
 }
 
@@ -147,6 +148,7 @@ impl NodeBuilder {
             standby: false,
             lease_reads: false,
             newest_format: format::NEWEST,
+            entry_reads: limits::READ_BYTES_MAX,
             observer: Arc::new(()),
         }
     }
@@ -261,6 +263,13 @@ impl NodeBuilder {
         self
     }
 
+    /// What the commands of one entry of the log read at most, in bytes: [`limits::READ_BYTES_MAX`] without this. It is the same on all
+    /// members of a cluster, from its beginning to its end: else their states part.
+    pub fn entry_reads(mut self, bytes: u64) -> Self {
+        self.entry_reads = bytes;
+        self
+    }
+
     /// Has an observer told what the member does.
     pub fn observer(mut self, observer: Arc<dyn Observer>) -> Self {
         self.observer = observer;
@@ -298,7 +307,7 @@ impl NodeBuilder {
         };
         // Before the state is opened: if the log is damaged, nothing more is touched.
         let changed = if was_member { log.changed_members()? } else { Vec::new() };
-        let machine = machine::open_state(&io.disk, &log, self.newest_format)?;
+        let machine = machine::open_state(&io.disk, &log, self.newest_format)?.entry_reads(self.entry_reads);
         let seeds = match self.origin {
             Origin::Join(seeds) => seeds,
             Origin::Existing | Origin::Bootstrap => Vec::new(),
@@ -397,6 +406,8 @@ impl NodeBuilder {
         within("bytes of a snapshot's chunk", &self.chunk_bytes, 1..=limits::MESSAGE_BYTES_MAX / 2)?;
         within("number of changes read at once", &self.events_max, 1..=limits::EVENTS_MAX)?;
         within("bytes that keys may take", &self.keys_quota, 1..=u64::MAX)?;
+        let reads = limits::REQUEST_BYTES_MAX as u64..=limits::READ_BYTES_MAX;
+        within("bytes that an entry reads", &self.entry_reads, reads)?;
         within("format of the state", &self.newest_format, format::ALL)
     }
 

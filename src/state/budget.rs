@@ -2,11 +2,11 @@
 //! be got rid of.
 
 use crate::error::KvReject;
-use crate::limits::READ_BYTES_MAX;
 
 /// What the commands of one entry read so far, in bytes.
-#[derive(Default)]
 pub(super) struct Budget {
+    /// What they may read.
+    most: u64,
     /// For those that were carried out.
     spent: u64,
     /// For those that were not, to find that out.
@@ -16,12 +16,17 @@ pub(super) struct Budget {
 }
 
 impl Budget {
+    /// That of an entry whose commands may read so many bytes.
+    pub(super) fn of(most: u64) -> Self {
+        Self { most, spent: 0, vain: 0, own: 0 }
+    }
+
     /// How much the command under way may read by itself.
     ///
     /// # Errors
     /// So much was read in vain that nothing more is weighed.
     pub(super) fn left(&self) -> Result<u64, KvReject> {
-        if self.vain > READ_BYTES_MAX { Err(KvReject::EntryFull) } else { Ok(READ_BYTES_MAX - self.own) }
+        if self.vain > self.most { Err(KvReject::EntryFull) } else { Ok(self.most - self.own) }
     }
 
     /// Charges the command under way with what it is going to read.
@@ -31,8 +36,8 @@ impl Budget {
     pub(super) fn charge(&mut self, bytes: u64) -> Result<(), KvReject> {
         let own = self.own + bytes;
         // What was looked at is no more than about that.
-        self.own = own.min(READ_BYTES_MAX);
-        if own > READ_BYTES_MAX { Err(KvReject::ReadsTooMuch(own)) } else { Ok(()) }
+        self.own = own.min(self.most);
+        if own > self.most { Err(KvReject::ReadsTooMuch(own)) } else { Ok(()) }
     }
 
     /// Lets the command under way read what it was charged with.
@@ -40,7 +45,7 @@ impl Budget {
     /// # Errors
     /// Too little is left in this entry.
     pub(super) fn admit(&self) -> Result<(), KvReject> {
-        if self.spent + self.own > READ_BYTES_MAX { Err(KvReject::EntryFull) } else { Ok(()) }
+        if self.spent + self.own > self.most { Err(KvReject::EntryFull) } else { Ok(()) }
     }
 
     /// Does all of that for something that is only read.
@@ -63,6 +68,7 @@ impl Budget {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::READ_BYTES_MAX;
 
     fn carry_out(budget: &mut Budget, bytes: u64) -> Result<(), KvReject> {
         let done = budget.left().and_then(|_| budget.charge(bytes)).and_then(|()| budget.admit());
@@ -72,7 +78,7 @@ mod tests {
 
     #[test]
     fn commands_share_what_an_entry_may_read() {
-        let mut budget = Budget::default();
+        let mut budget = Budget::of(READ_BYTES_MAX);
         assert_eq!(carry_out(&mut budget, READ_BYTES_MAX + 1), Err(KvReject::ReadsTooMuch(READ_BYTES_MAX + 1)));
         assert_eq!(carry_out(&mut budget, READ_BYTES_MAX - 10), Ok(()));
         assert_eq!(carry_out(&mut budget, 10), Ok(()), "what is refused takes nothing from others");
@@ -81,7 +87,7 @@ mod tests {
 
     #[test]
     fn what_is_looked_at_in_vain_is_bounded_too() {
-        let mut budget = Budget::default();
+        let mut budget = Budget::of(READ_BYTES_MAX);
         let refusals = std::iter::from_fn(|| carry_out(&mut budget, READ_BYTES_MAX + 1).err());
         let weighed = refusals.take_while(|refusal| *refusal != KvReject::EntryFull).count();
         assert_eq!(weighed, 2);

@@ -26,7 +26,9 @@ use crate::entry::{Body, Entry, Outcome, Step};
 use crate::error::{Context, Fault};
 use crate::ids::{Index, Term};
 use crate::io::{Disk, Wanted, open_for_database};
-use crate::limits::{ANSWERS_BYTES_MAX, CHECKPOINT_BYTES_MAX, CHECKPOINT_ENTRIES_MAX, STATE_CACHE_BYTES};
+use crate::limits::{
+    ANSWERS_BYTES_MAX, CHECKPOINT_BYTES_MAX, CHECKPOINT_ENTRIES_MAX, READ_BYTES_MAX, STATE_CACHE_BYTES,
+};
 use crate::proto::v1;
 use crate::time::ClusterTime;
 
@@ -154,6 +156,8 @@ pub struct State {
     notes: Notes,
     /// The newest format that it takes part in.
     newest: u32,
+    /// What the commands of one entry read at most, in bytes.
+    entry_reads: u64,
 }
 
 /// A database, the index of its keys, and what its users may do.
@@ -231,7 +235,16 @@ impl State {
         let store = Store::new(db, &head)?;
         let durable = Index(head.applied_index);
         let current = Arc::new(Mutex::new(store.clone()));
-        Ok(Self { disk, name, current, store, head, durable, since_durable: 0, notes: Notes::default(), newest })
+        let (since_durable, notes, entry_reads) = (0, Notes::default(), READ_BYTES_MAX);
+        Ok(Self { disk, name, current, store, head, durable, since_durable, notes, newest, entry_reads })
+    }
+
+    /// Lets the commands of one entry read so many bytes, and no more; [`READ_BYTES_MAX`] without this. It is the same on all members of
+    /// a cluster, always: else their states part.
+    #[must_use]
+    pub fn entry_reads(mut self, bytes: u64) -> Self {
+        self.entry_reads = bytes;
+        self
     }
 
     /// A state that was installed must be there: an empty one in its place would be made up.
@@ -395,7 +408,7 @@ impl State {
             let rows = Rows::new(&txn, self.head.rows_digest).noting(matches!(*noted, Noted::On(_)));
             let (index, auth) = (self.store.index.clone(), self.store.auth.clone());
             let (head, newest) = (self.head.clone(), self.newest);
-            let mut apply = Apply { rows, head, index, auth, newest, budget: Budget::default() };
+            let mut apply = Apply { rows, head, index, auth, newest, budget: Budget::of(self.entry_reads) };
             let mut outcomes = Vec::with_capacity(entries.len());
             let mut answered = 0;
             for entry in entries {
@@ -407,7 +420,7 @@ impl State {
                 if entry.term.0 > apply.head.applied_term {
                     apply.head.term_began_ms = apply.head.cluster_time_ms;
                 }
-                apply.budget = Budget::default();
+                apply.budget = Budget::of(self.entry_reads);
                 let replies = apply_one(&mut apply, &entry.body, &mut bytes)?;
                 apply.head.applied_index = entry.index.0;
                 apply.head.applied_term = entry.term.0;
