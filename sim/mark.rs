@@ -143,10 +143,10 @@ pub const MARKS: &[&str] = &[
     "the rows of a state were not those that its digest counts",
     "the stream of a snapshot broke and went on where it was",
     "there was no room in its entry for a command",
+    "there was no room in its entry for what was passed on",
     "two operators removed one member",
     "what a worker had said in another life came late",
     "what was compacted had been swept away before",
-    "what was passed on was put off",
     "what was to be applied waited for the state",
     "whoever has a snapshot that is being fetched leads again",
 ];

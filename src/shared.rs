@@ -12,7 +12,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
 use crate::controller;
-use crate::error::{AuthReject, Fault, KvReject, Reject};
+use crate::error::{AuthReject, Fault, Reject};
 use crate::forward::{self, Done, Forwarder, not_done, not_here_yet, not_leader, unknown_outcome};
 use crate::ids::{Address, Index, NodeId};
 use crate::io::{Channel, Io, RngStream};
@@ -212,6 +212,7 @@ impl SharedNodeState {
         deadline: Monotonic,
         forwarded: bool,
     ) -> Result<Done, Status> {
+        let mut first = false;
         loop {
             let leader = self.await_leader(deadline).await?;
             if leader != self.identity.id {
@@ -222,28 +223,24 @@ impl SharedNodeState {
                 let is_brief = forward::is_answered_briefly(kind);
                 let (passed, moved) = ((command.clone(), is_brief), self.raft.other_leader(leader));
                 match self.forwarder.pass_on(leader, channel, passed, deadline, moved).await? {
-                    Some((reply, _)) if is_put_off(&reply) => {
-                        sometimes!("what was passed on was put off");
-                        self.put_off(deadline).await?;
-                    }
                     Some(done) => {
                         if forward::leaves_something(kind) {
                             self.has_come_to(done.1, deadline).await?;
                         }
                         return Ok(done);
                     }
-                    None => {}
+                    None => continue,
                 }
-                continue;
             }
             self.check_space(kind)?;
             self.check_quota((user, kind), command.len(), deadline).await?;
             let began = self.io.clock.now();
-            match self.io.clock.deadline(deadline, self.raft.propose(command.clone())).await {
-                // Others that were passed on with it are not to wait for it: whoever did so asks again.
-                Ok(Ok((reply, _))) if is_put_off(&reply) && !forwarded => {
+            match self.io.clock.deadline(deadline, self.raft.propose(command.clone(), first)).await {
+                // It was not done; what is the first of its entry finds room.
+                Ok(Ok((reply, _))) if is_put_off(&reply) && !first => {
                     sometimes!("there was no room in its entry for a command");
-                    self.put_off(deadline).await?;
+                    sometimes!(forwarded, "there was no room in its entry for what was passed on");
+                    first = true;
                 }
                 Ok(Ok(done)) => {
                     self.metrics.commands.observe(self.io.clock.now().since(began));
@@ -262,14 +259,6 @@ impl SharedNodeState {
                 }
             }
         }
-    }
-
-    /// Waits before something is asked again for which there was no room in its entry.
-    async fn put_off(&self, deadline: Monotonic) -> Result<(), Status> {
-        if !self.pause(deadline).await {
-            return Err(not_done(Code::Unavailable, format!("not done: {}", KvReject::EntryFull)));
-        }
-        Ok(())
     }
 
     /// Waits until this member's own state has an index: who is told here of what was done is to find it here.
@@ -331,7 +320,7 @@ impl SharedNodeState {
         sometimes!("keys and their history took more than they may");
         tracing::error!(quota = self.bounds.keys_quota, "keys take more than they may: what adds to them is refused");
         let raise = Bytes::from(controller::raise_no_space(self.identity.id).encode_to_vec());
-        match self.io.clock.deadline(deadline, self.raft.propose(raise)).await {
+        match self.io.clock.deadline(deadline, self.raft.propose(raise, false)).await {
             // Who does not lead any more cannot propose the command either.
             Ok(Ok(_) | Err(ProposeError::NotLeader(_) | ProposeError::Superseded)) => Ok(()),
             Ok(Err(error)) => Err(not_done(refused_as(error), error.to_string())),
@@ -708,7 +697,7 @@ pub fn internal(fault: Fault) -> Status {
 /// What says that something was put off has no more bytes.
 const PUT_OFF_BYTES_MAX: usize = 64;
 
-/// Whether a reply says that the command is to be asked for again. What says so is short.
+/// Whether a reply says that the command is to be proposed again. What says so is short.
 fn is_put_off(reply: &Bytes) -> bool {
     reply.len() <= PUT_OFF_BYTES_MAX && v1::Reply::decode(reply.clone()).is_ok_and(|reply| command::is_put_off(&reply))
 }

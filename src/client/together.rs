@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use futures_util::future::{BoxFuture, pending};
 use prost::Message;
 
-use super::{Client, ClientError, RETRY_PAUSE, answer, unexpected};
+use super::{Client, ClientError, answer, unexpected};
 use crate::error::{KvReject, Reject};
 use crate::forward::is_answered_briefly;
 use crate::lane::{Lane, Unanswered};
@@ -40,17 +40,14 @@ impl Client {
             let carry = move |commands| Box::pin(carry(client.clone(), commands)) as BoxFuture<_>;
             Lane::new(&*self.io.spawn, "commands", Command::encoded_len, carry)
         });
-        let command = command::plain("", kind);
-        let passed = loop {
-            let passed = lane.pass(&*self.io.clock, command.clone(), deadline, pending()).await;
+        let command = command::plain("", kind.clone());
+        match lane.pass(&*self.io.clock, command, deadline, pending()).await {
             // It was certainly not done: others that went with it read too much.
-            let is_put_off = matches!(passed, Ok(Err(ClientError::Rejected(Reject::Kv(KvReject::EntryFull)))));
-            if !is_put_off || self.io.clock.now() + RETRY_PAUSE >= deadline {
-                break passed;
+            Ok(Err(ClientError::Rejected(Reject::Kv(KvReject::EntryFull)))) => {
+                let alone = self.clone().with_timeout(deadline.since(self.io.clock.now()));
+                let answered = self.io.clock.deadline(deadline, alone.execute_alone(kind)).await;
+                answered.unwrap_or_else(|_| Err(ClientError::Unknown("no answer in time".into())))
             }
-            self.pause(RETRY_PAUSE).await;
-        };
-        match passed {
             Ok(answer) => answer,
             Err(Unanswered::Full) => Err(ClientError::Unavailable("too many commands wait; try again later".into())),
             Err(Unanswered::Late | Unanswered::Moved) => {

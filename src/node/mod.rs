@@ -570,7 +570,8 @@ async fn control_once(
         let _ = clock.timeout(limits::REQUEST_TIMEOUT, proposal).await;
     }
     for command in expire.into_iter().chain(oldest.map(controller::compact)) {
-        let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.propose(command.encode_to_vec().into())).await;
+        let _ =
+            clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.propose(command.encode_to_vec().into(), false)).await;
     }
     if let Some(change) = controller::promote(&shared.raft.status(), &members, voters_max) {
         let _ = clock.timeout(limits::REQUEST_TIMEOUT, shared.raft.change_members(change, based_on)).await;
@@ -595,7 +596,7 @@ async fn schedule(shared: Arc<SharedNodeState>) {
             };
             // What fails here is looked at again in the next round.
             for command in commands.into_iter().flatten() {
-                let proposal = shared.raft.propose(command.encode_to_vec().into());
+                let proposal = shared.raft.propose(command.encode_to_vec().into(), false);
                 let _ = clock.timeout(limits::REQUEST_TIMEOUT, proposal).await;
             }
         }

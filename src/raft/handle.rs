@@ -44,11 +44,15 @@ pub enum ProposeError {
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, ProposeError>>;
 
+pub(super) struct Proposal {
+    pub(super) command: Bytes,
+    /// Whether it is to be the first of its entry.
+    pub(super) first: bool,
+    pub(super) reply: Reply<(Bytes, Index)>,
+}
+
 pub(super) enum Request {
-    Propose {
-        command: Bytes,
-        reply: Reply<(Bytes, Index)>,
-    },
+    Propose(Proposal),
     /// A command that rests on who the members were at `based_on`.
     ProposeFor {
         command: Bytes,
@@ -186,17 +190,18 @@ impl RaftHandle {
         Self { requests, frames, snapshots, clock, shared }
     }
 
-    /// Proposes an encoded command and waits for its reply. Give it a deadline: without a majority it waits.
+    /// Proposes an encoded command, which is the first of its entry if so wanted, and waits for its reply. Give it a deadline: without a
+    /// majority it waits.
     ///
     /// # Errors
     /// See [`ProposeError`].
-    pub async fn propose(&self, command: Bytes) -> Result<(Bytes, Index), ProposeError> {
+    pub async fn propose(&self, command: Bytes, first: bool) -> Result<(Bytes, Index), ProposeError> {
         // What is appended must be acceptable to every member, for ever.
         if command.len() > limits::COMMAND_BYTES_MAX {
             return Err(ProposeError::TooLarge(command.len()));
         }
         let (reply, answer) = oneshot::channel();
-        self.request(Request::Propose { command, reply })?;
+        self.request(Request::Propose(Proposal { command, first, reply }))?;
         answer.await.unwrap_or(Err(ProposeError::Unknown))
     }
 

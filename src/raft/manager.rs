@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::codec;
 use super::core::{Announced, Compaction, Core, CoreConfig, Effects, Flow, Refused, Role, Status};
-use super::handle::{ProposeError, RaftHandle, Reply, Request, Shared};
+use super::handle::{Proposal, ProposeError, RaftHandle, Reply, Request, Shared};
 use super::log::{Identity, Log};
 use super::owner::{ApplyJob, ApplyOwner, Done, LogJob, LogOwner, Machine, Now};
 use super::reads::{Reads, lease_span};
@@ -234,7 +234,7 @@ struct Manager {
     staged: mpsc::Sender<Staged>,
     next_tick: Monotonic,
     /// Taken, but not appended yet, and the bytes of that.
-    proposals: Vec<(Bytes, Reply<(Bytes, Index)>)>,
+    proposals: Vec<Proposal>,
     proposals_bytes: u64,
     /// When the state's owner last reported, or had nothing to do.
     applied_at: Monotonic,
@@ -565,15 +565,15 @@ impl Manager {
 
     fn on_request(&mut self, request: Request) {
         match request {
-            Request::Propose { reply, .. }
+            Request::Propose(Proposal { reply, .. })
                 if self.proposals.len() + self.waiters.len() >= limits::PROPOSALS_PENDING_MAX
                     || self.proposals_bytes >= limits::UNCOMMITTED_BYTES_MAX =>
             {
                 let _ = reply.send(Err(ProposeError::Busy));
             }
-            Request::Propose { command, reply } => {
-                self.proposals_bytes += command.len() as u64;
-                self.proposals.push((command, reply));
+            Request::Propose(proposal) => {
+                self.proposals_bytes += proposal.command.len() as u64;
+                self.proposals.push(proposal);
             }
             Request::ProposeFor { command, based_on, reply } => {
                 let proposed = match self.stamp(&self.core.status()) {
@@ -679,8 +679,8 @@ impl Manager {
             sometimes!("a leader that stepped down had proposals left");
             self.anchor = None;
             self.proposals_bytes = 0;
-            for (_, reply) in self.proposals.drain(..) {
-                let _ = reply.send(Err(ProposeError::NotLeader(status.leader)));
+            for proposal in self.proposals.drain(..) {
+                let _ = proposal.reply.send(Err(ProposeError::NotLeader(status.leader)));
             }
             return;
         }
@@ -701,10 +701,12 @@ impl Manager {
         let mut proposals = std::mem::take(&mut self.proposals).into_iter().peekable();
         while proposals.peek().is_some() {
             let (mut commands, mut replies, mut bytes) = (Vec::new(), Vec::new(), 0);
-            while let Some((command, reply)) = proposals.next_if(|(command, _)| {
-                commands.is_empty()
-                    || commands.len() < limits::BATCH_COMMANDS_MAX && bytes + command.len() <= limits::BATCH_BYTES_MAX
-            }) {
+            while let Some(Proposal { command, reply, .. }) =
+                proposals.next_if(|Proposal { command, first, .. }| {
+                    let fits = bytes + command.len() <= limits::BATCH_BYTES_MAX;
+                    commands.is_empty() || !first && fits && commands.len() < limits::BATCH_COMMANDS_MAX
+                })
+            {
                 bytes += command.len();
                 commands.push(command);
                 replies.push(reply);
