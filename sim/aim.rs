@@ -360,10 +360,16 @@ const AIMS: &[(&str, Aim)] = &[
         plan.faults.push((Duration::from_millis(3_500), Fault::LateMove { node: 2, down, after }));
     }),
     ("commands-that-find-no-room-in-their-entry", |rng, plan| {
-        // There is no room for two that are loud, and they come so often that they meet.
-        (plan.clients, plan.pause, plan.operations) = (8, Duration::from_millis(30), plan.operations.max(40));
-        (plan.loud_permille, plan.entry_reads) = (300, LOUD_READS + LOUD_READS / 4);
-        plan.one_door = rng.chance(500);
+        // There is no room for two that are loud, and they wait together whenever another begins to lead.
+        (plan.nodes, plan.clients, plan.pause) = (plan.nodes.max(3), 8, Duration::from_millis(30));
+        (plan.keys, plan.operations, plan.one_door) = (2, plan.operations.max(40), rng.chance(500));
+        (plan.loud_permille, plan.entry_reads) = (600, LOUD_READS + LOUD_READS / 4);
+        let (delay, span) = (millis(rng, 30, 80), Duration::from_secs(30));
+        plan.faults.push((Duration::from_millis(300), Fault::Far { delay, span }));
+        for round in 0..8 {
+            let at = Duration::from_secs(2 + 3 * round) + millis(rng, 0, 1_000);
+            plan.faults.push((at, Fault::Transfer { to: round as Place % plan.nodes }));
+        }
     }),
     ("members-that-are-awaited", |rng, plan| {
         plan.nodes = *rng.pick(&[3, 5]);

@@ -59,8 +59,8 @@ pub enum Ask {
 const LOUD_BYTES: usize = 24 * 1024;
 /// How often it is read at once.
 const LOUD_LOOKS: usize = SESSION_ANSWER_BYTES_MAX / LOUD_BYTES + 1;
-/// About what it reads: what it asks for, as often, and what it puts.
-pub const LOUD_READS: u64 = (LOUD_BYTES * (LOUD_LOOKS + 1)) as u64;
+/// About what it reads: what it asks for, as it was and as it puts it.
+pub const LOUD_READS: u64 = (2 * LOUD_BYTES * (LOUD_LOOKS + 1)) as u64;
 
 /// A client, and where it writes down what it saw.
 pub struct Notes<'a> {

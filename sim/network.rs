@@ -169,6 +169,8 @@ pub struct NetworkCounts {
     pub resets: u64,
     /// Commands that had to wait before whom they were for.
     pub held: u64,
+    /// Of those, how often a member said where it is.
+    pub moves_held: u64,
     /// Commands that were carried out and not answered.
     pub unanswered: u64,
 }
@@ -179,9 +181,10 @@ impl State {
     }
 
     /// The gate at which a command of a machine waits, if it does.
-    fn come_to_gate(&mut self, from: MachineId) -> Option<Gate> {
+    fn come_to_gate(&mut self, from: MachineId, moves: bool) -> Option<Gate> {
         let gate = self.held.get(&from).copied();
         self.counts.held += u64::from(gate.is_some());
+        self.counts.moves_held += u64::from(gate.is_some() && moves);
         gate
     }
 }
@@ -619,7 +622,7 @@ async fn call(
         network.time.sleep(network.delay(from, to) + network.stall(from, to, &path)).await;
         let request = http::Request::from_parts(parts, Body::new(pipe));
         if COMMANDS.contains(&&*path) || path == MOVE {
-            let gate = network.state.lock().unwrap().come_to_gate(from);
+            let gate = network.state.lock().unwrap().come_to_gate(from, path == MOVE);
             if let Some(gate) = gate {
                 network.wait_while(|state| state.shut.contains(&gate)).await;
             }

@@ -372,10 +372,10 @@ impl Cluster {
     /// Has a member move twice, and what it said of the first place come after what it says of the second.
     async fn move_twice(self: &Arc<Self>, node: Place, down: Duration, after: Duration) {
         let (network, machine) = (&self.world.network, &self.members[node].machine);
-        let held = network.counts().held;
+        let held = network.counts().moves_held;
         network.set_held(machine.id, true);
         self.move_away(node, down).await;
-        wait_closely(PATIENCE, CLOSELY, || network.counts().held > held).await;
+        wait_closely(PATIENCE, CLOSELY, || network.counts().moves_held > held).await;
         let gate = network.let_pass(machine.id);
         self.move_away(node, down).await;
         sleep(after).await;

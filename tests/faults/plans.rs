@@ -49,6 +49,8 @@ fn what_is_aimed_at_happens_and_is_survived() {
         "a worker was drained",
         "another member's reads were answered under a lease",
         "the leader was gone just after it carried out what was passed on",
+        "there was no room in its entry for a command",
+        "there was no room in its entry for what was passed on",
         "the power went for the last voter just after the last but one was removed",
         "an answer came to a question of an earlier life",
     ]);
