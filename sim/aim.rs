@@ -350,10 +350,10 @@ const AIMS: &[(&str, Aim)] = &[
     ("a-move-of-an-earlier-life", |rng, plan| {
         // As above, but who leads gets on, and hears of the first life last.
         plan.nodes = 3;
-        plan.faults.retain(|(_, fault)| !matches!(fault, Fault::Move { node: 2, .. }));
         if plan.is_late(1) || plan.is_late(2) {
             return;
         }
+        plan.faults.retain(|(_, fault)| !matches!(fault, Fault::Move { node: 2, .. }));
         plan.faults.push((Duration::from_secs(1), Fault::Remove { node: 1, returns: false, cut: None }));
         plan.faults.push((Duration::from_millis(2_500), Fault::Transfer { to: 0 }));
         let (down, after) = (millis(rng, 50, 400), millis(rng, 500, 4_000));
@@ -361,7 +361,7 @@ const AIMS: &[(&str, Aim)] = &[
     }),
     ("commands-that-find-no-room-in-their-entry", |rng, plan| {
         // There is no room for two that are loud, and they wait together whenever another begins to lead.
-        (plan.nodes, plan.clients, plan.pause) = (plan.nodes.max(3), 8, Duration::from_millis(30));
+        (plan.clients, plan.pause) = (8, Duration::from_millis(30));
         (plan.keys, plan.operations, plan.one_door) = (2, plan.operations.max(40), rng.chance(500));
         (plan.loud_permille, plan.entry_reads) = (600, LOUD_READS + LOUD_READS / 4);
         let (delay, span) = (millis(rng, 30, 80), Duration::from_secs(30));

@@ -315,9 +315,9 @@ impl Cluster {
         spawn.spawn("node", Box::pin(life)).detach();
     }
 
-    /// Kills a member and starts it elsewhere.
-    pub(super) async fn move_away(self: &Arc<Self>, place: Place, down: Duration) {
-        self.members[place].machine.down(Down::Kill);
+    /// Takes a member down and starts it elsewhere.
+    pub(super) async fn move_away(self: &Arc<Self>, place: Place, how: Down, down: Duration) {
+        self.members[place].machine.down(how);
         self.members[place].moves.fetch_add(1, Ordering::Relaxed);
         sleep(down).await;
         self.boot(place);
@@ -621,7 +621,7 @@ impl Cluster {
                     sleep(down).await;
                 }
             }
-            Fault::Move { node, down } => self.move_away(node, down).await,
+            Fault::Move { node, down } => self.move_away(node, Down::Kill, down).await,
             Fault::Blackout { cut, down, gone, after_joint } => {
                 if let Some(after) = after_joint {
                     let is_joint = || self.watch.state().statuses.values().any(|status| status.joint);

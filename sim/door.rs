@@ -126,6 +126,8 @@ fn told(status: &Status) -> Seen {
         (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded") => Seen::Full,
         // Locks say it by its text alone.
         (Code::PermissionDenied | Code::Unknown, "etcdserver: permission denied") => Seen::Denied,
+        // No answer to anybody, see below.
+        (Code::Aborted, "etcdserver: others of the entry have read too much") => Seen::Put(0),
         // The key that stands for a place in a line is gone.
         (Code::Unknown, "mutex: session is expired") => Seen::Got(None),
         (Code::Unavailable, "etcdserver: no leader")

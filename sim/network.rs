@@ -92,12 +92,30 @@ const RAFT_STREAM: &str = "/cairn.v1.Peer/Raft";
 
 /// The paths of commands.
 const COMMANDS: [&str; 2] = ["/cairn.v1.Store/Execute", "/cairn.v1.Store/PassOn"];
-/// What a member says of itself, so that the cluster decides by it: it is held up with what a machine commands.
+/// Where a member says where it is.
 const MOVE: &str = "/cairn.v1.Cluster/Move";
 /// Messages of a life that are remembered at most.
 const REMEMBERED_MAX: usize = 4_000;
 
-/// Where commands wait: one for each time that a machine's are held up.
+/// What of a machine may be held up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Words {
+    /// What it wants to have done.
+    Commands,
+    /// Where it says that it is.
+    Moves,
+}
+
+impl Words {
+    fn of(path: &str) -> Option<Self> {
+        match path {
+            MOVE => Some(Self::Moves),
+            _ => COMMANDS.contains(&path).then_some(Self::Commands),
+        }
+    }
+}
+
+/// Where they wait: one for each time that a machine's are held up.
 pub type Gate = u64;
 
 /// A Raft message as it leaves a machine, for whoever watches the wire.
@@ -118,10 +136,12 @@ struct State {
     late: BTreeSet<MachineId>,
     /// Machines that are off without having let go of their calls: those whom they called do not hear of it.
     silent: BTreeSet<MachineId>,
+    /// Gates at which something waits of one that was.
+    silent_gates: BTreeSet<Gate>,
     /// By how much longer everything takes.
     far: Duration,
     /// Machines whose commands wait before whom they are for.
-    held: BTreeMap<MachineId, Gate>,
+    held: BTreeMap<(MachineId, Words), Gate>,
     /// The gates that are shut, and how many there were.
     shut: BTreeSet<Gate>,
     gates: Gate,
@@ -169,7 +189,7 @@ pub struct NetworkCounts {
     pub resets: u64,
     /// Commands that had to wait before whom they were for.
     pub held: u64,
-    /// Of those, how often a member said where it is.
+    /// How often that had to wait where a member is.
     pub moves_held: u64,
     /// Commands that were carried out and not answered.
     pub unanswered: u64,
@@ -180,11 +200,14 @@ impl State {
         self.links.get(&(from, to)).copied().unwrap_or(self.weather)
     }
 
-    /// The gate at which a command of a machine waits, if it does.
-    fn come_to_gate(&mut self, from: MachineId, moves: bool) -> Option<Gate> {
-        let gate = self.held.get(&from).copied();
-        self.counts.held += u64::from(gate.is_some());
-        self.counts.moves_held += u64::from(gate.is_some() && moves);
+    /// The gate at which a word of a machine waits, if it does.
+    fn come_to_gate(&mut self, from: MachineId, words: Words) -> Option<Gate> {
+        let gate = self.held.get(&(from, words)).copied();
+        let count = match words {
+            Words::Commands => &mut self.counts.held,
+            Words::Moves => &mut self.counts.moves_held,
+        };
+        *count += u64::from(gate.is_some());
         gate
     }
 }
@@ -204,6 +227,7 @@ impl SimNetwork {
         let state = State {
             listeners: BTreeMap::new(),
             silent: BTreeSet::new(),
+            silent_gates: BTreeSet::new(),
             late: BTreeSet::new(),
             far: Duration::ZERO,
             held: BTreeMap::new(),
@@ -234,7 +258,10 @@ impl SimNetwork {
 
     /// Has a machine that is about to lose its power let go of none of its calls.
     pub fn silence(&self, machine: MachineId) {
-        self.state.lock().unwrap().silent.insert(machine);
+        let state = &mut *self.state.lock().unwrap();
+        state.silent.insert(machine);
+        let gates = [Words::Commands, Words::Moves].map(|words| state.held.get(&(machine, words)).copied());
+        state.silent_gates.extend(gates.into_iter().flatten());
     }
 
     /// Closes everything that `machine` listens on.
@@ -287,20 +314,20 @@ impl SimNetwork {
         self.state.lock().unwrap().far = far;
     }
 
-    /// Has the commands of a machine wait before whom they are for, or lets them in.
-    pub fn set_held(&self, machine: MachineId, held: bool) {
+    /// Has the words of a machine wait before whom they are for, or lets them in.
+    pub fn set_held(&self, machine: MachineId, words: Words, held: bool) {
         if held {
             let state = &mut *self.state.lock().unwrap();
             state.gates += 1;
-            state.shut.insert(*state.held.entry(machine).or_insert(state.gates));
-        } else if let Some(gate) = self.let_pass(machine) {
+            state.shut.insert(*state.held.entry((machine, words)).or_insert(state.gates));
+        } else if let Some(gate) = self.let_pass(machine, words) {
             self.open(gate);
         }
     }
 
-    /// Lets in the commands of a machine that come from now on. Those that wait do so at a gate until it is opened.
-    pub fn let_pass(&self, machine: MachineId) -> Option<Gate> {
-        self.state.lock().unwrap().held.remove(&machine)
+    /// Lets in the words of a machine that come from now on. Those that wait do so at a gate until it is opened.
+    pub fn let_pass(&self, machine: MachineId, words: Words) -> Option<Gate> {
+        self.state.lock().unwrap().held.remove(&(machine, words))
     }
 
     /// Lets in what waits at a gate.
@@ -621,11 +648,9 @@ async fn call(
         let network = server_network;
         network.time.sleep(network.delay(from, to) + network.stall(from, to, &path)).await;
         let request = http::Request::from_parts(parts, Body::new(pipe));
-        if COMMANDS.contains(&&*path) || path == MOVE {
-            let gate = network.state.lock().unwrap().come_to_gate(from, path == MOVE);
-            if let Some(gate) = gate {
-                network.wait_while(|state| state.shut.contains(&gate)).await;
-            }
+        let gate = Words::of(&path).and_then(|words| network.state.lock().unwrap().come_to_gate(from, words));
+        if let Some(gate) = gate {
+            network.wait_while(|state| state.shut.contains(&gate)).await;
         }
         // Whoever calls may let go of it: then the server drops what it was about to answer, as soon as it hears that.
         let response = {
@@ -633,7 +658,10 @@ async fn call(
             let left = std::pin::pin!(async {
                 answer.closed().await;
                 // A connection that nobody closed is given up when nothing has come for long.
-                let silent = network.state.lock().unwrap().silent.contains(&from);
+                let silent = {
+                    let state = network.state.lock().unwrap();
+                    state.silent.contains(&from) || gate.is_some_and(|gate| state.silent_gates.contains(&gate))
+                };
                 let unheard = if silent { network.draw(from, to, SILENCE_MAX.as_millis() as u64) } else { 0 };
                 network.time.sleep(network.delay(from, to) + Duration::from_millis(unheard)).await;
                 network.wait_mended(from, to).await;

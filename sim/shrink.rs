@@ -183,6 +183,8 @@ impl Shrinker<'_> {
             |plan| plan.one_session = false,
             |plan| plan.lease_reads = false,
             |plan| plan.idle_permille = 0,
+            |plan| plan.loud_permille = 0,
+            |plan| plan.entry_reads = crate::limits::READ_BYTES_MAX,
             |plan| plan.foreign = 0,
             |plan| plan.watchers = 0,
             |plan| plan.holders = 0,

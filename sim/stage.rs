@@ -19,7 +19,7 @@ use crate::sim::disk::{Files, PowerCut};
 use crate::sim::door::{Door, Etcd};
 use crate::sim::fault::{Fault, Place};
 use crate::sim::history::Seen;
-use crate::sim::network::MachineId;
+use crate::sim::network::{MachineId, Words};
 use crate::sim::oracle::leases::LEASE_OVER;
 use crate::sim::world::Down;
 
@@ -295,7 +295,7 @@ impl Cluster {
         let node = if node < self.plan.nodes { self.other_than_leader(node) } else { node };
         let (network, machine) = (&self.world.network, &self.members[node].machine);
         let Some(id) = self.members[node].id() else { return };
-        network.set_held(machine.id, true);
+        network.set_held(machine.id, Words::Commands, true);
         wait_closely(LEASE_PATIENCE, CLOSELY, || {
             let age = self.lease_age(id);
             age.is_none_or(|age| age + 3 * delay >= LEASE_OVER)
@@ -303,7 +303,7 @@ impl Cluster {
         .await;
         network.set_far(delay);
         wait_closely(PATIENCE / 4, CLOSELY, || self.lease_age(id).is_none_or(|age| age >= LEASE_OVER)).await;
-        network.set_held(machine.id, false);
+        network.set_held(machine.id, Words::Commands, false);
         sleep(10 * delay).await;
         network.set_far(Duration::ZERO);
     }
@@ -328,7 +328,7 @@ impl Cluster {
         // What they send waits before the leader, to whom all others are far.
         let uses = sessions.iter().map(|(_, client, node, machine)| {
             let client = client.clone();
-            network.set_held(*machine, true);
+            network.set_held(*machine, Words::Commands, true);
             node.spawn(async move {
                 // The first may cross the end of the session; the second tells whether that has come all the same.
                 let _ = client.put(b"late", b"", None).await;
@@ -339,7 +339,7 @@ impl Cluster {
         network.set_far(delay);
         wait_closely(PATIENCE, CLOSELY, || idle().is_none_or(|idle| idle >= SESSION_TTL)).await;
         for (.., machine) in &sessions {
-            network.set_held(*machine, false);
+            network.set_held(*machine, Words::Commands, false);
             sleep(USES_APART).await;
         }
         join_all(uses).await;
@@ -352,7 +352,7 @@ impl Cluster {
         let Some(id) = self.members[node].id() else { return };
         machine.down(Down::Kill);
         wait(LEASE_PATIENCE, || self.lease_age(id).is_none_or(|age| age + before >= LEASE_OVER)).await;
-        network.set_held(machine.id, true);
+        network.set_held(machine.id, Words::Commands, true);
         let (held, expired) = (network.counts().held, self.watch.state().leases.expired(id));
         self.boot(node);
         wait(PATIENCE / 4, || network.counts().held > held).await;
@@ -363,7 +363,7 @@ impl Cluster {
             "a worker came back just before its lease was over, and was heard after"
         );
         sleep(after).await;
-        network.set_held(machine.id, false);
+        network.set_held(machine.id, Words::Commands, false);
         // For longer than a worker without attempts looks.
         sleep(Duration::from_millis(2_500)).await;
         network.set_deaf(machine.id, false);
@@ -373,11 +373,12 @@ impl Cluster {
     async fn move_twice(self: &Arc<Self>, node: Place, down: Duration, after: Duration) {
         let (network, machine) = (&self.world.network, &self.members[node].machine);
         let held = network.counts().moves_held;
-        network.set_held(machine.id, true);
-        self.move_away(node, down).await;
+        network.set_held(machine.id, Words::Moves, true);
+        self.move_away(node, Down::Kill, down).await;
         wait_closely(PATIENCE, CLOSELY, || network.counts().moves_held > held).await;
-        let gate = network.let_pass(machine.id);
-        self.move_away(node, down).await;
+        // Who closes its connections takes back what has not been read.
+        self.move_away(node, Down::Power(PowerCut { drop_permille: 0, tear_permille: 0 }), down).await;
+        let gate = network.let_pass(machine.id, Words::Moves);
         sleep(after).await;
         if let Some(gate) = gate {
             network.open(gate);
@@ -392,14 +393,14 @@ impl Cluster {
         let Some(id) = self.members[node].id() else { return };
         let life = || self.watch.state().leases.life(id);
         let (before, held) = (life(), network.counts().held);
-        network.set_held(machine.id, true);
+        network.set_held(machine.id, Words::Commands, true);
         let cluster = self.clone();
         let stopping = madsim::task::spawn(async move { cluster.stop(node, false).await });
         wait_closely(PATIENCE, CLOSELY, || network.counts().held > held).await;
         machine.down(Down::Kill);
         let _ = stopping.await;
         sleep(down).await;
-        let gate = network.let_pass(machine.id);
+        let gate = network.let_pass(machine.id, Words::Commands);
         self.boot(node);
         wait_closely(PATIENCE, CLOSELY, || life() != before).await;
         if let Some(gate) = gate {

@@ -9,7 +9,7 @@ pub const REQUEST_BYTES_MAX: usize = 1536 * 1024;
 pub const TXN_OPERATIONS_MAX: usize = 128;
 /// Most comparisons and operations in a transaction with all inner ones: as many as one without may have.
 pub const TXN_ALL_MAX: usize = 3 * TXN_OPERATIONS_MAX;
-/// What the commands of one entry read at most, in bytes.
+/// What the commands of one entry read at most, in bytes; less only in simulation.
 pub const READ_BYTES_MAX: u64 = 128 * 1024 * 1024;
 /// What a key that is looked at counts for, in bytes.
 pub const LOOK_BYTES: u64 = 16;

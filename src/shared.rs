@@ -210,36 +210,39 @@ impl SharedNodeState {
         (user, kind): (&str, &CommandKind),
         command: Bytes,
         deadline: Monotonic,
-        forwarded: bool,
+        source: Source,
     ) -> Result<Done, Status> {
         let mut first = false;
         loop {
             let leader = self.await_leader(deadline).await?;
             if leader != self.identity.id {
-                if forwarded {
+                if source != Source::Caller {
                     return Err(not_leader(self.address_of(leader)?.as_ref()));
                 }
                 let channel = || Ok(self.address_of(leader)?.map(|address| self.channel(&address)));
-                let is_brief = forward::is_answered_briefly(kind);
-                let (passed, moved) = ((command.clone(), is_brief), self.raft.other_leader(leader));
+                let with_others = forward::is_answered_briefly(kind) && !first;
+                let (passed, moved) = ((command.clone(), with_others), self.raft.other_leader(leader));
                 match self.forwarder.pass_on(leader, channel, passed, deadline, moved).await? {
+                    // Those that went with it do not wait for it: it goes once more, by itself.
+                    Some((reply, _)) if is_put_off(&reply) && !first => first = true,
                     Some(done) => {
                         if forward::leaves_something(kind) {
                             self.has_come_to(done.1, deadline).await?;
                         }
                         return Ok(done);
                     }
-                    None => continue,
+                    None => {}
                 }
+                continue;
             }
             self.check_space(kind)?;
             self.check_quota((user, kind), command.len(), deadline).await?;
             let began = self.io.clock.now();
             match self.io.clock.deadline(deadline, self.raft.propose(command.clone(), first)).await {
                 // It was not done; what is the first of its entry finds room.
-                Ok(Ok((reply, _))) if is_put_off(&reply) && !first => {
+                Ok(Ok((reply, _))) if is_put_off(&reply) && !first && source != Source::MemberWithOthers => {
                     sometimes!("there was no room in its entry for a command");
-                    sometimes!(forwarded, "there was no room in its entry for what was passed on");
+                    sometimes!(source == Source::Member, "there was no room in its entry for what was passed on");
                     first = true;
                 }
                 Ok(Ok(done)) => {
@@ -536,7 +539,7 @@ impl SharedNodeState {
             _ => None,
         };
         let (user, bytes) = (command.user.as_str(), command.encode_to_vec().into());
-        let (reply, _) = self.execute((user, kind), bytes, deadline, false).await?;
+        let (reply, _) = self.execute((user, kind), bytes, deadline, Source::Caller).await?;
         let reply = v1::Reply::decode(reply).map_err(|error| Status::internal(format!("decode a reply: {error}")))?;
         if let (Some(revision), Some(reply::Kind::Compact(_))) = (physical, &reply.kind) {
             self.swept(revision, deadline).await?;
@@ -548,12 +551,13 @@ impl SharedNodeState {
     ///
     /// # Errors
     /// See [`Self::check_and_execute`].
-    pub async fn execute_passed(&self, command: Bytes, deadline: Monotonic) -> Result<Done, Status> {
+    pub async fn execute_passed(&self, command: Bytes, deadline: Monotonic, alone: bool) -> Result<Done, Status> {
         let decoded = v1::Command::decode(command.clone())
             .map_err(|error| Status::invalid_argument(format!("decode a command: {error}")))?;
         command::check(&decoded).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
         let kind = decoded.kind.as_ref().ok_or_else(|| Status::invalid_argument("kind: missing"))?;
-        self.execute((&decoded.user, kind), command, deadline, true).await
+        let source = if alone { Source::Member } else { Source::MemberWithOthers };
+        self.execute((&decoded.user, kind), command, deadline, source).await
     }
 
     /// Fills in what a command leaves to the member that takes it: ids that may be any, what is secret, and of a password what is kept
@@ -692,6 +696,17 @@ fn look_up<T>(
 pub fn internal(fault: Fault) -> Status {
     tracing::error!(%fault, "a question could not be answered");
     Status::internal(fault.to_string())
+}
+
+/// Where a command comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    /// Whoever asks for it.
+    Caller,
+    /// A member that passed it on.
+    Member,
+    /// The same, and others in the same call.
+    MemberWithOthers,
 }
 
 /// What says that something was put off has no more bytes.

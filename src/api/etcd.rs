@@ -42,7 +42,7 @@ pub fn rejected(reject: &Reject) -> Status {
         KvReject::InvalidSort => (Code::InvalidArgument, "etcdserver: invalid sort option"),
         KvReject::InvalidCompare => (Code::InvalidArgument, "etcdserver: invalid comparison"),
         KvReject::TooLarge(_) => (Code::InvalidArgument, "etcdserver: request is too large"),
-        KvReject::EntryFull => (Code::ResourceExhausted, "etcdserver: too many requests"),
+        KvReject::EntryFull => (Code::Aborted, "etcdserver: others of the entry have read too much"),
         KvReject::ReadsTooMuch(_) => (Code::ResourceExhausted, "etcdserver: request reads too much"),
         KvReject::Compacted { .. } => (Code::OutOfRange, "etcdserver: mvcc: required revision has been compacted"),
         KvReject::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),

@@ -47,9 +47,10 @@ impl v1::store_server::Store for StoreService {
             let text = format!("{} commands in a call; at most {LANE_ITEMS_MAX}", passed.len());
             return Err(Status::invalid_argument(text));
         }
+        let alone = passed.len() == 1;
         let carry_out = |Passed { command, timeout_ms }| async move {
             let patience = Duration::from_millis(timeout_ms).min(REQUEST_TIMEOUT_MAX);
-            forward::outcome(self.0.execute_passed(command, now + patience).await)
+            forward::outcome(self.0.execute_passed(command, now + patience, alone).await)
         };
         let outcomes = join_all(passed.into_iter().map(carry_out)).await;
         Ok(Response::new(PassOnReply { outcomes }))

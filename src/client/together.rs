@@ -10,6 +10,7 @@ use super::{Client, ClientError, answer, unexpected};
 use crate::error::{KvReject, Reject};
 use crate::forward::is_answered_briefly;
 use crate::lane::{Lane, Unanswered};
+use crate::limits::BATCH_BYTES_MAX;
 use crate::proto::v1::{Command, CommandBatch, command::Kind, reply};
 use crate::state::alarm;
 use crate::state::command::{self, is_of_batch};
@@ -22,6 +23,8 @@ type Answer = Result<reply::Kind, ClientError>;
 pub(super) struct Together {
     adding: OnceLock<Lane<Command, Answer>>,
     other: OnceLock<Lane<Command, Answer>>,
+    /// For what found no room beside others: one in a call.
+    alone: OnceLock<Lane<Command, Answer>>,
 }
 
 /// Whether a command may go with others: it is about keys, its answer is short, and no member would refuse it unseen.
@@ -34,20 +37,13 @@ impl Client {
     pub(super) async fn execute_together(&self, kind: Kind) -> Answer {
         let deadline = self.io.clock.now() + self.timeout;
         let lane = if alarm::adds(&kind) { &self.together.adding } else { &self.together.other };
-        let lane = lane.get_or_init(|| {
-            // One without ways: a way that kept itself open would never end.
-            let client = Self { together: Default::default(), ..self.clone() };
-            let carry = move |commands| Box::pin(carry(client.clone(), commands)) as BoxFuture<_>;
-            Lane::new(&*self.io.spawn, "commands", Command::encoded_len, carry)
-        });
-        let command = command::plain("", kind.clone());
-        match lane.pass(&*self.io.clock, command, deadline, pending()).await {
-            // It was certainly not done: others that went with it read too much.
-            Ok(Err(ClientError::Rejected(Reject::Kv(KvReject::EntryFull)))) => {
-                let alone = self.clone().with_timeout(deadline.since(self.io.clock.now()));
-                let answered = self.io.clock.deadline(deadline, alone.execute_alone(kind)).await;
-                answered.unwrap_or_else(|_| Err(ClientError::Unknown("no answer in time".into())))
-            }
+        let command = command::plain("", kind);
+        let mut passed = self.pass(lane, Command::encoded_len, command.clone(), deadline).await;
+        // It was certainly not done: others that went with it read too much.
+        if let Ok(Err(ClientError::Rejected(Reject::Kv(KvReject::EntryFull)))) = passed {
+            passed = self.pass(&self.together.alone, |_| BATCH_BYTES_MAX, command, deadline).await;
+        }
+        match passed {
             Ok(answer) => answer,
             Err(Unanswered::Full) => Err(ClientError::Unavailable("too many commands wait; try again later".into())),
             Err(Unanswered::Late | Unanswered::Moved) => {
@@ -56,6 +52,22 @@ impl Client {
             Err(Unanswered::Ended) => Err(ClientError::Unavailable("what this client runs on has ended".into())),
             Err(Unanswered::Lost) => Err(ClientError::Unknown("no answer in time".into())),
         }
+    }
+
+    async fn pass(
+        &self,
+        lane: &OnceLock<Lane<Command, Answer>>,
+        bytes: fn(&Command) -> usize,
+        command: Command,
+        deadline: Monotonic,
+    ) -> Result<Answer, Unanswered> {
+        let lane = lane.get_or_init(|| {
+            // One without ways: a way that kept itself open would never end.
+            let client = Self { together: Default::default(), ..self.clone() };
+            let carry = move |commands| Box::pin(carry(client.clone(), commands)) as BoxFuture<_>;
+            Lane::new(&*self.io.spawn, "commands", bytes, carry)
+        });
+        lane.pass(&*self.io.clock, command, deadline, pending()).await
     }
 }
 

@@ -265,6 +265,7 @@ impl NodeBuilder {
 
     /// What the commands of one entry of the log read at most, in bytes: [`limits::READ_BYTES_MAX`] without this. It is the same on all
     /// members of a cluster, from its beginning to its end: else their states part.
+    #[cfg(feature = "sim")]
     pub fn entry_reads(mut self, bytes: u64) -> Self {
         self.entry_reads = bytes;
         self
@@ -406,7 +407,7 @@ impl NodeBuilder {
         within("bytes of a snapshot's chunk", &self.chunk_bytes, 1..=limits::MESSAGE_BYTES_MAX / 2)?;
         within("number of changes read at once", &self.events_max, 1..=limits::EVENTS_MAX)?;
         within("bytes that keys may take", &self.keys_quota, 1..=u64::MAX)?;
-        let reads = limits::REQUEST_BYTES_MAX as u64..=limits::READ_BYTES_MAX;
+        let reads = limits::SESSION_ANSWER_BYTES_MAX as u64..=limits::READ_BYTES_MAX;
         within("bytes that an entry reads", &self.entry_reads, reads)?;
         within("format of the state", &self.newest_format, format::ALL)
     }

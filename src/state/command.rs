@@ -102,7 +102,7 @@ pub(super) fn execute(apply: &mut Apply<'_>, command: &Bytes) -> Result<Bytes, F
     }
 }
 
-/// Whether a reply says that the command is to be asked for again, for there was no room for it in its entry.
+/// Whether a reply says that the command is to be proposed again, for there was no room for it in its entry.
 pub fn is_put_off(reply: &v1::Reply) -> bool {
     matches!(refused(reply), Some(rejection::Kind::Keys(keys)) if keys.why() == rejection::keys::Why::EntryFull)
 }

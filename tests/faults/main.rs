@@ -21,7 +21,7 @@ use cairn::raft::manager::{APPLY_THREAD, LOG_THREAD};
 use cairn::sim::clock::FROZEN_PPM;
 use cairn::sim::disk::{Files, PowerCut};
 use cairn::sim::mark::{self, MARKS, Marks};
-use cairn::sim::network::{QUEUED_MAX, REPLAY_MAX, STALL_MAX, Weather};
+use cairn::sim::network::{QUEUED_MAX, REPLAY_MAX, STALL_MAX, Weather, Words};
 use cairn::sim::spawn::{STALLED_MAX, TURN_MAX};
 use cairn::sim::trace::Trace;
 use cairn::sim::world::{Down, Machine, Seed, World, run};
@@ -415,11 +415,11 @@ fn commands_wait_outside_and_other_calls_do_not() {
         let (server, client) = (world.machine(), world.machine());
         listen(&server, &Arrived::default()).await;
         let (io, _) = client.boot();
-        world.network.set_held(client.id, true);
+        world.network.set_held(client.id, Words::Commands, true);
         let (network, id) = (world.network.clone(), client.id);
         madsim::task::spawn(async move {
             sleep(Duration::from_secs(5)).await;
-            network.set_held(id, false);
+            network.set_held(id, Words::Commands, false);
         });
         let (_, other) = ask(&io, &at(&server), BYTES).await;
         let (answered, command) = ask(&io, &at(&server), COMMANDS).await;
