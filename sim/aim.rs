@@ -247,7 +247,8 @@ const AIMS: &[(&str, Aim)] = &[
     ("states-that-are-written-anew-while-they-change", |rng, plan| {
         (plan.chunk_bytes, plan.stock) = (*rng.pick(&[1, 100, 1_000]), *rng.pick(&[10, 60]));
         (plan.clients, plan.pause) = (8, Duration::from_millis(30));
-        plan.operations = plan.operations.max(80);
+        // They last as long as that goes on.
+        plan.operations = plan.operations.max(240);
         for _ in 0..4 {
             let after = millis(rng, 0, 400);
             let cut = if rng.chance(400) { Some((after, cut(rng))) } else { None };
@@ -346,6 +347,12 @@ const AIMS: &[(&str, Aim)] = &[
         plan.faults.push((at, Fault::Pause { node: 0, span: millis(rng, 3_000, 6_000) }));
         plan.faults.push((at + millis(rng, 0, 800), Fault::Kill { node: 2, down: millis(rng, 50, 400) }));
         plan.faults.push((at + millis(rng, 1_000, 2_000), Fault::Move { node: 2, down: millis(rng, 50, 400) }));
+    }),
+    ("tasks-that-nothing-disturbs", |_, plan| {
+        // What ends or is lost here does so without a reason.
+        plan.faults.clear();
+        plan.weather = Weather::CALM;
+        (plan.submitters, plan.tasks, plan.workers) = (3, 12, plan.workers.max(1));
     }),
     ("a-move-of-an-earlier-life", |rng, plan| {
         // As above, but who leads gets on, and hears of the first life last.

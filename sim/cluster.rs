@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,7 +26,7 @@ use crate::sim::door::Witness;
 use crate::sim::draw::{CRASH_PATIENCE, MOVES_MAX};
 use crate::sim::fault::{Fault, Links, Place, Places};
 use crate::sim::janitor::Spell;
-use crate::sim::network::MachineId;
+use crate::sim::network::{MachineId, STALL_MAX};
 use crate::sim::oracle::budget::Budget;
 use crate::sim::oracle::promise::Promised;
 use crate::sim::oracle::{answered, disks, fail_stops};
@@ -50,6 +51,10 @@ const MISLED_PAUSE: Duration = Duration::from_secs(10);
 pub(super) const JOINT_PATIENCE: Duration = Duration::from_secs(10);
 /// How often the power goes while a machine starts for the first time.
 const BIRTHS_MAX: u64 = 4;
+/// How late a member is asked and answered, if it is: not so late that it would not hear it.
+const LATE: RangeInclusive<Duration> = Duration::from_secs(1)..=STALL_MAX;
+/// The same of a worker without state, which asks another server soon.
+const LATE_FOR_WORKERS: RangeInclusive<Duration> = Duration::from_millis(300)..=Duration::from_millis(900);
 
 /// One member's machine, and how to stop the node on it in order.
 pub struct Member {
@@ -349,6 +354,7 @@ impl Cluster {
         sometimes!(!member.machine.is_up(), "a machine noticed that its disk is another's");
         member.machine.take_own(own);
         member.misled.store(false, Ordering::Relaxed);
+        self.watch.on_own(&member.machine, member.id());
         self.boot(place);
         // Its own frames must be heard again before anyone may have its disk.
         sleep(MISLED_PAUSE).await;
@@ -657,10 +663,10 @@ impl Cluster {
             Fault::Strand { node, span } => {
                 let network = &self.world.network;
                 // Longer than a worker waits between two renewals, so that it is late with one.
-                network.set_late(self.id(node), true);
+                network.set_late(self.id(node), Some(if node < self.plan.nodes { LATE } else { LATE_FOR_WORKERS }));
                 sleep(2 * WORKER_RENEWAL).await;
                 self.set_isolated(node, true);
-                network.set_late(self.id(node), false);
+                network.set_late(self.id(node), None);
                 sleep(span.saturating_sub(2 * WORKER_RENEWAL)).await;
                 self.set_isolated(node, false);
             }

@@ -152,6 +152,8 @@ struct State {
     failing: Option<DiskOp>,
     /// What `counts.failed` was when it was mounted last.
     failed_before: u64,
+    /// What `counts.rotten` was when it was emptied last.
+    rotten_before: u64,
     /// Its capacity was limited at some time.
     limited: bool,
     counts: DiskCounts,
@@ -166,7 +168,7 @@ pub struct Suffered {
     pub off: bool,
     /// There was an end to its space at some time.
     pub full: bool,
-    /// Pages of it were damaged.
+    /// Pages of it were damaged since it was empty.
     pub rotten: bool,
 }
 
@@ -370,7 +372,7 @@ impl SimDisk {
             failed: state.counts.failed > state.failed_before,
             off: state.cut_after == Some(0),
             full: state.limited,
-            rotten: state.counts.rotten > 0,
+            rotten: state.counts.rotten > state.rotten_before,
         }
     }
 
@@ -432,6 +434,7 @@ impl SimDisk {
         let mut state = self.state.lock().unwrap();
         state.files.clear();
         state.directory = Directory::default();
+        state.rotten_before = state.counts.rotten;
         state.cut_after = Some(0);
     }
 }

@@ -376,7 +376,7 @@ pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
     let (mut at, pause) = (millis(rng.range(0, 10_000)), millis(*rng.pick(&[0, 300, 3_000])));
     let mut last = at;
     let old: Vec<Place> = (0..plan.nodes).filter(|node| plan.old >> node & 1 == 1).collect();
-    for (turn, node) in old.iter().copied().enumerate() {
+    for node in old.iter().copied() {
         let goes_back = rng.chance(300);
         // Nobody hears that it went back, until it is too late to ask; those before it have heard of it, those after it come next.
         let alone = goes_back && rng.chance(500);
@@ -394,7 +394,8 @@ pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
             let (exits, down) = (rng.chance(500), millis(rng.range(1, 2_000)));
             plan.faults.push((at + millis(*after), Fault::Upgrade { node, back: *back, exits, down }));
         }
-        at += if alone && turn > 0 { pause.max(millis(6_000)) } else { pause };
+        // Else all would be upgraded before it has gone back.
+        at += if goes_back { pause.max(millis(6_000)) } else { pause };
     }
     if plan.nodes >= 3 && rng.chance(400) {
         // Just when all are upgraded, and where it takes long until that is known.

@@ -9,6 +9,7 @@
 mod pipe;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -79,8 +80,6 @@ impl Weather {
 pub const STALL_MAX: Duration = Duration::from_millis(2_500);
 /// After such a time a connection is given up on which nothing has come (as `os::network` has it: when a ping is due, and not answered).
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// For how long they are held up at least where they come late.
-const LATE_MIN: Duration = Duration::from_secs(1);
 /// How long after a Raft message its replay arrives at most: across restarts and changes of members.
 pub const REPLAY_MAX: Duration = Duration::from_secs(180);
 /// How far a narrow link may lag behind before it drops Raft messages.
@@ -133,7 +132,7 @@ pub struct SimNetwork {
 struct State {
     listeners: BTreeMap<Address, Endpoint>,
     /// Machines whose calls and answers are all held up.
-    late: BTreeSet<MachineId>,
+    late: BTreeMap<MachineId, RangeInclusive<Duration>>,
     /// Machines that are off without having let go of their calls: those whom they called do not hear of it.
     silent: BTreeSet<MachineId>,
     /// Gates at which something waits of one that was.
@@ -228,7 +227,7 @@ impl SimNetwork {
             listeners: BTreeMap::new(),
             silent: BTreeSet::new(),
             silent_gates: BTreeSet::new(),
-            late: BTreeSet::new(),
+            late: BTreeMap::new(),
             far: Duration::ZERO,
             held: BTreeMap::new(),
             shut: BTreeSet::new(),
@@ -299,13 +298,12 @@ impl SimNetwork {
         self.changed.notify_waiters();
     }
 
-    /// Has all that a machine is asked and answered held up, or no longer.
-    pub fn set_late(&self, machine: MachineId, late: bool) {
+    /// Has all that a machine is asked and answered held up for about so long, or no longer.
+    pub fn set_late(&self, machine: MachineId, late: Option<RangeInclusive<Duration>>) {
         let mut state = self.state.lock().unwrap();
-        if late {
-            state.late.insert(machine)
-        } else {
-            state.late.remove(&machine)
+        match late {
+            Some(late) => state.late.insert(machine, late),
+            None => state.late.remove(&machine),
         };
     }
 
@@ -433,12 +431,12 @@ impl SimNetwork {
     /// By how much a call or an answer is held up beyond its delay.
     fn stall(&self, from: MachineId, to: MachineId, path: &str) -> Duration {
         let state = self.state.lock().unwrap();
-        let late = state.late.contains(&to) && from != to && path != RAFT_STREAM;
+        let late = state.late.get(&to).filter(|_| from != to && path != RAFT_STREAM).cloned();
         let permille = state.weather(from, to).stall_permille;
         drop(state);
-        if late {
-            // Not so late that it would not be heard.
-            return LATE_MIN + Duration::from_micros(self.draw(from, to, (STALL_MAX - LATE_MIN).as_micros() as u64));
+        if let Some(late) = late {
+            let span = *late.end() - *late.start();
+            return *late.start() + Duration::from_micros(self.draw(from, to, span.as_micros() as u64));
         }
         if from == to || path == RAFT_STREAM || permille == 0 || self.draw(from, to, 1000) >= permille {
             return Duration::ZERO;

@@ -185,6 +185,13 @@ impl Watch {
         }
     }
 
+    /// A machine has its own disk again: it holds what it held.
+    pub fn on_own(&self, machine: &Arc<Machine>, id: Option<NodeId>) {
+        if let Some(id) = id {
+            self.state().machines.insert(id, Some(machine.clone()));
+        }
+    }
+
     /// A frame of Raft messages leaves a machine.
     pub fn on_frame(&self, machine: &Arc<Machine>, frame: &[u8]) {
         cost::of("oracles of what leaves a machine", || self.note_frame(machine, frame));
