@@ -355,7 +355,7 @@ const AIMS: &[(&str, Aim)] = &[
         (plan.submitters, plan.tasks, plan.workers) = (3, 12, plan.workers.max(1));
     }),
     ("a-move-of-an-earlier-life", |rng, plan| {
-        // As above, but who leads gets on, and hears of the first life last.
+        // Of two, who know from each other alone where they are, one leads, and hears last of what the other said first.
         plan.nodes = 3;
         if plan.is_late(1) || plan.is_late(2) {
             return;

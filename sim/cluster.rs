@@ -1,6 +1,6 @@
 //! The members of a simulated cluster and everything that is done to them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
@@ -187,13 +187,14 @@ impl Cluster {
             members.iter().map(|member| (member.machine.id, member.machine.clone())).collect();
         let tap = watch.clone();
         world.network.set_wiretap(Some(Arc::new(move |from, _, frame| tap.on_frame(&machines[&from], frame))));
-        let moving = |place: usize| {
-            let moves = |fault: &Fault| matches!(fault, Fault::Move { node, .. } | Fault::LateMove { node, .. } if *node == place);
-            plan.faults.iter().any(|(_, fault)| moves(fault))
-        };
+        let moving = plan.faults.iter().filter_map(|(_, fault)| match fault {
+            Fault::Move { node, .. } | Fault::LateMove { node, .. } => Some(*node),
+            _ => None,
+        });
+        let moving: BTreeSet<Place> = moving.collect();
         let endpoints = members[..plan.nodes].iter().enumerate();
         let endpoints: Vec<Address> = endpoints
-            .flat_map(|(place, member)| member.addresses().take(if moving(place) { usize::MAX } else { 1 }))
+            .flat_map(|(place, member)| member.addresses().take(if moving.contains(&place) { usize::MAX } else { 1 }))
             .collect();
         let operator = Client::new(plan.admit(world.machine().boot().0), &endpoints, CLIENT_TIMEOUT);
         Arc::new(Self {

@@ -376,7 +376,7 @@ pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
     let (mut at, pause) = (millis(rng.range(0, 10_000)), millis(*rng.pick(&[0, 300, 3_000])));
     let mut last = at;
     let old: Vec<Place> = (0..plan.nodes).filter(|node| plan.old >> node & 1 == 1).collect();
-    for node in old.iter().copied() {
+    for node in old {
         let goes_back = rng.chance(300);
         // Nobody hears that it went back, until it is too late to ask; those before it have heard of it, those after it come next.
         let alone = goes_back && rng.chance(500);

@@ -393,7 +393,7 @@ pub enum Fault {
         /// So long after, its word comes through.
         after: Duration,
     },
-    /// A member moves and says so, is killed before that is heard, and moves again; then the first is heard.
+    /// A member moves and says so, loses its power before that is heard, and moves again; then the first is heard.
     LateMove {
         /// The member.
         node: Place,
