@@ -781,6 +781,9 @@ mod tests {
             page.iter().map(|byte| (byte ^ 7).count_ones()).sum::<u32>()
         });
         assert_eq!(rotten, [1, 1, 0, 0], "bits that differ, by page, the last one written last");
+        assert!(disk.suffered().rotten);
+        disk.wipe();
+        assert!(!disk.suffered().rotten, "what is on an empty disk has not rotted");
     }
 
     /// Four pages, each written twice, the last one lately.
