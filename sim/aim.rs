@@ -165,7 +165,9 @@ const AIMS: &[(&str, Aim)] = &[
     ("a-worker-that-comes-back-about-the-end-of-its-lease", |rng, plan| {
         (plan.submitters, plan.tasks, plan.workers) = (3, 12, plan.workers.max(2));
         for round in 0..2 {
-            let (node, before, after) = (runner(rng, plan), millis(rng, 500, 1_600), millis(rng, 30, 400));
+            // A member has to find its place in the cluster first.
+            let (node, after) = (runner(rng, plan), millis(rng, 30, 400));
+            let before = if node < plan.nodes { millis(rng, 2_500, 4_000) } else { millis(rng, 500, 1_600) };
             plan.faults.push((Duration::from_secs(1 + 18 * round), Fault::LateReturn { node, before, after }));
         }
     }),
@@ -378,6 +380,28 @@ const AIMS: &[(&str, Aim)] = &[
             plan.faults.push((at, Fault::Transfer { to: round as Place % plan.nodes }));
         }
     }),
+    ("a-leader-that-is-asked-to-go-between-two-configurations", |rng, plan| {
+        // Two are to vote, which takes two configurations at once; the disk of who is to lead is held up meanwhile.
+        (plan.nodes, plan.voters_max) = (5, 5);
+        let (at, to) = (millis(rng, 300, 3_000), rng.range(1, 3) as Place);
+        for node in [3, 4] {
+            let after = millis(rng, 0, 3_000);
+            plan.faults.push((at + after, Fault::Join { node, birth: None, removed: None, expected: None }));
+        }
+        for _ in 0..2 {
+            plan.faults.push((at, Fault::TransferInJoint { to }));
+        }
+    }),
+    ("disks-that-fail-while-a-member-starts", |rng, plan| {
+        // Until then all that it reads is in its memory.
+        for round in 0..3 {
+            let (node, op) = (member(rng, plan), *rng.pick(&[DiskOp::Read, DiskOp::Read, DiskOp::Write, DiskOp::Sync]));
+            let at = Duration::from_secs(2 + 8 * round) + millis(rng, 0, 3_000);
+            plan.faults.push((at, Fault::Kill { node, down: Duration::from_millis(100) }));
+            let fails = Fault::DiskError { node, op, down: millis(rng, 1_000, 4_000) };
+            plan.faults.push((at + Duration::from_millis(50), fails));
+        }
+    }),
     ("members-that-are-awaited", |rng, plan| {
         plan.nodes = *rng.pick(&[3, 5]);
         let (node, expected) = (plan.nodes - 1, Some(rng.chance(700)));
@@ -415,33 +439,39 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     AIMS.iter().map(|(name, _)| *name)
 }
 
-/// Has a plan aim at something, or not; where one is wanted, at that, with the same draws otherwise.
-pub(super) fn aim(rng: &mut RngStream, plan: &mut Plan, wanted: Option<&str>) {
+/// Has a plan aim at something, or not; where one is wanted, at that, with the same draws otherwise. Says whether that is all that
+/// may happen.
+pub(super) fn aim(rng: &mut RngStream, plan: &mut Plan, wanted: Option<&str>) -> bool {
     let (drawn, alone, calm) = (rng.chance(AIMED_PERMILLE), rng.chance(ALONE_PERMILLE), rng.chance(700));
-    let times = |(name, _): &(&str, Aim)| if HARD.contains(name) { HARD_TIMES } else { 1 };
-    let weighted: Vec<Aim> = AIMS.iter().flat_map(|aim| std::iter::repeat_n(aim.1, times(aim))).collect();
+    let times = |(name, _): &&(&str, Aim)| if HARD.contains(name) { HARD_TIMES } else { 1 };
+    let weighted: Vec<_> = AIMS.iter().flat_map(|aim| std::iter::repeat_n(aim, times(&aim))).collect();
     let picked = *rng.pick(&weighted);
-    let wanted = AIMS.iter().find(|(name, _)| wanted == Some(name)).map(|(_, aim)| *aim);
-    let (aimed, aim) = (drawn || wanted.is_some(), wanted.unwrap_or(picked));
+    let wanted = AIMS.iter().find(|(name, _)| wanted == Some(name));
     let misled = plan.faults.iter().any(|(_, fault)| matches!(fault, Fault::WrongDisk { .. }));
-    if !aimed || plan.early || misled {
-        return;
+    if !(drawn || wanted.is_some()) || plan.early || misled {
+        return false;
     }
-    if alone {
-        (plan.nodes, plan.beyond_budget) = (plan.nodes.max(3), false);
-        plan.workers = plan.workers.min(2);
-        plan.faults.clear();
-        plan.weather = if calm { Weather::CALM } else { plan.weather };
-    }
-    let mut aimed = plan.clone();
-    if plan.nodes >= 3 {
+    let (name, aim) = wanted.unwrap_or(picked);
+    let mut aimed = |plan: &Plan| {
+        let mut aimed = Plan { aim: Some((*name).into()), ..plan.clone() };
         aim(rng, &mut aimed);
         aimed.faults.sort_by_key(|(at, _)| *at);
+        aimed
+    };
+    if !alone && plan.nodes >= 3 {
+        let among = aimed(plan);
+        // What else happens knows members and workers by their places.
+        if among.nodes == plan.nodes && among.workers >= plan.workers {
+            *plan = among;
+            return false;
+        }
     }
-    // What else happens knows members and workers by their places.
-    if alone || aimed.nodes == plan.nodes && aimed.workers >= plan.workers {
-        *plan = aimed;
-    }
+    (plan.nodes, plan.beyond_budget) = (plan.nodes.max(3), false);
+    plan.workers = plan.workers.min(2);
+    plan.faults.clear();
+    plan.weather = if calm { Weather::CALM } else { plan.weather };
+    *plan = aimed(plan);
+    true
 }
 
 /// A plan for each thing that may be aimed at, with its name. One more draws nothing else for the others.

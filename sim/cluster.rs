@@ -809,8 +809,10 @@ impl Cluster {
             | Fault::LateWords { .. } => self.stage(fault).await,
             Fault::TransferInJoint { to } => {
                 machine(to).stall.set(Some(Files::All));
-                wait(JOINT_PATIENCE, || self.watch.voters().is_none()).await;
-                self.transfer(to).await;
+                wait_closely(JOINT_PATIENCE, Duration::from_millis(1), || self.watch.is_joint()).await;
+                if self.watch.is_joint() {
+                    self.transfer(to).await;
+                }
                 machine(to).stall.set(None);
             }
         }

@@ -268,7 +268,6 @@ impl SimDisk {
         state.boot += 1;
         state.counts.boots = state.boot;
         state.cut_after = None;
-        state.failing = None;
         state.failed_before = state.counts.failed;
         Arc::new(Mounted { disk: self.clone(), boot: state.boot })
     }
@@ -376,7 +375,7 @@ impl SimDisk {
         }
     }
 
-    /// Has the next operation of a kind fail; with `None`, none any more.
+    /// Has the next operation of a kind fail, in whichever boot; with `None`, none any more.
     pub fn fail_next(&self, op: Option<DiskOp>) {
         self.state.lock().unwrap().failing = op;
     }

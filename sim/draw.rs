@@ -406,7 +406,7 @@ pub(super) fn upgrades(rng: &mut RngStream, plan: &mut Plan) {
             plan.faults.push((last + millis(rng.range(500, 5_000)), Fault::Remove { node, returns: true, cut: None }));
         }
     }
-    if plan.nodes >= 3 && rng.chance(300) {
+    if plan.nodes >= 3 && plan.aim.is_none() && rng.chance(300) {
         // One comes when all others have gone on, and is too old.
         let late = rng.range(1, plan.nodes as u64) as Place;
         plan.old |= 1 << late;

@@ -148,6 +148,7 @@ pub const MARKS: &[&str] = &[
     "what a worker had said in another life came late",
     "what was compacted had been swept away before",
     "what was to be applied waited for the state",
+    "where a member was in an earlier life was heard in the next",
     "whoever has a snapshot that is being fetched leads again",
 ];
 

@@ -125,7 +125,7 @@ impl Cluster {
 
     /// Has a member lead.
     pub(super) async fn transfer(&self, to: Place) {
-        sometimes!(self.watch.voters().is_none(), "leadership was to be transferred in a joint configuration");
+        sometimes!(self.watch.is_joint(), "leadership was to be transferred in a joint configuration");
         if let Some(id) = self.members[to].id() {
             let done = self.operator.transfer_leader(Some(id)).await;
             self.world.trace.event(format_args!("transfer to {id}: {done:?}"));

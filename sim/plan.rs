@@ -130,6 +130,9 @@ pub struct Plan {
     pub beyond_budget: bool,
     /// What draws the majority that must serve while the others stay broken.
     pub core: u64,
+    /// What it [aims](aim::names) at, if anything: for whoever reads it.
+    #[serde(default)]
+    pub aim: Option<String>,
 }
 
 /// Of plans from before there was more than one to be older than.
@@ -265,6 +268,7 @@ impl Plan {
             early: false,
             beyond_budget: false,
             core: 0,
+            aim: None,
         }
     }
 
@@ -349,17 +353,20 @@ impl Plan {
             faults,
             early,
             core: rng.stream("plan/core").range(0, u64::MAX),
+            aim: None,
         };
         // Many that read all the time, for minutes, would take longer than a hundred other seeds.
         plan.readers = plan.readers.min(10 / nodes);
         if plan.idle_permille > 0 {
             plan.readers_pause = plan.readers_pause.max(Duration::from_secs(1));
         }
-        aim::aim(&mut rng.stream("plan/aim"), &mut plan, wanted);
-        draw::keeping(&mut rng.stream("plan/keeping"), &mut plan);
-        draw::loud(&mut rng.stream("plan/loud"), &mut plan);
-        draw::guests(&mut rng.stream("plan/guests"), &mut plan);
-        draw::upgrades(&mut rng.stream("plan/upgrades"), &mut plan);
+        let is_all = aim::aim(&mut rng.stream("plan/aim"), &mut plan, wanted);
+        if !is_all {
+            draw::keeping(&mut rng.stream("plan/keeping"), &mut plan);
+            draw::loud(&mut rng.stream("plan/loud"), &mut plan);
+            draw::guests(&mut rng.stream("plan/guests"), &mut plan);
+            draw::upgrades(&mut rng.stream("plan/upgrades"), &mut plan);
+        }
         plan.lease_reads &= plan.clocks_hold();
         plan
     }
@@ -426,6 +433,9 @@ impl fmt::Display for Plan {
             self.history
         )?;
         writeln!(f, "{:?}", self.weather)?;
+        if let Some(aim) = &self.aim {
+            writeln!(f, "it aims at {aim}")?;
+        }
         for (at, fault) in &self.faults {
             writeln!(f, "{:>7.3} s  {fault:?}", at.as_secs_f64())?;
         }

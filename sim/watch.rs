@@ -156,16 +156,22 @@ impl Watch {
 
     /// The voters of whoever has applied most; nothing while they are about to change.
     pub fn voters(&self) -> Option<Vec<NodeId>> {
-        let watched = self.state();
-        let last = watched.statuses.values().max_by_key(|status| status.applied)?;
-        (!last.joint).then(|| last.voters.clone())
+        self.of_last(|last| (!last.joint).then(|| last.voters.clone())).flatten()
     }
 
-    /// The same, and those to be while they are about to change.
+    /// Whether two configurations are in force at once.
+    pub fn is_joint(&self) -> bool {
+        self.of_last(|last| last.joint).unwrap_or(false)
+    }
+
+    /// Who votes, and those who are to while they are about to change.
     pub fn voters_to_be(&self) -> Vec<NodeId> {
-        let watched = self.state();
-        let last = watched.statuses.values().max_by_key(|status| status.applied);
-        last.map(|status| status.voters.clone()).unwrap_or_default()
+        self.of_last(|last| last.voters.clone()).unwrap_or_default()
+    }
+
+    /// What whoever has applied most says of itself.
+    fn of_last<T>(&self, look: impl FnOnce(&Status) -> T) -> Option<T> {
+        self.state().statuses.values().max_by_key(|status| status.applied).map(look)
     }
 
     /// A machine is about to boot: its disk must still promise what it was seen to promise.

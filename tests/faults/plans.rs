@@ -53,6 +53,8 @@ fn what_is_aimed_at_happens_and_is_survived() {
         "there was no room in its entry for what was passed on",
         "the power went for the last voter just after the last but one was removed",
         "an answer came to a question of an earlier life",
+        "leadership was to be transferred in a joint configuration",
+        "where a member was in an earlier life was heard in the next",
     ]);
     for seed in 0..4 {
         let plans = aim::one_of_each(&Rng::from_seed([seed; 32]), &Plan::quiet(3));
