@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use redb::backends::FileBackend;
 
 use crate::error::{Context, Fault};
@@ -32,7 +33,7 @@ impl DataDir {
     /// It cannot be made or written, or another process holds it.
     pub fn open(dir: &Path) -> Result<Self, Fault> {
         let say = |verb: &str| format!("{verb} the data directory {}", dir.display());
-        DirBuilder::new().recursive(true).mode(OWNERS_DIR).create(dir).context(|| say("make"))?;
+        make_durably(dir).context(|| say("make"))?;
         let lock = writable().open(dir.join(LOCK)).context(|| say("write to"))?;
         match lock.try_lock() {
             Ok(()) => Ok(Self { dir: dir.to_owned(), lock: Arc::new(lock) }),
@@ -50,6 +51,17 @@ impl DataDir {
     }
 }
 
+/// Makes a directory, and those above it, so that they are there after a power cut.
+fn make_durably(dir: &Path) -> io::Result<()> {
+    let missing = dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
+    let above: Vec<PathBuf> = missing.filter_map(Path::parent).map(Path::to_owned).collect();
+    DirBuilder::new().recursive(true).mode(OWNERS_DIR).create(dir)?;
+    above.iter().try_for_each(|dir| {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        File::open(dir)?.sync_all()
+    })
+}
+
 /// How a file is opened that is made if it is not there.
 fn writable() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -65,6 +77,10 @@ impl Disk for DataDir {
     fn open(&self, name: &str) -> io::Result<Backend> {
         let path = self.path(name);
         let file = writable().open(&path).map_err(at(&path))?;
+        // What an earlier process could not write to the device may be in memory as if it had been, and no later sync says so: what
+        // is read here is what the device has.
+        file.sync_all().map_err(at(&path))?;
+        posix_fadvise(&file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED).map_err(|error| at(&path)(error.into()))?;
         let backend = FileBackend::new(file).map_err(|error| at(&path)(io::Error::other(error)))?;
         Ok(Backend(Box::new(backend), self.lock.clone()))
     }

@@ -1,6 +1,6 @@
 //! Files outside the data directory, for the command line.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -39,7 +39,13 @@ impl NewFile {
         let part = PathBuf::from(part);
         // Whoever can read it can read every key.
         let mut options = OpenOptions::new();
-        let file = options.write(true).create_new(true).mode(0o600).open(&part).map_err(at(&part))?;
+        let file = options.write(true).create(true).truncate(false).mode(0o600).open(&part).map_err(at(&part))?;
+        // One that was given up may be there; one that is being written may not.
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => at(&part)(io::Error::new(io::ErrorKind::ResourceBusy, "is being written")),
+            TryLockError::Error(error) => at(&part)(error),
+        })?;
+        file.set_len(0).map_err(at(&part))?;
         Ok(Self { path: path.to_owned(), part, file: Some(BufWriter::new(file)) })
     }
 

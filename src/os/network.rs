@@ -19,7 +19,7 @@ use crate::ids::Address;
 use crate::io::{BoxError, Channel, ChannelError, Listener, Network};
 
 /// How long a connection attempt may take.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Pause after a connection that could not be taken.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Idle time after which HTTP/2 pings a peer, so that a dead machine is noticed without traffic.
@@ -65,6 +65,7 @@ impl Network for Sockets {
             endpoint
                 .connect_timeout(CONNECT_TIMEOUT)
                 .tcp_nodelay(true)
+                .tcp_keepalive(Some(KEEPALIVE))
                 .http2_keep_alive_interval(KEEPALIVE)
                 .keep_alive_timeout(KEEPALIVE)
                 .keep_alive_while_idle(true)

@@ -15,7 +15,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::server::TlsStream;
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint};
 
-use super::network::root;
+use super::network::{CONNECT_TIMEOUT, root};
 use crate::error::{Context, Fault};
 use crate::io::TaskHandle;
 
@@ -44,6 +44,8 @@ impl Tls {
             return Err(Fault::new("there is no certificate in PEM"));
         }
         let trusted = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authorities));
+        // Of a machine that is gone in the middle of that nobody would ever hear.
+        let trusted = trusted.timeout(CONNECT_TIMEOUT);
         let what = || "read the certificates".into();
         Endpoint::from_static("https://localhost")
             .tls_config(trusted.clone())
