@@ -103,6 +103,10 @@ pub const DEFRAGMENT_CHANGES_MAX: usize = 1_000_000;
 pub const DEFRAGMENT_ROUNDS_MAX: u32 = 10;
 /// Jobs the owner of snapshots may have outstanding.
 pub const SNAPSHOT_JOBS_MAX: usize = 64;
+/// Attempts that may have been assigned since a copy of the state was made from which a new cluster begins.
+pub const TOKENS_BEYOND_A_COPY: u64 = 1 << 32;
+/// How long after there was no room for a snapshot is looked again.
+pub const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 /// How long the next chunk of a snapshot may take to come, or to be asked for.
 pub const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a snapshot is kept of which nobody asks for a chunk: it spares making another.

@@ -29,7 +29,7 @@ use crate::raft::core::Role;
 use crate::raft::snapshot::Copied;
 use crate::shared::{CONFIRMED, Caller, OWN, SharedNodeState, VIEW, internal};
 use crate::state::kv::signed;
-use crate::state::{alarm, backup, machine};
+use crate::state::{alarm, backup, machine, snapshot};
 
 /// How often whoever waits for a backup is told that the state is being copied.
 const COPYING_PERIOD: Duration = Duration::from_secs(1);
@@ -139,20 +139,8 @@ impl Reading {
 
 /// Whether the disk has room for the state once more.
 fn room_for_copy(shared: &SharedNodeState) -> Result<(), Status> {
-    let disk = &*shared.io.disk;
-    let what = || "space for a copy of the state".to_string();
-    let (free, size) = (disk.free_bytes().context(what), machine::file_bytes(disk).context(what));
-    let (free, size) = (free.map_err(internal)?, size.map_err(internal)?);
-    if free >= size.saturating_add(shared.bounds.free_space_floor) {
-        return Ok(());
-    }
-    let (place, mib) = (disk.describe(), |bytes: u64| bytes >> 20);
-    Err(Status::resource_exhausted(format!(
-        "{place} has {} MiB left, and a copy of the state may take {} MiB, with {} MiB to remain; make room there, or ask another member",
-        mib(free),
-        mib(size),
-        mib(shared.bounds.free_space_floor)
-    )))
+    let room = snapshot::room_for_copy(&*shared.io.disk, shared.bounds.free_space_floor).map_err(internal)?;
+    room.map_err(|why| Status::resource_exhausted(format!("{why}; make room there, or ask another member")))
 }
 
 #[tonic::async_trait]
@@ -187,7 +175,7 @@ impl Maintenance for MaintenanceService {
             version: ETCD_VERSION.into(),
             db_size: signed(size),
             leader,
-            raft_index: status.last.0,
+            raft_index: status.commit.0,
             raft_term: status.term.0,
             raft_applied_index: head.applied_index,
             errors: no_leader.into_iter().chain(no_space).chain(alarms).collect(),

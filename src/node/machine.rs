@@ -74,6 +74,8 @@ pub struct StateSnapshots {
     pub disk: Arc<dyn Disk>,
     /// About how large a chunk is.
     pub chunk_bytes: usize,
+    /// What is to remain of the space on the disk.
+    pub free_space_floor: u64,
     /// The state under construction.
     pub import: Option<(Index, Import)>,
     /// Writes the state in use anew.
@@ -81,6 +83,10 @@ pub struct StateSnapshots {
 }
 
 impl Snapshots for StateSnapshots {
+    fn room(&self) -> Result<Result<(), String>, Fault> {
+        snapshot::room_for_copy(&*self.disk, self.free_space_floor)
+    }
+
     fn export(&self, each: &mut dyn FnMut(&[u8]) -> Result<(), Fault>) -> Result<RaftSnapshot, Fault> {
         let head = snapshot::export(&self.reader, self.chunk_bytes, each)?;
         Ok(RaftSnapshot {
@@ -102,7 +108,12 @@ impl Snapshots for StateSnapshots {
 
     fn add(&mut self, chunk: &[u8]) -> Result<(), ImportError> {
         match &mut self.import {
-            Some((_, import)) => import.add(chunk),
+            Some((_, import)) => {
+                // What is to remain is for what others write meanwhile.
+                let room = snapshot::room_for(&*self.disk, chunk.len() as u64, self.free_space_floor)?;
+                room.map_err(ImportError::Invalid)?;
+                import.add(chunk)
+            }
             None => Err(ImportError::Invalid("a chunk of no snapshot".into())),
         }
     }

@@ -339,6 +339,7 @@ impl NodeBuilder {
                 reader: reader.clone(),
                 disk: io.disk.clone(),
                 chunk_bytes: self.chunk_bytes,
+                free_space_floor: self.free_space_floor,
                 import: None,
                 defragmenter: machine.defragmenter(),
             },

@@ -161,6 +161,7 @@ pub fn start<M: Machine, S: Snapshots>(setup: Setup<M, S>) -> Result<(RaftHandle
         snapshots: snapshots.clone(),
         sending: BTreeMap::new(),
         take: false,
+        take_after: Monotonic::default(),
         taken: None,
         fetching: None,
         fetches: 0,
@@ -226,6 +227,8 @@ struct Manager {
     sending: BTreeMap<NodeId, Monotonic>,
     /// A snapshot is to be made as soon as its owner has room.
     take: bool,
+    /// And not before that, for there was no room.
+    take_after: Monotonic,
     /// When the snapshot that there is was made.
     taken: Option<Monotonic>,
     /// The fetch under way: its number, the snapshot's index, and its task.
@@ -377,6 +380,8 @@ impl Manager {
                 self.taken = Some(self.io.clock.now());
                 *self.shared.served() = Served::default();
             }
+            // It is wanted as before.
+            Done::NotTaken => (self.take, self.take_after) = (true, self.io.clock.now() + limits::SNAPSHOT_PAUSE),
             Done::Defragmented(Step::More) => {
                 if let Some(defragmenting) = &mut self.defragmenting {
                     defragmenting.due = true;
@@ -843,7 +848,7 @@ impl Manager {
         let now = self.io.clock.now();
         let in_use = self.shared.served().is_under_way(now);
         sometimes!(self.take && in_use, "a snapshot waited until the one before was fetched");
-        if self.take && !in_use && self.snapshots.try_send(SnapshotJob::Take).is_ok() {
+        if self.take && !in_use && now >= self.take_after && self.snapshots.try_send(SnapshotJob::Take).is_ok() {
             (self.take, self.taken) = (false, None);
         }
     }

@@ -86,6 +86,7 @@ pub(super) enum Done {
     Compacted,
     Checkpointed(Index),
     Taken(RaftSnapshot),
+    NotTaken,
     Defragmented(Step),
     WentOver {
         durable: Index,

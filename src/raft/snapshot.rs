@@ -41,6 +41,12 @@ const FILE_PREFIX: &str = "snapshot-";
 
 /// What a whole state is taken apart into, and built from.
 pub trait Snapshots: Send + 'static {
+    /// Whether there is room for a copy of the state; if not, why not.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn room(&self) -> Result<Result<(), String>, Fault>;
+
     /// Gives the state as it is now to `each`, chunk by chunk. Says what it is of; `chunks` is left to the caller.
     ///
     /// # Errors
@@ -271,14 +277,20 @@ impl<S: Snapshots> SnapshotOwner<S> {
         })
     }
 
-    fn take(&mut self, snapshots: &S) -> Result<RaftSnapshot, Fault> {
+    /// Nothing if there is no room for it: whoever is behind can wait, and all others need what space there is.
+    fn take(&mut self, snapshots: &S) -> Result<Option<RaftSnapshot>, Fault> {
         self.forget()?;
+        if let Err(why) = snapshots.room()? {
+            sometimes!("there was no room for a snapshot");
+            tracing::error!(why, "no snapshot can be taken for a member that is behind the log");
+            return Ok(None);
+        }
         // The index is known only when it is done, and there is one at a time.
         let name = format!("{FILE_PREFIX}taken");
         let (chunks, snapshot) = Chunks::write(snapshots, &*self.disk, name, &|| true)?;
         let position = (Index(snapshot.index), Term(snapshot.term));
         self.taken = Some(Taken { position, chunks });
-        Ok(snapshot)
+        Ok(Some(snapshot))
     }
 
     fn forget(&mut self) -> Result<(), Fault> {
@@ -302,7 +314,9 @@ impl<S: Snapshots> SnapshotOwner<S> {
         self.copies += 1;
         let name = format!("{FILE_PREFIX}copy-{}", self.copies);
         let wanted = || !reply.is_closed();
-        match Chunks::write(snapshots, &*self.disk, name.clone(), &wanted) {
+        // Others may have taken what room there was when this was asked for.
+        let room = snapshots.room().and_then(|room| room.map_err(Fault::new));
+        match room.and_then(|()| Chunks::write(snapshots, &*self.disk, name.clone(), &wanted)) {
             // Who does not want it any more drops it.
             Ok((chunks, of)) => drop(reply.send(Copied { of, chunks: Some(chunks), disk: self.disk.clone() })),
             Err(fault) => {
@@ -316,7 +330,7 @@ impl<S: Snapshots> SnapshotOwner<S> {
         match job {
             SnapshotJob::Take => {
                 let taken = self.take(snapshots)?;
-                report(&self.done, Done::Taken(taken));
+                report(&self.done, taken.map_or(Done::NotTaken, Done::Taken));
             }
             SnapshotJob::Copy { reply } => self.copy(snapshots, reply),
             SnapshotJob::Read { position, number, reply } => {

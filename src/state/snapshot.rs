@@ -9,13 +9,13 @@ use std::sync::Arc;
 use prost::Message;
 use redb::{Database, Durability, ReadableDatabase};
 
-use super::machine::{HEAD, StateReader, file_name, head_digest, open_database, read_head, remove_file};
+use super::machine::{HEAD, StateReader, file_bytes, file_name, head_digest, open_database, read_head, remove_file};
 use super::table::{ALL, Read, Rows, TABLES, Table, View, full_digest, number_key};
 use super::{format, member};
 use crate::error::{Context, Fault, ImportError};
 use crate::ids::Index;
 use crate::io::Disk;
-use crate::limits::CHECKPOINT_BYTES_MAX;
+use crate::limits::{CHECKPOINT_BYTES_MAX, TOKENS_BEYOND_A_COPY};
 use crate::proto::v1;
 
 /// Gives the state as it is now to `each` in chunks of about `chunk_bytes`, and returns its head.
@@ -46,6 +46,31 @@ pub fn export(
         each(&part.encode_to_vec())?;
     }
     Ok(head)
+}
+
+/// Whether the disk has room for a copy of the state, and for a floor below that; if not, why not.
+///
+/// # Errors
+/// The disk failed.
+pub fn room_for_copy(disk: &dyn Disk, floor: u64) -> Result<Result<(), String>, Fault> {
+    let size = file_bytes(disk).context(|| "the size of the state".into())?;
+    room_for(disk, size, floor)
+}
+
+/// The same for so many bytes.
+///
+/// # Errors
+/// The disk failed.
+pub fn room_for(disk: &dyn Disk, bytes: u64, floor: u64) -> Result<Result<(), String>, Fault> {
+    let free = disk.free_bytes().context(|| "the space that is left".into())?;
+    if free >= bytes.saturating_add(floor) {
+        return Ok(Ok(()));
+    }
+    let (place, mib) = (disk.describe(), |bytes: u64| bytes >> 20);
+    let (free, bytes, floor) = (mib(free), mib(bytes), mib(floor));
+    Ok(Err(format!(
+        "{place} has {free} MiB left, and a copy of the state takes {bytes} MiB, with {floor} MiB to remain"
+    )))
 }
 
 /// A state under construction, in a file of its own.
@@ -175,6 +200,8 @@ pub fn refound(
             keys.iter().try_for_each(|key| rows.remove(table, key).map(|_| ()))?;
         }
         head.sessions_live = 0;
+        // What was assigned since the copy was made knows later tokens than it, and so do those whom attempts wrote to.
+        head.attempts_assigned = head.attempts_assigned.saturating_add(TOKENS_BEYOND_A_COPY);
         head.conf_state = conf_state(founder.id);
         if head.auth_enabled {
             head.auth_key = auth_key.to_vec().into();

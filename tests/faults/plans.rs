@@ -4,10 +4,12 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cairn::io::Rng;
+use cairn::limits::FREE_SPACE_FLOOR;
+use cairn::raft::tail::Retention;
 use cairn::sim::aim;
 use cairn::sim::disk::PowerCut;
 use cairn::sim::draw;
-use cairn::sim::fault::Fault;
+use cairn::sim::fault::{Fault, Links};
 use cairn::sim::plan::Plan;
 use cairn::sim::run::{Mode, Verdict, run_plan};
 use cairn::sim::world::Seed;
@@ -54,6 +56,7 @@ fn what_is_aimed_at_happens_and_is_survived() {
         "the power went for the last voter just after the last but one was removed",
         "an answer came to a question of an earlier life",
         "leadership was to be transferred in a joint configuration",
+        "what an attempt ran in was gone",
         "where a member was in an earlier life was heard in the next",
     ]);
     for seed in 0..4 {
@@ -83,6 +86,21 @@ fn the_power_goes_for_all_just_after_a_removal() {
     let marks = marks_with(Fault::Remove { node: 2, returns: false, cut });
     assert!(marks.contains(&"the power went for all just after a removal"), "{marks:?}");
     assert!(marks.contains(&"the power went for all at once"), "{marks:?}");
+}
+
+#[test]
+fn who_is_behind_waits_while_there_is_no_room_for_a_snapshot() {
+    // All that could lead have little space, though enough for what they write, when one comes back to whom the log is gone.
+    let little = |node| Fault::Full { node, left: FREE_SPACE_FLOOR + 20_000, span: Duration::from_secs(15) };
+    let away = Fault::Cut { links: Links::Isolate { node: 2 }, span: Duration::from_secs(6) };
+    let faults = [(2_000, away), (7_000, little(0)), (7_000, little(1))];
+    let faults = faults.map(|(at, fault)| (Duration::from_millis(at), fault)).to_vec();
+    let retention = Retention { entries: 1, ..Retention::default() };
+    let plan = Plan { faults, retention, stock: 60, ..Plan::quiet(3) };
+    let report = run_plan(Seed(7), plan, Mode::default());
+    assert_eq!(report.verdict, Verdict::Passed, "{report}");
+    assert!(report.marks.contains_key("there was no room for a snapshot"), "{report}");
+    assert!(report.marks.contains_key("a snapshot was installed"), "{report}");
 }
 
 #[test]
