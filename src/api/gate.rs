@@ -20,7 +20,7 @@ use tonic::{Code, Status};
 
 use super::etcd::{no_leader, rejected};
 use crate::error::AuthReject;
-use crate::io::{Clock, HEALTH, LOG_IN, Shown, TOKEN_NEEDED, USER_TOKEN, VERSION, refused};
+use crate::io::{Clock, HEALTH, LIVEZ, LOG_IN, READYZ, Shown, TOKEN_NEEDED, USER_TOKEN, VERSION, refused};
 use crate::limits::USER_TOKEN_TTL;
 use crate::proto::v1::UserToken;
 use crate::shared::{Caller, FORWARDED, REQUIRES_LEADER, SharedNodeState};
@@ -50,7 +50,7 @@ enum Need {
 }
 
 fn need(path: &str) -> Need {
-    if [LOG_IN, HEALTH, VERSION].contains(&path) {
+    if [LOG_IN, HEALTH, LIVEZ, READYZ, VERSION].contains(&path) {
         return Need::Nothing;
     }
     let Some((service, method)) = path.strip_prefix('/').and_then(|path| path.split_once('/')) else {

@@ -1,5 +1,5 @@
-//! What etcd answers to plain HTTP beside its calls: `GET /health`, for who keeps watch over members, and `GET /version`. What is
-//! nowhere is not found.
+//! What etcd answers to plain HTTP beside its calls: `GET /health`, `/livez` and `/readyz`, for who keeps watch over members, and
+//! `GET /version`. What is nowhere is not found.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
@@ -13,7 +13,7 @@ use axum::{Router, http::StatusCode};
 use tonic::Status;
 
 use super::Entered;
-use crate::io::{HEALTH, VERSION, is_grpc};
+use crate::io::{HEALTH, LIVEZ, READYZ, VERSION, is_grpc};
 use crate::shared::SharedNodeState;
 
 /// The version of etcd whose interface this is, for clients that ask what they may use.
@@ -27,22 +27,97 @@ const ASKING_MAX: usize = 64;
 
 const JSON: [(axum::http::HeaderName, &str); 1] = [(CONTENT_TYPE, "application/json")];
 
+/// Those who are waiting for it.
+type Asking = State<(Arc<SharedNodeState>, Arc<AtomicUsize>)>;
+
 /// The routes of a member that keeps the state.
 pub fn routes(node: Arc<SharedNodeState>) -> Router {
-    Router::new().route(HEALTH, get(health)).route(VERSION, get(version)).with_state((node, Arc::default()))
+    let routes = Router::new().route(HEALTH, get(health)).route(LIVEZ, get(livez)).route(READYZ, get(readyz));
+    routes.route(VERSION, get(version)).with_state((node, Arc::default()))
 }
 
-/// A member is healthy while no alarm is raised and it can read.
-async fn health(State((node, asking)): State<(Arc<SharedNodeState>, Arc<AtomicUsize>)>) -> Response {
-    // Anybody may ask.
+/// What a request asks for behind its path: names with values, which need no decoding where they are ones that have a meaning here.
+fn parameters(request: &Request) -> impl Iterator<Item = (&str, &str)> {
+    let pairs = request.uri().query().unwrap_or_default().split('&');
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// Looks after what a member can do, as far as the request does not exclude it; says what it cannot.
+async fn ailment(node: &SharedNodeState, checks: &[Check], excluded: &[&str]) -> Option<&'static str> {
+    for check in checks.iter().filter(|check| !excluded.contains(&check.name())) {
+        let alarms = node.reader.view().map(|(head, _)| (head.alarms_no_space, head.alarms_corrupt));
+        let fine = match check {
+            Check::Space => alarms.is_ok_and(|(no_space, _)| no_space == 0),
+            Check::Corruption(_) => alarms.is_ok_and(|(_, corrupt)| corrupt == 0),
+            Check::State => alarms.is_ok(),
+            Check::Majority => node.read_barrier(node.io.clock.now() + PATIENCE).await.is_ok(),
+        };
+        if !fine {
+            return Some(check.name());
+        }
+    }
+    None
+}
+
+/// What is looked at, by the name that etcd has for it there.
+enum Check {
+    Space,
+    Corruption(&'static str),
+    State,
+    Majority,
+}
+
+impl Check {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Space => "NOSPACE",
+            Self::Corruption(name) => name,
+            Self::State => "serializable_read",
+            Self::Majority => "linearizable_read",
+        }
+    }
+}
+
+/// Answers unless too many wait for that already: anybody may ask.
+async fn probe(
+    State((node, asking)): Asking,
+    request: Request,
+    checks: &[Check],
+    answer: impl FnOnce(Option<&'static str>) -> Response,
+) -> Response {
     let Some(_entered) = Entered::among(&asking, ASKING_MAX) else {
         return StatusCode::TOO_MANY_REQUESTS.into_response();
     };
-    let alarmed = node.reader.view().map_or(true, |(head, _)| head.alarms_no_space + head.alarms_corrupt > 0);
-    let deadline = node.io.clock.now() + PATIENCE;
-    match !alarmed && node.read_barrier(deadline).await.is_ok() {
-        true => (JSON, r#"{"health":"true"}"#).into_response(),
-        false => (StatusCode::SERVICE_UNAVAILABLE, JSON, r#"{"health":"false"}"#).into_response(),
+    let excluded: Vec<&str> =
+        parameters(&request).filter(|(name, _)| *name == "exclude").map(|(_, value)| value).collect();
+    answer(ailment(&node, checks, &excluded).await)
+}
+
+/// A member is healthy while no alarm is raised and it can read, with a majority or, if that is asked, without.
+async fn health(node: Asking, request: Request) -> Response {
+    let alone = parameters(&request).any(|parameter| parameter == ("serializable", "true"));
+    let checks = [Check::Space, Check::Corruption("CORRUPT"), if alone { Check::State } else { Check::Majority }];
+    probe(node, request, &checks, |ailment| match ailment {
+        None => (JSON, r#"{"health":"true"}"#).into_response(),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, JSON, r#"{"health":"false"}"#).into_response(),
+    })
+    .await
+}
+
+/// A member lives while it can read what it has: to start it again would not mend anything else.
+async fn livez(node: Asking, request: Request) -> Response {
+    probe(node, request, &[Check::State], told).await
+}
+
+/// It is ready while it can read with a majority, and nothing is known to be damaged.
+async fn readyz(node: Asking, request: Request) -> Response {
+    probe(node, request, &[Check::Corruption("data_corruption"), Check::State, Check::Majority], told).await
+}
+
+fn told(ailment: Option<&'static str>) -> Response {
+    match ailment {
+        None => "ok\n".into_response(),
+        Some(name) => (StatusCode::SERVICE_UNAVAILABLE, format!("[-]{name} failed\n")).into_response(),
     }
 }
 

@@ -348,12 +348,17 @@ impl Watching {
     fn deliver(&mut self, store: &Store<'_, View>, changes: &[Change], upto: u64) -> Result<(), Status> {
         let now = self.shared.io.clock.now();
         let mut told = Vec::new();
+        // However many watches tell what was before, it is there once.
+        let mut before = vec![None; changes.len()];
         for (id, watch) in &mut self.watches {
             let mut events = Vec::new();
-            for change in changes {
-                if watch.wants(change) {
-                    events.push(event(store, change, watch.prev_kv)?);
-                }
+            for (change, before) in changes.iter().zip(&mut before).filter(|(change, _)| watch.wants(change)) {
+                let prev_kv = match before {
+                    _ if !watch.prev_kv => None,
+                    Some(before) => Option::clone(before),
+                    None => before.insert(store.before(change).map_err(internal)?).clone(),
+                };
+                events.push(event(change, prev_kv));
             }
             watch.next = watch.next.max(upto + 1);
             if !events.is_empty() {
@@ -420,7 +425,7 @@ impl Watch {
     }
 }
 
-fn event(store: &Store<'_, View>, change: &Change, prev_kv: bool) -> Result<Event, Status> {
+fn event(change: &Change, prev_kv: Option<KeyValue>) -> Event {
     let now = &change.now;
     let (kind, kv) = match now.version {
         0 => {
@@ -429,6 +434,5 @@ fn event(store: &Store<'_, View>, change: &Change, prev_kv: bool) -> Result<Even
         }
         _ => (EventType::Put, now.clone()),
     };
-    let prev_kv = if prev_kv { store.before(change).map_err(internal)? } else { None };
-    Ok(Event { r#type: kind.into(), kv: Some(kv), prev_kv })
+    Event { r#type: kind.into(), kv: Some(kv), prev_kv }
 }

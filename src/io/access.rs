@@ -38,6 +38,10 @@ const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
 
 /// Where they ask over plain HTTP, as etcd's do.
 pub const HEALTH: &str = "/health";
+/// And whether it is to be started again, or to be sent anything.
+pub const LIVEZ: &str = "/livez";
+/// See above.
+pub const READYZ: &str = "/readyz";
 /// And where they ask for the version.
 pub const VERSION: &str = "/version";
 
@@ -213,7 +217,9 @@ where
         let is_users =
             |presented: &HeaderValue| path.starts_with(AS_JSON) && !presented.as_bytes().starts_with(BEARER.as_bytes());
         let (refusal, shown) = match request.headers().get(AUTHORIZATION) {
-            _ if path.starts_with(OPEN_TO_ALL) || [HEALTH, VERSION].contains(&path) => (None, Shown::Nothing),
+            _ if path.starts_with(OPEN_TO_ALL) || [HEALTH, LIVEZ, READYZ, VERSION].contains(&path) => {
+                (None, Shown::Nothing)
+            }
             Some(presented) if self.tokens.take(presented) => (None, Shown::Token),
             Some(presented) if is_users(presented) => (None, Shown::Nothing),
             Some(_) => (Some("the token is not one of this cluster's"), Shown::Nothing),

@@ -14,8 +14,8 @@ mod spawn;
 use std::sync::Arc;
 
 pub use access::{
-    BEARER, HEALTH, LOG_IN, LOG_IN_JSON, Shown, TOKEN_NEEDED, TokenError, Tokens, USER_TOKEN, USER_TOKEN_JSON, VERSION,
-    hear_out, is_grpc, refused,
+    BEARER, HEALTH, LIVEZ, LOG_IN, LOG_IN_JSON, READYZ, Shown, TOKEN_NEEDED, TokenError, Tokens, USER_TOKEN,
+    USER_TOKEN_JSON, VERSION, hear_out, is_grpc, refused,
 };
 pub use clock::{Clock, Elapsed};
 pub use disk::{Backend, Disk, open_for_database};

@@ -213,6 +213,22 @@ fn without_a_majority_nothing_is_acknowledged() {
 }
 
 #[test]
+fn who_lives_without_a_majority_is_not_to_be_started_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut members = three(dir.path());
+    members.drain(..2).for_each(Running::kill);
+    let left = &members[0].address;
+    let asked = |path: &str| http_get(left, path, "").lines().next().unwrap().to_owned();
+    let (fine, not) = ("HTTP/1.1 200 OK", "HTTP/1.1 503 Service Unavailable");
+    until("it knows", || asked("/health") == not);
+    assert_eq!(["/readyz", "/health?exclude=NOSPACE"].map(asked), [not; 2]);
+    let alone = ["/livez", "/readyz?exclude=linearizable_read", "/health?exclude=NOSPACE&serializable=true"];
+    assert_eq!(alone.map(asked), [fine; 3]);
+    let why = http_get(left, "/readyz", "");
+    assert!(why.ends_with("[-]linearizable_read failed\n"), "{why}");
+}
+
+#[test]
 fn bad_input_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
@@ -592,6 +608,10 @@ fn metrics_count_what_happens_and_need_the_token() {
     // Who keeps watch over members need not be among them.
     let health = http_get(&node.address, "/health", "");
     assert!(health.starts_with("HTTP/1.1 200") && health.ends_with(r#"{"health":"true"}"#), "{health}");
+    for path in ["/livez", "/readyz"] {
+        let answer = http_get(&node.address, path, "");
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("ok\n"), "{path}: {answer}");
+    }
     let refused = http_get(&node.address, "/metrics", "");
     assert!(refused.starts_with("HTTP/1.1 401") && !refused.contains("cairn_raft"), "{refused}");
 }
