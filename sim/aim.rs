@@ -187,6 +187,13 @@ const AIMS: &[(&str, Aim)] = &[
             plan.faults.push((at, Fault::Strand { node, span: millis(rng, 17_000, 25_000) }));
         }
     }),
+    ("attempts-whose-directories-are-removed", |rng, plan| {
+        (plan.submitters, plan.tasks, plan.stubborn_permille) = (3, 12, 900);
+        for round in 0..4 {
+            let node = runner(rng, plan);
+            plan.faults.push((Duration::from_secs(2 + 6 * round) + millis(rng, 0, 3_000), Fault::Tidy { node }));
+        }
+    }),
     ("words-of-an-earlier-life", |rng, plan| {
         (plan.submitters, plan.tasks, plan.workers) = (3, 12, plan.workers.max(2));
         for round in 0..2 {

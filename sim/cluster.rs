@@ -734,6 +734,7 @@ impl Cluster {
                 sleep(span).await;
                 machine(node).clock.set_speed(None);
             }
+            Fault::Tidy { node } => machine(node).tidy(),
             Fault::WallStep { node, millis } => machine(node).clock.step_wall(millis),
             Fault::Transfer { to } => self.transfer(to).await,
             Fault::Defragment { node, cut: None, span } => {

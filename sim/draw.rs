@@ -142,6 +142,7 @@ const KINDS: &[Kind] = &[
         Fault::Join { node, birth, removed, expected }
     },
     |d| Fault::TransferInJoint { to: d.place() },
+    |d| Fault::Tidy { node: d.place() },
 ];
 
 /// What goes wrong with workers that keep no state: the draw gives their places, and [`Draw::other`] a member's.
@@ -180,6 +181,7 @@ const WORKER_KINDS: &[Kind] = &[
     |d| Fault::Drain { node: d.place(), span: d.span() },
     |d| Fault::Remove { node: d.place(), returns: d.rng.chance(500), cut: None },
     |d| Fault::Replace { node: d.place(), down: d.span() },
+    |d| Fault::Tidy { node: d.place() },
     |d| Fault::Join {
         node: d.place(),
         birth: d.rng.chance(500).then(|| (d.rng.range(0, 8), d.cut())),

@@ -281,6 +281,11 @@ pub enum Fault {
         #[serde(default)]
         span: Duration,
     },
+    /// Somebody removes what the attempts of a machine run in, or ran in, and tells nobody.
+    Tidy {
+        /// Which.
+        node: Place,
+    },
     /// An operator asks it to lead as soon as two configurations are in force at once, and its disk is held up.
     TransferInJoint {
         /// Which.
@@ -494,6 +499,7 @@ impl Fault {
             | Self::Crash { .. }
             | Self::PauseLeader { .. }
             | Self::Crowded { .. }
+            | Self::Tidy { .. }
             | Self::Blackout { .. } => Class::Process,
             Self::Cut { .. }
             | Self::Strand { .. }
@@ -560,6 +566,7 @@ impl Fault {
             | Self::RemoveAndIsolate { node }
             | Self::Defragment { node, .. }
             | Self::Drain { node, .. }
+            | Self::Tidy { node }
             | Self::Join { node, .. } => vec![node],
             Self::Transfer { to } | Self::TransferInJoint { to } => vec![to],
             Self::TransferRace { to, other } => vec![to, other],
@@ -641,6 +648,7 @@ impl Fault {
             | Self::Behind { span, .. }
             | Self::Full { span, .. } => Some(span),
             Self::WallStep { .. }
+            | Self::Tidy { .. }
             | Self::WrongDisk { .. }
             | Self::Transfer { .. }
             | Self::TransferRace { .. }

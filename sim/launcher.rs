@@ -45,6 +45,8 @@ struct Attempt {
     deadline: Monotonic,
     stop: Option<Reason>,
     exit: Option<Exit>,
+    /// What it runs in is there.
+    listed: bool,
 }
 
 /// The processes of one machine. They outlive its node's boots.
@@ -83,6 +85,16 @@ impl SimLauncher {
         }
     }
 
+    /// Somebody removes what all attempts run in, and tells nobody. Their shims notice when they look.
+    pub fn tidy(&self) {
+        let mut attempts = self.attempts.lock().unwrap();
+        sometimes!(
+            attempts.values().any(|attempt| attempt.listed && attempt.exit.is_none()),
+            "what an attempt runs in was removed"
+        );
+        attempts.values_mut().for_each(|attempt| attempt.listed = false);
+    }
+
     /// Another machine is here: it knows of nothing that ran.
     pub fn wipe(&self) {
         self.attempts.lock().unwrap().clear();
@@ -91,7 +103,7 @@ impl SimLauncher {
     fn with<T>(&self, token: Token, body: impl FnOnce(&mut Attempt) -> T) -> io::Result<T> {
         let mut attempts = self.attempts.lock().unwrap();
         let none = || io::Error::new(io::ErrorKind::NotFound, format!("there is no attempt {token}"));
-        attempts.get_mut(&token).map(body).ok_or_else(none)
+        attempts.get_mut(&token).filter(|attempt| attempt.listed).map(body).ok_or_else(none)
     }
 }
 
@@ -116,15 +128,28 @@ pub fn program(command: &[String]) -> Option<Program> {
     }
 }
 
-/// How a process ends under its shim.
-async fn run(program: Program, token: Token, clock: SimClock, attempts: Arc<Mutex<BTreeMap<Token, Attempt>>>) -> Exit {
+/// How a process ends under its shim; nothing if somebody else has ended it.
+async fn run(
+    program: Option<Program>,
+    token: Token,
+    clock: SimClock,
+    attempts: Arc<Mutex<BTreeMap<Token, Attempt>>>,
+) -> Option<Exit> {
+    let Some(program) = program else {
+        return Some(Exit { reason: Reason::NotStarted.into(), ..Exit::default() });
+    };
     let began = clock.now();
     let mut asked: Option<(Monotonic, Reason)> = None;
     loop {
         let now = clock.now();
         let (deadline, stop, timeout, grace) = {
             let attempts = attempts.lock().unwrap();
-            let Attempt { launch, deadline, stop, .. } = &attempts[&token];
+            let Attempt { launch, deadline, stop, exit, listed } = &attempts[&token];
+            match (exit, listed) {
+                (Some(_), _) => return None,
+                (None, false) => return Some(Exit { reason: Reason::Lost.into(), signal: Some(9), ..Exit::default() }),
+                (None, true) => {}
+            }
             (*deadline, *stop, launch.timeout, launch.kill_grace)
         };
         let timed_out = timeout.is_some_and(|timeout| now >= began + timeout).then_some(Reason::TimedOut);
@@ -136,10 +161,10 @@ async fn run(program: Program, token: Token, clock: SimClock, attempts: Arc<Mute
             && (!program.stubborn || now >= at + grace || now >= deadline)
         {
             let signal = Some(if program.stubborn { 9 } else { 15 });
-            return Exit { reason: reason.into(), signal, ..Exit::default() };
+            return Some(Exit { reason: reason.into(), signal, ..Exit::default() });
         }
         if now >= began + program.runs {
-            return Exit { reason: Reason::Exited.into(), code: Some(program.code), ..Exit::default() };
+            return Some(Exit { reason: Reason::Exited.into(), code: Some(program.code), ..Exit::default() });
         }
         let next = (began + program.runs).min(now + LOOK);
         clock.sleep_until(next).await;
@@ -152,22 +177,20 @@ impl Launcher for SimLauncher {
     }
 
     fn launch(&self, launch: &Launch, deadline: Monotonic) -> io::Result<()> {
-        let unknown = || io::Error::new(io::ErrorKind::NotFound, format!("no such program: {:?}", launch.command));
-        let program = program(&launch.command).ok_or_else(unknown)?;
         if deadline <= self.clock.now() {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the deadline has passed"));
         }
         let (token, task) = (launch.token, launch.task);
-        let attempt = Attempt { launch: launch.clone(), deadline, stop: None, exit: None };
+        let attempt = Attempt { launch: launch.clone(), deadline, stop: None, exit: None, listed: true };
         let before = self.attempts.lock().unwrap().insert(token, attempt);
         let most = self.claim.lock().unwrap().most;
         self.ledger.begin(task, token, (self.machine, &most), launch.resources, before.is_some());
         self.trace.event(format_args!("launch {} task {task} attempt {token}", self.machine));
-        let (attempts, clock) = (self.attempts.clone(), self.clock.clone());
+        let (program, attempts, clock) = (program(&launch.command), self.attempts.clone(), self.clock.clone());
         let (ledger, trace) = (self.ledger.clone(), self.trace.clone());
         let shims = self.shims.lock().unwrap().clone();
         shims.spawn(async move {
-            let exit = run(program, token, clock, attempts.clone()).await;
+            let Some(exit) = run(program, token, clock, attempts.clone()).await else { return };
             trace.event(format_args!("exit attempt {token} {:?} {:?}", exit.reason(), exit.code));
             ledger.end(task, token, exit.code);
             attempts.lock().unwrap().get_mut(&token).expect("a running attempt is listed").exit = Some(exit);
@@ -178,7 +201,15 @@ impl Launcher for SimLauncher {
     fn list(&self) -> io::Result<Vec<Found>> {
         let attempts = self.attempts.lock().unwrap();
         let found = |(token, attempt): (&Token, &Attempt)| Found { token: *token, exit: attempt.exit.clone() };
-        Ok(attempts.iter().map(found).collect())
+        Ok(attempts.iter().filter(|(_, attempt)| attempt.listed).map(found).collect())
+    }
+
+    fn end_unlisted(&self, token: Token) {
+        let mut attempts = self.attempts.lock().unwrap();
+        if let Some(attempt) = attempts.get_mut(&token).filter(|attempt| attempt.exit.is_none()) {
+            self.ledger.end(attempt.launch.task, token, None);
+            attempt.exit = Some(Exit { reason: Reason::Lost.into(), ..Exit::default() });
+        }
     }
 
     fn extend(&self, token: Token, deadline: Monotonic) -> io::Result<()> {

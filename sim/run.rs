@@ -18,7 +18,7 @@ use crate::raft::core::Status;
 use crate::sim::cluster::{CLIENT_TIMEOUT, Cluster, Condemned, Member};
 use crate::sim::cost::{self, Costs};
 use crate::sim::door::{Door, Etcd};
-use crate::sim::fault::{Class, Place};
+use crate::sim::fault::{Class, Fault, Place};
 use crate::sim::guests::{self, FIRST_GUEST, Guests};
 use crate::sim::history::{History, Op, Record, Seen};
 use crate::sim::holders::Holders;
@@ -778,7 +778,12 @@ impl Run {
         let (watch, ledger, submissions) =
             (self.cluster.watch.clone(), self.cluster.world.ledger.clone(), self.submissions.clone());
         let undisturbed = self.cluster.plan.is_undisturbed();
-        let gone: Vec<NodeId> = self.cluster.condemned().into_iter().map(|member| member.id).collect();
+        let condemned = self.cluster.condemned().into_iter().map(|member| member.id);
+        let tidied = self.cluster.plan.faults.iter().filter_map(|(_, fault)| match fault {
+            Fault::Tidy { node } => self.cluster.members[*node].id(),
+            _ => None,
+        });
+        let gone: Vec<NodeId> = condemned.chain(tidied).collect();
         let patience = TASKS_MAX + outcomes::work(&submissions);
         let checks = node.spawn(async move {
             let tasks = outcomes::all_ended(&client, patience).await?;

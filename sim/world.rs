@@ -321,6 +321,12 @@ impl Machine {
         self.launcher.wipe();
     }
 
+    /// What its attempts run in is removed.
+    pub fn tidy(&self) {
+        self.trace.event(format_args!("tidy {}", self.id));
+        self.launcher.tidy();
+    }
+
     /// Stops its tasks without telling them; its clock runs on.
     pub fn pause(&self) {
         self.trace.event(format_args!("pause {}", self.id));

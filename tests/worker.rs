@@ -3,18 +3,22 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)] // tests are the outside world
 #![cfg(feature = "sim")]
 
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cairn::error::Fault;
-use cairn::ids::{Index, NodeId};
+use cairn::ids::{Index, NodeId, Token};
+use cairn::io::{Found, Launch, Launcher, LogPiece};
 use cairn::limits::WORKER_LEASE;
+use cairn::proto::v1::exit::Reason;
 use cairn::proto::v1::{
-    Attempt, ReportAttemptReply, Resources, SetWorkerStatusReply, Task, TaskPhase, TaskSpec, WorkerLease,
-    command::Kind, reply,
+    Attempt, Exit, ReportAttempt, ReportAttemptReply, Resources, SetWorkerStatusReply, Task, TaskPhase, TaskSpec,
+    WorkerLease, command::Kind, reply,
 };
 use cairn::sim::trace::Trace;
 use cairn::sim::world::{Seed, World, run};
+use cairn::time::Monotonic;
 use cairn::worker::{self, Desired, Look, Refusal, Worker, WorkerConfig};
 use futures_util::future::BoxFuture;
 use madsim::time::sleep;
@@ -23,6 +27,7 @@ use madsim::time::sleep;
 struct Shown {
     look: Mutex<Option<Look>>,
     epoch: u64,
+    reported: Mutex<Vec<ReportAttempt>>,
 }
 
 impl Shown {
@@ -48,7 +53,10 @@ impl Desired for Shown {
         let lease = WorkerLease { epoch: self.epoch, lease_ms: WORKER_LEASE.as_millis() as u64 };
         let reply = match kind {
             Kind::RegisterWorker(_) | Kind::RenewWorker(_) => reply::Kind::WorkerLease(lease),
-            Kind::ReportAttempt(_) => reply::Kind::ReportAttempt(ReportAttemptReply::default()),
+            Kind::ReportAttempt(report) => {
+                self.reported.lock().unwrap().push(report);
+                reply::Kind::ReportAttempt(ReportAttemptReply::default())
+            }
             Kind::SetWorkerStatus(_) => reply::Kind::SetWorkerStatus(SetWorkerStatusReply {}),
             other => panic!("a worker wants {other:?}"),
         };
@@ -75,7 +83,7 @@ fn look(epoch: u64, tasks: &[u64], live: bool) -> Option<Look> {
 fn runs_after(shown: Vec<(Option<Look>, Duration)>) -> Vec<Vec<u64>> {
     let all = run(Seed(1), Trace::default(), move |world: Arc<World>| async move {
         let io = world.machine().boot().0;
-        let desired = Arc::new(Shown { look: Mutex::default(), epoch: 2 });
+        let desired = Arc::new(Shown { look: Mutex::default(), epoch: 2, reported: Mutex::default() });
         let hands = worker::outputs(&io).unwrap();
         let _worker = Worker::start(io, (NodeId(1), 1), WorkerConfig::default(), desired.clone(), hands);
         let mut all = Vec::new();
@@ -128,4 +136,71 @@ fn to_know_nothing_is_not_to_want_nothing() {
     assert_eq!(runs, [&[1u64] as &[u64], &[1], &[]]);
     let runs = runs_after(vec![(look(2, &[1], true), MOMENT), (look(2, &[], true), MOMENT)]);
     assert_eq!(runs, [&[1u64] as &[u64], &[]], "what is no longer wanted ends at once");
+}
+
+/// A machine that cannot start anything for so many times.
+struct Sick {
+    machine: Arc<dyn Launcher>,
+    times: Mutex<u64>,
+}
+
+impl Launcher for Sick {
+    fn resources(&self) -> Resources {
+        self.machine.resources()
+    }
+
+    fn launch(&self, launch: &Launch, deadline: Monotonic) -> io::Result<()> {
+        let times = &mut *self.times.lock().unwrap();
+        if *times > 0 {
+            *times -= 1;
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left"));
+        }
+        self.machine.launch(launch, deadline)
+    }
+
+    fn list(&self) -> io::Result<Vec<Found>> {
+        self.machine.list()
+    }
+
+    fn end_unlisted(&self, token: Token) {
+        self.machine.end_unlisted(token);
+    }
+
+    fn extend(&self, token: Token, deadline: Monotonic) -> io::Result<()> {
+        self.machine.extend(token, deadline)
+    }
+
+    fn stop(&self, token: Token, reason: Reason) -> io::Result<()> {
+        self.machine.stop(token, reason)
+    }
+
+    fn remove(&self, token: Token) -> io::Result<()> {
+        self.machine.remove(token)
+    }
+
+    fn read_log(&self, token: Token, offset: u64, bytes: usize) -> io::Result<LogPiece> {
+        self.machine.read_log(token, offset, bytes)
+    }
+}
+
+#[test]
+fn what_a_machine_cannot_start_it_tries_again_and_then_gives_back() {
+    for (times, runs) in [(3, true), (u64::MAX, false)] {
+        let seen = run(Seed(1), Trace::default(), move |world: Arc<World>| async move {
+            let mut io = world.machine().boot().0;
+            let machine = io.launcher.clone().unwrap();
+            io.launcher = Some(Arc::new(Sick { machine, times: Mutex::new(times) }));
+            let shown = Shown { look: Mutex::new(look(2, &[1], true)), epoch: 2, reported: Mutex::default() };
+            let desired = Arc::new(shown);
+            let hands = worker::outputs(&io).unwrap();
+            let _worker = Worker::start(io, (NodeId(1), 1), WorkerConfig::default(), desired.clone(), hands);
+            sleep(2 * MOMENT).await;
+            let reported = std::mem::take(&mut *desired.reported.lock().unwrap());
+            (world.ledger.live().len(), reported)
+        });
+        let (live, reported) = seen.unwrap();
+        let [ReportAttempt { token: 1, exit, .. }] = &reported[..] else { panic!("{reported:?}") };
+        let lost = exit.as_ref().map(Exit::reason);
+        assert_eq!((live, lost), if runs { (1, None) } else { (0, Some(Reason::Lost)) });
+    }
 }

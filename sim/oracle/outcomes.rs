@@ -154,8 +154,8 @@ fn wrong_end(submission: &Submission, task: &Task, ledger: &Ledger) -> Option<&'
     }
 }
 
-/// The output of the last attempt of every task can be had from any member, if its worker is there: soon, for a member may have
-/// to catch up first.
+/// The output of the last attempt of every task can be had from any member, if its worker, and what it kept, is not gone: soon, for
+/// a member may have to catch up first.
 pub async fn check_output(client: &Client, tasks: &[Task], gone: &[NodeId], violations: &Violations) {
     let time = TimeHandle::current();
     for task in tasks {

@@ -62,7 +62,8 @@ pub trait Launcher: Send + Sync + 'static {
     /// listed even after a power cut: it is never started twice.
     ///
     /// # Errors
-    /// It could not be started, and nothing of it runs. Timed out: the deadline has passed.
+    /// This machine could not start it, and nothing of it runs. Timed out: the deadline has passed. What is wrong with the program
+    /// itself is no error: then it has ended as soon as it began.
     fn launch(&self, launch: &Launch, deadline: Monotonic) -> io::Result<()>;
 
     /// Everything that is or was here and was not removed, by token. Trouble with one attempt hides no other.
@@ -70,6 +71,9 @@ pub trait Launcher: Send + Sync + 'static {
     /// # Errors
     /// What the system says.
     fn list(&self) -> io::Result<Vec<Found>>;
+
+    /// Ends whatever may still run of an attempt that was started and is not listed any more, for somebody has removed what it ran in.
+    fn end_unlisted(&self, token: Token);
 
     /// Moves an attempt's deadline.
     ///

@@ -3,9 +3,10 @@
 //! ```text
 //!   launch.json   what the shim is to run
 //!   alive         locked for as long as the shim lives
-//!   deadline      when everything must be dead: nanoseconds of CLOCK_BOOTTIME; replaced as a whole
+//!   deadline      when everything must be dead: nanoseconds of CLOCK_BOOTTIME, twice; written over, which takes no space
 //!   stop          there if the attempt is to end: why
 //!   exit.json     there when it has ended: how
+//!   spare         room for that, where there is none left
 //!   log-<offset>  its output: records of stream (1 byte), length (4 bytes, little-endian) and bytes
 //!   work/         the directory it runs in
 //! ```
@@ -39,8 +40,12 @@ pub(super) const ALIVE: &str = "alive";
 pub(super) const DEADLINE: &str = "deadline";
 pub(super) const STOP: &str = "stop";
 pub(super) const EXIT: &str = "exit.json";
+const SPARE: &str = "spare";
 pub(super) const WORK: &str = "work";
 pub(super) const LOG_PREFIX: &str = "log-";
+
+/// More than most records of an end take.
+const SPARE_BYTES: usize = 4096;
 
 /// The variable that has the attempt's directory: by it a process is known to belong to the attempt.
 pub(super) const MARK: &str = "CAIRN_TASK_DIR";
@@ -80,8 +85,23 @@ pub(super) fn replace(dir: &Path, name: &str, bytes: &[u8], durable: bool) -> io
 
 pub(super) fn write_exit(dir: &Path, exit: &Exit) -> io::Result<()> {
     let Exit { reason, code, signal, message } = exit.clone();
-    let file = ExitFile { reason, code, signal, message };
-    replace(dir, EXIT, &serde_json::to_vec(&file)?, true)
+    let bytes = serde_json::to_vec(&ExitFile { reason, code, signal, message })?;
+    replace(dir, EXIT, &bytes, true).or_else(|_| {
+        fs::remove_file(dir.join(SPARE))?;
+        replace(dir, EXIT, &bytes, true)
+    })
+}
+
+/// A deadline as it stands in its file: always as long, and twice, so that whoever reads half of it knows.
+fn write_deadline(deadline: Monotonic) -> String {
+    let nanos = deadline.as_nanos();
+    format!("{nanos:020}\n{nanos:020}\n")
+}
+
+/// The deadline that such a text tells; nothing if it is being written, or damaged.
+pub(super) fn read_deadline(text: &str) -> Option<Monotonic> {
+    let (first, second) = text.trim_end().split_once('\n')?;
+    (first == second).then(|| first.parse().ok())?.map(Monotonic::from_nanos)
 }
 
 fn read_exit(dir: &Path) -> io::Result<Option<Exit>> {
@@ -145,7 +165,8 @@ impl Shims {
             timeout_ms: launch.timeout.map(|timeout| timeout.as_millis() as u64),
             kill_grace_ms: launch.kill_grace.as_millis() as u64,
         };
-        replace(dir, DEADLINE, deadline.as_nanos().to_string().as_bytes(), false)?;
+        fs::write(dir.join(DEADLINE), write_deadline(deadline))?;
+        fs::write(dir.join(SPARE), [0; SPARE_BYTES])?;
         replace(dir, LAUNCH, &serde_json::to_vec(&file)?, true)?;
         // What was forgotten in a power cut would be started again under the same token.
         File::open(&self.dir)?.sync_all()?;
@@ -277,9 +298,14 @@ impl Launcher for Shims {
         Ok(all)
     }
 
+    fn end_unlisted(&self, token: Token) {
+        kill_left_over(&self.of(token));
+    }
+
     fn extend(&self, token: Token, deadline: Monotonic) -> io::Result<()> {
         if self.lock().deadlines.get(&token) != Some(&deadline) {
-            replace(&self.of(token), DEADLINE, deadline.as_nanos().to_string().as_bytes(), false)?;
+            let file = File::options().write(true).open(self.of(token).join(DEADLINE))?;
+            file.write_all_at(write_deadline(deadline).as_bytes(), 0)?;
             self.lock().deadlines.insert(token, deadline);
         }
         Ok(())
@@ -303,20 +329,20 @@ impl Launcher for Shims {
         // Looked at first: what is there when it has ended is all there will be.
         let ended = read_exit(&dir)?.is_some();
         let mut piece = LogPiece { begin: offset, next: offset, records: Vec::new(), ended };
-        let (file, segment, last) = loop {
+        let (file, segment, following) = loop {
             let starts = segments(&dir)?;
             // What was rotated away is left out.
             let Some(oldest) = starts.first() else { return Ok(piece) };
             piece.begin = offset.max(*oldest);
             let segment = *starts.iter().rev().find(|start| **start <= piece.begin).unwrap_or(oldest);
             match File::open(dir.join(format!("{LOG_PREFIX}{segment}"))) {
-                Ok(file) => break (file, segment, starts.last() == Some(&segment)),
+                Ok(file) => break (file, segment, starts.into_iter().find(|start| *start > segment)),
                 // It was rotated away just now.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }
         };
-        let len = file.metadata()?.len();
+        let len = following.map_or_else(|| file.metadata().map(|file| file.len()), |next| Ok(next - segment))?;
         let mut at = piece.begin - segment;
         let mut taken = 0;
         while at.saturating_add(5) <= len && taken < bytes {
@@ -333,10 +359,10 @@ impl Launcher for Shims {
             at += 5 + size;
         }
         piece.next = segment.saturating_add(at);
-        piece.ended = ended && last && taken < bytes;
-        if !last && at >= len {
-            // The next segment begins where this one ends.
-            piece.next = segment + len;
+        piece.ended = ended && following.is_none() && taken < bytes;
+        if let Some(next) = following.filter(|_| taken < bytes) {
+            // Whatever is left of this one makes no sense.
+            piece.next = next;
         }
         Ok(piece)
     }
@@ -344,3 +370,50 @@ impl Launcher for Shims {
 
 /// How a shim waits: often enough that a deadline holds well within the lease's margin.
 pub(super) const LOOK: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_that_is_half_written_is_none() {
+        let [old, new] = [199_999, 200_000].map(|secs| Monotonic::default() + Duration::from_secs(secs));
+        let (before, after) = (write_deadline(old), write_deadline(new));
+        assert_eq!(before.len(), after.len());
+        for written in 0..=after.len() {
+            let text = format!("{}{}", &after[..written], &before[written..]);
+            let read = read_deadline(&text);
+            assert!(read.is_none_or(|read| read == old || read == new), "{text}");
+        }
+        assert_eq!([&before, &after].map(|text| read_deadline(text)), [Some(old), Some(new)]);
+        assert_eq!(["", "1", "1\n", "x\nx\n"].map(read_deadline), [None; 4]);
+    }
+
+    #[test]
+    fn what_is_no_record_hides_nothing_that_follows() {
+        let dir = tempfile::tempdir().unwrap();
+        let shims = Shims::open(dir.path().to_owned(), PathBuf::new()).unwrap();
+        let attempt = dir.path().join("1");
+        fs::create_dir(&attempt).unwrap();
+        let record = |text: &str| [&[1], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+        let (first, second) = (record("first"), record("second"));
+        // More of the first is there than the second's name says, and of the next to last less than its records say.
+        fs::write(attempt.join("log-0"), [&first[..], &[7, 255, 255]].concat()).unwrap();
+        let cut = [&second[..], &record("third")[..7]].concat();
+        fs::write(attempt.join(format!("log-{}", first.len())), &cut).unwrap();
+        fs::write(attempt.join(format!("log-{}", first.len() + cut.len())), record("fourth")).unwrap();
+        write_exit(&attempt, &Exit::default()).unwrap();
+        let (mut read, mut offset) = (Vec::new(), 0);
+        loop {
+            let piece = shims.read_log(Token(1), offset, 1).unwrap();
+            read.extend(piece.records.into_iter().map(|(_, bytes)| String::from_utf8(bytes.to_vec()).unwrap()));
+            if piece.ended {
+                break;
+            }
+            assert!(piece.next > offset, "it stays at {offset}");
+            offset = piece.next;
+        }
+        // The end is looked for once more.
+        assert_eq!(read, ["first", "second", "fourth"]);
+    }
+}

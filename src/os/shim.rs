@@ -2,7 +2,9 @@
 //! its deadlines, and goes on when the node is frozen, killed or replaced.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -11,12 +13,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use nix::sys::prctl;
-use nix::sys::signal::{Signal, kill, killpg};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::signal::{SigSet, Signal, kill, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{Pid, getppid};
 
 use super::clock::SystemClock;
-use super::launcher::{DEADLINE, LAUNCH, LOG_PREFIX, LOOK, LaunchFile, STOP, WORK, segments, write_exit};
+use super::launcher::{
+    ALIVE, DEADLINE, LAUNCH, LOG_PREFIX, LOOK, LaunchFile, STOP, WORK, read_deadline, segments, write_exit,
+};
 use crate::io::Clock;
 use crate::limits::{LEASE_KILL_GRACE, OUTPUT_BYTES_KEPT, OUTPUT_PIECE_BYTES};
 use crate::proto::v1::{Exit, exit::Reason};
@@ -37,16 +41,51 @@ pub fn run(dir: &Path) -> i32 {
             return 1;
         }
     };
+    // Whoever ends everything that is called like the node, or all of a service, means the node: without its shim a task would
+    // go on unwatched.
+    ENDING.iter().copied().collect::<SigSet>().thread_block().expect("signals can be blocked");
     // What leaves its process group comes to us when its parent ends.
     let _ = prctl::set_child_subreaper(true);
-    let exit = watch(dir, &launch).unwrap_or_else(|error| {
+    let place = match Place::of_lock(dir) {
+        Ok(place) => place,
+        Err(error) => {
+            eprintln!("error: the lock of {}: {error}; a shim is started by a node", dir.display());
+            return 1;
+        }
+    };
+    let exit = watch(&place, &launch).unwrap_or_else(|error| {
         // Whatever had been started must not go on unwatched.
         reap_all();
-        Exit { reason: Reason::NotStarted.into(), message: error.to_string(), ..Exit::default() }
+        // What is wrong with what is to run would be so everywhere.
+        let is_its_own = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::ArgumentListTooLong);
+        let reason = if is_its_own { Reason::NotStarted } else { Reason::Lost };
+        Exit { reason: reason.into(), message: error.to_string(), ..Exit::default() }
     });
-    match write_exit(dir, &exit) {
-        Ok(()) => 0,
-        Err(_) => 1,
+    match place.is_there() && write_exit(dir, &exit).is_ok() {
+        true => 0,
+        false => 1,
+    }
+}
+
+/// Signals that ask a process to end.
+const ENDING: [Signal; 4] = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGQUIT];
+
+/// An attempt's directory, which somebody may remove, or make anew.
+struct Place<'a> {
+    dir: &'a Path,
+    /// The device and the number of the file whose lock this process holds.
+    lock: (u64, u64),
+}
+
+impl<'a> Place<'a> {
+    /// The lock is this process's standard input.
+    fn of_lock(dir: &'a Path) -> io::Result<Self> {
+        let lock = File::from(io::stdin().as_fd().try_clone_to_owned()?).metadata()?;
+        Ok(Self { dir, lock: (lock.dev(), lock.ino()) })
+    }
+
+    fn is_there(&self) -> bool {
+        fs::metadata(self.dir.join(ALIVE)).is_ok_and(|there| (there.dev(), there.ino()) == self.lock)
     }
 }
 
@@ -57,6 +96,8 @@ pub fn become_program(dir: &Path, shim: i32, command: &[String]) -> i32 {
     if getppid().as_raw() != shim {
         return 1;
     }
+    // The shim's own are not the program's.
+    let _ = SigSet::all().thread_unblock();
     let error = Command::new(&command[0]).args(&command[1..]).exec();
     let text = format!("{}: {error}", command[0]);
     let _ = fs::write(dir.join(NOT_STARTED), text);
@@ -65,11 +106,11 @@ pub fn become_program(dir: &Path, shim: i32, command: &[String]) -> i32 {
 
 /// The attempt's deadline, if it can be read.
 fn deadline(dir: &Path) -> Option<Monotonic> {
-    let text = fs::read_to_string(dir.join(DEADLINE)).ok()?;
-    text.trim().parse().ok().map(Monotonic::from_nanos)
+    read_deadline(&fs::read_to_string(dir.join(DEADLINE)).ok()?)
 }
 
-fn watch(dir: &Path, launch: &LaunchFile) -> io::Result<Exit> {
+fn watch(place: &Place<'_>, launch: &LaunchFile) -> io::Result<Exit> {
+    let dir = place.dir;
     if deadline(dir).is_none_or(|deadline| deadline <= SystemClock.now() + LEASE_KILL_GRACE) {
         return Ok(Exit { reason: Reason::LeaseEnded.into(), ..Exit::default() });
     }
@@ -93,7 +134,7 @@ fn watch(dir: &Path, launch: &LaunchFile) -> io::Result<Exit> {
     std::thread::spawn(move || {
         let _ = done.send(child.wait());
     });
-    let (status, reason) = wait(dir, launch, group, &ended)?;
+    let (status, reason) = wait(place, launch, group, &ended)?;
     // A task is all of its processes.
     let _ = killpg(group, Signal::SIGKILL);
     let left = reap_all();
@@ -122,12 +163,12 @@ fn start(dir: &Path, launch: &LaunchFile) -> io::Result<Child> {
 
 /// Waits until the program has ended, and sees to it that it does when it must. Says why it had to.
 fn wait(
-    dir: &Path,
+    place: &Place<'_>,
     launch: &LaunchFile,
     group: Pid,
     ended: &mpsc::Receiver<io::Result<ExitStatus>>,
 ) -> io::Result<(ExitStatus, Option<Reason>)> {
-    let clock = SystemClock;
+    let (clock, dir) = (SystemClock, place.dir);
     let timeout = launch.timeout_ms.map(|millis| clock.now() + Duration::from_millis(millis));
     let grace = Duration::from_millis(launch.kill_grace_ms);
     let mut until = Monotonic::from_nanos(0);
@@ -137,6 +178,13 @@ fn wait(
             Ok(status) => return Ok((status?, asked.map(|(_, reason)| reason))),
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the waiting thread is gone")),
             Err(RecvTimeoutError::Timeout) => {}
+        }
+        reap_others(group);
+        if !place.is_there() {
+            // Nobody would find it any more: what is not listed is taken for dead.
+            asked = Some((clock.now(), Reason::Lost));
+            let _ = killpg(group, Signal::SIGKILL);
+            continue;
         }
         // A file that cannot be read does not move the deadline.
         until = deadline(dir).unwrap_or(until);
@@ -166,6 +214,15 @@ fn exit_of(dir: &Path, status: ExitStatus, reason: Option<Reason>) -> Exit {
     }
     // Of a program that was asked to end nobody knows whether it had done its work, whatever its code.
     Exit { reason: reason.unwrap_or(Reason::Exited).into(), code, signal, message: String::new() }
+}
+
+/// Reaps what has come to this process from its descendants and has ended; the program itself has somebody who waits for it.
+fn reap_others(program: Pid) {
+    let look = WaitPidFlag::WNOHANG | WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT;
+    while let Ok(ended) = waitid(Id::All, look)
+        && let Some(pid) = ended.pid().filter(|pid| *pid != program)
+        && waitpid(pid, Some(WaitPidFlag::WNOHANG)).is_ok()
+    {}
 }
 
 /// Kills and reaps what has come to this process from its descendants. Says how many could not be killed in time.
@@ -228,7 +285,7 @@ impl Log {
         record.push(stream);
         record.extend_from_slice(&(data.len() as u32).to_le_bytes());
         record.extend_from_slice(data);
-        let written = self.rotate().and_then(|()| self.file.write_all(&record));
+        let written = self.rotate().and_then(|()| self.file.write_all_at(&record, self.len));
         match written {
             Ok(()) => self.len += record.len() as u64,
             Err(error) => {

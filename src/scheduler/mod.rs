@@ -9,7 +9,8 @@ use std::fmt;
 
 use crate::limits::ASSIGN_TASKS_MAX;
 use crate::proto::v1::assign_tasks::Assignment;
-use crate::proto::v1::{Resources, Task, Worker, WorkerStatus};
+use crate::proto::v1::exit::Reason;
+use crate::proto::v1::{Attempt, Exit, Resources, Task, Worker, WorkerStatus};
 use crate::state::task::wanted;
 use crate::state::worker::{is_available, remaining};
 use crate::time::ClusterTime;
@@ -95,6 +96,13 @@ fn fullness(task: &Task, worker: &Worker) -> (u64, u64) {
     shares.filter(|(_, capacity)| *capacity > 0).max_by(compare).unwrap_or((0, 1))
 }
 
+/// How often an attempt at the task has ended on a worker that did not mean to leave: it may be the worker's fault.
+fn ended_on(task: &Task, worker: &Worker) -> usize {
+    let ended = |exit: &Exit| exit.reason() != Reason::Drained;
+    let is_one = |attempt: &&Attempt| attempt.worker == worker.id && attempt.exit.as_ref().is_some_and(ended);
+    task.attempts.iter().filter(is_one).count()
+}
+
 /// Compares fractions without rounding.
 fn compare(a: &(u64, u64), b: &(u64, u64)) -> Ordering {
     (u128::from(a.0) * u128::from(b.1)).cmp(&(u128::from(b.0) * u128::from(a.1)))
@@ -106,7 +114,10 @@ pub fn place(tasks: &[Task], workers: &[Worker], now: ClusterTime) -> Vec<Assign
     let mut assignments = Vec::new();
     for task in tasks {
         let able = workers.iter_mut().filter(|worker| unfit(task, worker, now).is_none());
-        let best = able.min_by(|a, b| compare(&fullness(task, a), &fullness(task, b)).then(a.id.cmp(&b.id)));
+        let best = able.min_by(|a, b| {
+            let by_ends = ended_on(task, a).cmp(&ended_on(task, b));
+            by_ends.then_with(|| compare(&fullness(task, a), &fullness(task, b))).then(a.id.cmp(&b.id))
+        });
         let Some(worker) = best else { continue };
         let (wanted, used) = (wanted(task), worker.used.get_or_insert_default());
         used.cpu_milli += wanted.cpu_milli;
@@ -197,6 +208,21 @@ mod tests {
         let workers = [worker(1, resources(1000, 100)), worker(2, resources(1000, 100))];
         let tasks: Vec<Task> = (1..=5).map(|id| task(id, resources(300, 10))).collect();
         assert_eq!(placed(&tasks, &workers), [(1, 1), (2, 2), (3, 1), (4, 2), (5, 1)]);
+    }
+
+    #[test]
+    fn a_task_goes_where_it_has_ended_least_often() {
+        // The first two seem to be the emptiest: whatever they are given ends at once.
+        let workers: Vec<Worker> = (1..=3).map(|id| worker(id, resources(1000, 100))).collect();
+        let mut task = task(1, resources(300, 10));
+        let mut tried = Vec::new();
+        for reason in [Reason::Lost, Reason::Exited, Reason::Drained, Reason::Lost] {
+            let on = placed(std::slice::from_ref(&task), &workers)[0].1;
+            tried.push(on);
+            let exit = Some(Exit { reason: reason.into(), ..Exit::default() });
+            task.attempts.push(Attempt { worker: on, exit, ..Attempt::default() });
+        }
+        assert_eq!(tried, [1, 2, 3, 3], "who leaves means no harm");
     }
 
     #[test]

@@ -3,19 +3,27 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
 use crate::ids::Token;
-use crate::io::{Found, Launch, Launcher, LogPiece, Worker};
+use crate::io::{Clock, Found, Launch, Launcher, LogPiece, Worker};
 use crate::limits::{EXIT_MESSAGE_BYTES_MAX, OUTPUT_PIECE_BYTES, OUTPUTS_KEPT};
 use crate::proto::v1::{Exit, exit::Reason};
 use crate::time::Monotonic;
+
+/// How long a round starts attempts: what runs must be looked after again well before its deadline, however slow the disk is.
+const LAUNCHING_MAX: Duration = Duration::from_millis(500);
+/// How long this machine may take to get over what keeps it from starting an attempt, before that is given back.
+const LAUNCH_PATIENCE: Duration = Duration::from_secs(3);
 
 /// An attempt that the state gives this worker.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
     pub(super) launch: Launch,
+    /// The state knows that it has been started.
+    pub(super) begun: bool,
     /// It is to end, and this is why.
     pub(super) stop: Option<Reason>,
 }
@@ -30,21 +38,30 @@ pub(super) enum Job {
 /// Owns the processes.
 pub(super) struct Hands {
     launcher: Arc<dyn Launcher>,
+    clock: Arc<dyn Clock>,
+    /// Attempts that were started in this life of the node.
+    started: BTreeSet<Token>,
+    /// Attempts that this machine could not start as yet, and since when.
+    failing: BTreeMap<Token, Monotonic>,
     /// Attempts that could not be started: how they ended, until the state knows.
     not_started: BTreeMap<Token, Found>,
 }
 
 impl Hands {
-    pub(super) fn new(launcher: Arc<dyn Launcher>) -> Self {
-        Self { launcher, not_started: BTreeMap::new() }
+    pub(super) fn new(launcher: Arc<dyn Launcher>, clock: Arc<dyn Clock>) -> Self {
+        let (started, failing, not_started) = Default::default();
+        Self { launcher, clock, started, failing, not_started }
     }
 
     fn round(&mut self, wanted: &[Wanted], deadline: Option<Monotonic>, may_begin: bool) -> io::Result<Vec<Found>> {
         let tokens: BTreeSet<Token> = wanted.iter().map(|wanted| wanted.launch.token).collect();
         self.not_started.retain(|token, _| tokens.contains(token));
+        self.failing.retain(|token, _| tokens.contains(token));
+        self.started.retain(|token| tokens.contains(token));
         let found: BTreeMap<Token, Found> =
             self.launcher.list()?.into_iter().map(|found| (found.token, found)).collect();
-        for Wanted { launch, stop } in wanted {
+        // What runs comes first: to start something takes its time.
+        for Wanted { launch, stop, .. } in wanted {
             let token = launch.token;
             let running = found.get(&token).map(|found| found.exit.is_none());
             match (running, stop, deadline) {
@@ -56,18 +73,24 @@ impl Hands {
                     }
                 }
                 (Some(true), None, Some(deadline)) => note(token, "extend", self.launcher.extend(token, deadline)),
-                (None, None, Some(deadline)) if may_begin && !self.not_started.contains_key(&token) => {
-                    match self.launcher.launch(launch, deadline) {
-                        Ok(()) => {}
-                        // This node was frozen: whether the attempt is still its to start, the next round will show.
-                        Err(error) if error.kind() == io::ErrorKind::TimedOut => {
-                            sometimes!("the lease had ended before a task was started");
-                        }
-                        Err(error) => self.note_not_started(token, Reason::NotStarted, &error.to_string()),
-                    }
-                }
-                (None, Some(reason), _) => self.note_not_started(token, *reason, "it had not begun"),
                 (None | Some(_), _, _) => {}
+            }
+        }
+        let began = self.clock.now();
+        for Wanted { launch, begun, stop } in wanted.iter().filter(|wanted| !found.contains_key(&wanted.launch.token)) {
+            let token = launch.token;
+            match (stop, deadline) {
+                _ if self.not_started.contains_key(&token) => {}
+                (stop, _) if *begun || self.started.contains(&token) => {
+                    sometimes!("what an attempt ran in was gone");
+                    self.launcher.end_unlisted(token);
+                    self.note_not_started(token, stop.unwrap_or(Reason::Lost), "what it ran in is gone");
+                }
+                (Some(reason), _) => self.note_not_started(token, *reason, "it had not begun"),
+                (None, Some(deadline)) if may_begin && self.clock.now().since(began) < LAUNCHING_MAX => {
+                    self.launch(launch, deadline);
+                }
+                (None, _) => {}
             }
         }
         for found in found.values().filter(|found| !tokens.contains(&found.token) && found.exit.is_none()) {
@@ -86,6 +109,22 @@ impl Hands {
         }
         now.extend(self.not_started.values().cloned());
         Ok(now)
+    }
+
+    fn launch(&mut self, launch: &Launch, deadline: Monotonic) {
+        let (token, now) = (launch.token, self.clock.now());
+        match self.launcher.launch(launch, deadline) {
+            Ok(()) => drop(self.started.insert(token)),
+            // This node was frozen: whether the attempt is still its to start, the next round will show.
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => {
+                sometimes!("the lease had ended before a task was started");
+            }
+            Err(error) if now.since(*self.failing.entry(token).or_insert(now)) < LAUNCH_PATIENCE => {
+                tracing::warn!(%token, %error, "an attempt could not be started; it is tried again");
+            }
+            // That says nothing of the task: another worker may have it.
+            Err(error) => self.note_not_started(token, Reason::Lost, &error.to_string()),
+        }
     }
 
     fn note_not_started(&mut self, token: Token, reason: Reason, message: &str) {

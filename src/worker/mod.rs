@@ -123,7 +123,7 @@ impl Outputs {
 /// Starts the owner of this machine's processes; `None` if nothing may be run here.
 pub fn outputs(io: &Io) -> Option<Outputs> {
     let launcher = io.launcher.clone()?;
-    Some(Outputs(own(&*io.spawn, "worker", Hands::new(launcher), WORKER_JOBS_MAX)))
+    Some(Outputs(own(&*io.spawn, "worker", Hands::new(launcher, io.clock.clone()), WORKER_JOBS_MAX)))
 }
 
 /// A lease: in which epoch, and until when by this worker's clock.
@@ -284,7 +284,7 @@ impl Shared {
         let (deadline, tasks) = (self.deadline(&look), look.tasks);
         let wanted = tasks.iter().filter_map(|task| {
             let launch = launch(task)?;
-            Some(Wanted { launch, stop: self.stop_reason(task) })
+            Some(Wanted { launch, begun: task.phase() == TaskPhase::Running, stop: self.stop_reason(task) })
         });
         let (reply, found) = oneshot::channel();
         let job = Job::Round { wanted: wanted.collect(), deadline, may_begin: look.live, reply };

@@ -132,6 +132,11 @@ fn a_backup_becomes_a_new_cluster() {
     assert!(old.kv(&["delete", "k3"]).status.success());
     let saved = json(&old.address, &["snapshot", "save", &path("backup")]);
     assert_eq!(saved["revision"], 7);
+    // What of one that was given up is left does not stand in the way of the next.
+    std::fs::write(path("again.part"), vec![0; 1 << 20]).unwrap();
+    json(&old.address, &["snapshot", "save", &path("again")]);
+    assert!(!dir.path().join("again.part").exists());
+    assert_eq!(std::fs::metadata(path("again")).unwrap().len(), std::fs::metadata(path("backup")).unwrap().len());
     fails(1, &["is there already"], &["snapshot", "save", &path("backup"), "--endpoints", &old.address]);
     assert_eq!(json(&old.address, &["snapshot", "status", &path("backup")]), saved);
     // Written after it, so not in it.
@@ -154,6 +159,9 @@ fn a_backup_becomes_a_new_cluster() {
     assert_eq!(keys(new.kv(&["get", "k3", "--revision", "5"])), "v3\n");
     assert_eq!(json(&new.address, &["kv", "list"]).as_array().unwrap().len(), 4);
     assert_eq!(json(&new.address, &["kv", "put", "next", "x"])["revision"], 8);
+    // Attempts since the backup have had the tokens after its last.
+    let token = run(&["run", "--endpoints", &new.address, "--", "sh", "-c", "echo $CAIRN_TASK_TOKEN"]);
+    assert!(text(&token.stdout).trim().parse::<u64>().unwrap() > 1 << 32, "{}", text(&token.stdout));
     assert_ne!(new.status()["cluster_id"], old.status()["cluster_id"]);
     let third = Running::member(dir.path(), "third", "127.0.0.1:0", &["--join", &new.address]);
     until("who joins catches up", || keys(third.kv(&["get", "next", "--serializable"])) == "x\n");

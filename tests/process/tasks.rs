@@ -354,6 +354,66 @@ fn what_a_dead_shim_leaves_is_killed_before_the_next_attempt() {
 }
 
 #[test]
+fn who_ends_all_that_is_called_like_the_node_ends_no_task() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    node.submit(&["--name", "steady", "--", "sh", "-c", "sleep 985 & echo up; wait"]);
+    until("it runs", || text(&node.task(&["logs", "steady"]).stdout) == "up\n");
+    let attempt = dir.path().join("dev/tasks/1");
+    let shim = processes_with(&format!("shim\0{}\0", attempt.display()));
+    for signal in ["-TERM", "-INT", "-HUP", "-QUIT"] {
+        assert!(Command::new("kill").args([signal, &shim[0].to_string()]).status().unwrap().success());
+    }
+    node.kill();
+    let node = dev(dir.path());
+    // Its signals reach the program as before.
+    assert_eq!(text(&node.run_task(&["--", "sh", "-c", "kill -TERM $$; echo no"]).stdout), "");
+    let status = node.task_status("steady");
+    assert_eq!((&status["phase"], &status["losses"]), (&Value::from("running"), &Value::from(0)));
+    assert_eq!(processes_with(&format!("shim\0{}\0", attempt.display())), shim);
+    assert!(node.task(&["stop", "steady"]).status.success());
+    node.until_phase("steady", "stopped");
+    let mark = format!("CAIRN_TASK_DIR={}", attempt.display());
+    assert_eq!(processes_with(&mark), [] as [u32; 0]);
+}
+
+#[test]
+fn what_has_ended_beside_a_program_is_reaped_while_that_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    // Its parent is the shim, and so is that of those whose own is gone.
+    let script = "for i in 1 2 3 4 5; do (true & echo $!); done > pids; \
+        while for pid in $(cat pids); do test -e /proc/$pid && echo $pid; done | grep -q .; do :; done; echo none";
+    let output = node.run_task(&["--timeout", "60s", "--", "sh", "-c", script]);
+    assert_eq!(text(&output.stdout), "none\n", "{}", text(&output.stderr));
+}
+
+#[test]
+fn an_attempt_whose_directory_is_removed_is_dead_before_the_next() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    node.submit(&["--name", "tidied", "--", "sh", "-c", "setsid sleep 984 & sleep 983 & echo up; wait"]);
+    until("it runs", || text(&node.task(&["logs", "tidied"]).stdout) == "up\n");
+    node.until_phase("tidied", "running");
+    let attempt = dir.path().join("dev/tasks/1");
+    let mark = format!("CAIRN_TASK_DIR={}", attempt.display());
+    until("its children run", || processes_with(&mark).len() >= 3);
+    fs::remove_dir_all(&attempt).unwrap();
+    until("another attempt runs", || {
+        node.task_status("tidied")["attempts"].as_array().is_some_and(|all| all.len() == 2)
+    });
+    assert_eq!(processes_with(&mark), [] as [u32; 0], "the first attempt is not dead");
+    let status = node.task_status("tidied");
+    assert_eq!((&status["losses"], &status["attempts"][0]["exit"]["reason"]), (&Value::from(1), &Value::from("lost")));
+    // Nor is one that removes it itself started again under its token.
+    let script = "echo $CAIRN_TASK_TOKEN >> $0; test $(wc -l < $0) -gt 1 || rm -rf \"$CAIRN_TASK_DIR\"";
+    let tokens = dir.path().join("tokens");
+    let output = node.run_task(&["--", "sh", "-c", script, tokens.to_str().unwrap()]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert_eq!(fs::read_to_string(tokens).unwrap(), "3\n4\n");
+}
+
+#[test]
 fn an_attempt_cannot_hurt_its_node() {
     let dir = tempfile::tempdir().unwrap();
     let node = dev(dir.path());
