@@ -41,7 +41,7 @@ use crate::error::{AuthReject, Context, Fault, Reject};
 use crate::ids::{Address, NodeId};
 use crate::io::Io;
 use crate::os;
-use crate::proto::v1::{Member, MemberRole};
+use crate::proto::v1::{Member, MemberRole, StatusReply};
 use crate::state::member::is_server;
 
 /// Cairn: a consensus node. One is a working system, three lose nothing when a machine dies.
@@ -502,7 +502,14 @@ impl Cluster {
             (Self::Add { address, standby }, output) => {
                 let id = client.expect_member(address, *standby).await?;
                 let document = json!({ "id": id.0, "address": address.as_str() });
-                let join = format!("node start --data-dir DIR --listen {address} --join {}", connection.endpoints[0]);
+                // Whoever leads is there; who was asked first need not be.
+                let leads = |status: &StatusReply| {
+                    let rows = status.members.iter().filter_map(|row| row.member.as_ref());
+                    rows.clone().find(|member| member.id == status.leader).map(|member| member.address.clone())
+                };
+                let leader = client.status().await.ok().as_ref().and_then(leads);
+                let at = leader.unwrap_or_else(|| connection.endpoints[0].to_string());
+                let join = format!("node start --data-dir DIR --listen {address} --join {at}");
                 output::told(
                     output,
                     &document,

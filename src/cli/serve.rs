@@ -19,6 +19,7 @@ use crate::node::{self, Node, NodeBuilder, Origin};
 use crate::os;
 use crate::raft::tail::Retention;
 use crate::state::format;
+use crate::state::worker::check_features;
 use crate::worker::WorkerConfig;
 
 /// How long an orderly stop may take before the process goes anyway.
@@ -241,6 +242,7 @@ impl Start {
         let lease_reads = self.lease_reads || config.lease_reads == Some(true);
         let past = self.history.or(Amount::read("history", config.history.as_ref(), history)?);
         let features = if self.features.is_empty() { config.features.unwrap_or_default() } else { self.features };
+        check_features(&features).map_err(|reject| Fault::new(reject.to_string()))?;
         let role = self.role.or(config.role).unwrap_or(Role::Both);
         let log_entries = self.log_entries.or(config.log_entries);
         let format_max = self.format_max.or(config.format_max);

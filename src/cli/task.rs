@@ -365,24 +365,35 @@ async fn follow(client: &Client, id: TaskId, only_shows: bool) -> Result<Task, F
     }
 }
 
-/// Copies output to where it belongs. True if it was all there will be; `offset` says how far it came.
+/// Copies output to where it belongs, and says what of it was gone before it could be read. True if it was all there will be; `offset`
+/// says how far it came.
 async fn copy_output(
     client: &Client,
     request: OutputRequest,
     offset: &mut u64,
     only_shows: bool,
 ) -> Result<bool, ClientError> {
-    let token = request.token;
+    let (token, mut gone) = (request.token, 0);
+    let copied = copy_pieces(client, request, (offset, &mut gone), only_shows).await;
+    if gone > 0 {
+        let kept = OUTPUT_BYTES_KEPT >> 20;
+        eprintln!("about {gone} bytes of the output of attempt {token} are gone: its newest {kept} MiB are kept");
+    }
+    copied
+}
+
+async fn copy_pieces(
+    client: &Client,
+    request: OutputRequest,
+    (offset, gone): (&mut u64, &mut u64),
+    only_shows: bool,
+) -> Result<bool, ClientError> {
     let mut pieces = client.output(request).await?;
     loop {
         match pieces.message().await {
             Ok(Some(piece)) => {
-                if piece.begin > *offset {
-                    let (gone, kept) = (piece.begin - *offset, OUTPUT_BYTES_KEPT >> 20);
-                    eprintln!(
-                        "about {gone} bytes of the output of attempt {token} are gone: its newest {kept} MiB are kept"
-                    );
-                }
+                *gone += piece.begin.saturating_sub(*offset);
+                let reads = output::unprinted().is_none();
                 for record in piece.records {
                     match record.stderr {
                         // Whoever reads it may have gone, and that must stop nothing.
@@ -391,6 +402,9 @@ async fn copy_output(
                     }
                 }
                 *offset = piece.next;
+                if reads && !only_shows && output::unprinted().is_some() {
+                    eprintln!("nobody reads what the task writes any more; it goes on, and Ctrl-C stops it");
+                }
                 if piece.ended {
                     return Ok(true);
                 }

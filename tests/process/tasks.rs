@@ -150,6 +150,9 @@ fn names_are_unique_among_live_tasks_and_what_is_stopped_ends() {
 #[test]
 fn bad_tasks_are_named() {
     let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("never").display().to_string();
+    let start = ["start", "--data-dir", &data, "--listen", "127.0.0.1:0", "--bootstrap"];
+    fails(1, &["features", "a@b"], &[&start[..], &["--feature", "a@b"]].concat());
     let node = dev(dir.path());
     let says = |code: i32, words: &[&str], args: &[&str]| {
         fails(code, words, &[&["task", "--endpoints", &node.address], args].concat());
@@ -310,6 +313,21 @@ fn no_task_is_lost_or_doubled_when_the_leader_is_killed() {
         assert!(!logs.status.success());
         assert!(text(&logs.stderr).contains(&format!("on worker {leader} at ")), "{}", text(&logs.stderr));
     }
+}
+
+#[test]
+fn a_task_goes_on_when_nobody_reads_what_it_writes_and_that_is_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    let script = "head -c 100000000 /dev/zero; echo end >&2";
+    let mut command = Command::new(env!("CARGO_BIN_EXE_node"));
+    command.args(["run", "--endpoints", &node.address, "--", "sh", "-c", script]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let lines: Vec<String> = text(&output.stderr).lines().map(str::to_owned).collect();
+    assert_eq!((output.status.code(), lines.iter().filter(|line| line.contains("nobody reads")).count()), (Some(0), 1));
+    assert!(lines.len() <= 3 && lines.contains(&"end".to_owned()), "{lines:?}");
 }
 
 #[test]
