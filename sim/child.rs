@@ -11,14 +11,22 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use cairn::sim::cost::used;
 use cairn::sim::fault::Class;
 use cairn::sim::run::{Mode, Report, Verdict, run_seed};
 use cairn::sim::shrink::symptom;
 use cairn::sim::world::Seed;
+use nix::sys::resource::UsageWho;
 use serde::{Deserialize, Serialize};
 
-/// How long one run may take, in real time: many times what any takes on a busy machine.
+/// How much of the processor one run may take: many times what any takes.
 const RUN_MAX: Duration = Duration::from_secs(300);
+/// How often is looked at what it has taken since, and how often in a row that may be nothing: it waits for what does not come, and
+/// not for a busy machine.
+const LOOK: Duration = Duration::from_secs(10);
+const LOOKS_MAX: u32 = 30;
+/// What whoever looks takes itself, and more.
+const NOTHING: Duration = Duration::from_millis(1);
 /// Runs after which a child ends.
 const RUNS_MAX: u64 = 200;
 /// The word on the command line that makes a process a child.
@@ -108,20 +116,46 @@ pub fn serve(mode: Mode) -> Result<(), String> {
     Ok(())
 }
 
+/// A run that is watched over.
+struct Watched {
+    seed: u64,
+    /// What the process had taken of the processor when it began, and when it was looked at last.
+    began: Duration,
+    last: Duration,
+    /// How often in a row it had taken nothing since.
+    still: u32,
+}
+
+impl Watched {
+    fn new(seed: u64) -> Self {
+        let now = used(UsageWho::RUSAGE_SELF);
+        Self { seed, began: now, last: now, still: 0 }
+    }
+
+    /// Whether it does not end, now that the process has taken so much.
+    fn is_endless(&mut self, now: Duration) -> bool {
+        let is_still = now.saturating_sub(self.last) < NOTHING;
+        (self.last, self.still) = (now, if is_still { self.still + 1 } else { 0 });
+        self.still >= LOOKS_MAX || now.saturating_sub(self.began) >= RUN_MAX
+    }
+}
+
 /// Ends the process if a run does not end: one in which time stands still would go on for ever. Told of each seed that begins, and
 /// of each end.
 fn watch(runs: &Receiver<Option<u64>>) {
-    let mut running = None;
+    let mut running: Option<Watched> = None;
     loop {
         let next = match running {
             None => runs.recv().map_err(|_| RecvTimeoutError::Disconnected),
-            Some(_) => runs.recv_timeout(RUN_MAX),
+            Some(_) => runs.recv_timeout(LOOK),
         };
-        match (next, running) {
-            (Ok(next), _) => running = next,
-            (Err(RecvTimeoutError::Timeout), Some(seed)) => {
-                eprintln!("seed {seed} has not ended within {RUN_MAX:?}: it is given up");
-                process::abort();
+        match (next, &mut running) {
+            (Ok(next), _) => running = next.map(Watched::new),
+            (Err(RecvTimeoutError::Timeout), Some(watched)) => {
+                if watched.is_endless(used(UsageWho::RUSAGE_SELF)) {
+                    eprintln!("seed {} does not end: it is given up", watched.seed);
+                    process::abort();
+                }
             }
             (Err(_), _) => return,
         }
@@ -202,5 +236,23 @@ impl Child {
         let Self { mut process, jobs, .. } = self;
         drop(jobs);
         process.wait().map_or_else(|error| error.to_string(), |status| status.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_given_up_when_it_takes_nothing_or_far_too_much() {
+        let new = || Watched { seed: 1, began: Duration::ZERO, last: Duration::ZERO, still: 0 };
+        // On a machine that is busy with other things it gets on slowly.
+        let mut slow = new();
+        assert!((1..=10_000).all(|look| !slow.is_endless(look * 2 * NOTHING)));
+        let (still, gets_on) = (slow.last, slow.last + NOTHING);
+        assert!((1..LOOKS_MAX).all(|_| !slow.is_endless(still)));
+        assert!(!slow.is_endless(gets_on), "it only waited");
+        assert_eq!((1..=LOOKS_MAX).filter(|_| slow.is_endless(gets_on)).count(), 1);
+        assert!(!new().is_endless(RUN_MAX - NOTHING) && new().is_endless(RUN_MAX));
     }
 }

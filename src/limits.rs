@@ -25,7 +25,7 @@ pub const TOKEN_CHARS_MIN: usize = 16;
 pub const TOKEN_CHARS_MAX: usize = 512;
 /// Largest request as JSON, in bytes: what it stands for in base64, and its names.
 pub const JSON_BYTES_MAX: usize = 2 * COMMAND_BYTES_MAX;
-/// Requests as JSON that are read at once; more are refused.
+/// Requests as JSON that are read at once, and as many of those who log in; more are refused.
 pub const JSON_READING_MAX: usize = 256;
 /// Keys that our own client asks for at once.
 pub const RANGE_PAGE_KEYS: i64 = 1_000;
@@ -292,6 +292,8 @@ pub const ELECTION_TIMEOUT_MIN: Duration = Duration::from_millis(500);
 pub const ELECTION_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 /// How long a request waits for its outcome when its caller gave no deadline.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long before its caller gives up a request is answered at the latest; less for one that does not wait that long.
+pub const ANSWER_MARGIN: Duration = Duration::from_millis(100);
 /// Longest deadline that a caller may ask for.
 pub const REQUEST_TIMEOUT_MAX: Duration = Duration::from_secs(300);
 /// First pause before a broken peer stream is opened again; doubled up to the maximum, with jitter.

@@ -17,8 +17,8 @@ use crate::forward::{self, Done, Forwarder, not_done, not_here_yet, not_leader, 
 use crate::ids::{Address, Index, NodeId};
 use crate::io::{Channel, Io, RngStream};
 use crate::limits::{
-    PASSWORD_BYTES_MAX, PASSWORDS_WAITING_MAX, QUESTIONS_WAITING_MAX, READERS, REQUEST_TIMEOUT, REQUEST_TIMEOUT_MAX,
-    TICK,
+    ANSWER_MARGIN, PASSWORD_BYTES_MAX, PASSWORDS_WAITING_MAX, QUESTIONS_WAITING_MAX, READERS, REQUEST_TIMEOUT,
+    REQUEST_TIMEOUT_MAX, TICK,
 };
 use crate::metrics::Metrics;
 use crate::proto::v1::{self, change_auth::Change, command::Kind as CommandKind, reply};
@@ -196,9 +196,11 @@ impl SharedNodeState {
         })
     }
 
-    /// When a call that arrived now must be answered: what the caller asked for, within bounds.
+    /// When a call that arrived now must be answered: what the caller asked for, within bounds, and a little less, so that it hears
+    /// why it was not done before it gives up.
     pub fn deadline<T>(&self, request: &Request<T>) -> Monotonic {
-        self.io.clock.now() + asked_timeout(request.metadata()).unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT_MAX)
+        let asked = asked_timeout(request.metadata()).unwrap_or(REQUEST_TIMEOUT).min(REQUEST_TIMEOUT_MAX);
+        self.io.clock.now() + asked.saturating_sub(ANSWER_MARGIN.min(asked / 10))
     }
 
     /// Carries out a checked command, here if this member leads, at the leader otherwise. Takes it encoded.

@@ -281,13 +281,13 @@ impl Decoder for Dynamic {
 struct Gateway {
     shared: Arc<SharedNodeState>,
     services: Router,
-    /// How many requests are being read.
-    reading: Arc<AtomicUsize>,
+    /// How many requests are being read: of all who have shown who they are, and of those who log in, whom nobody knows yet.
+    reading: [Arc<AtomicUsize>; 2],
 }
 
 /// The routes to what is called, which these services of a member answer.
 pub fn routes(shared: &Arc<SharedNodeState>, services: &Router) -> Router {
-    let (shared, services, reading) = (shared.clone(), services.clone(), Arc::default());
+    let (shared, services, reading) = (shared.clone(), services.clone(), Default::default());
     let gateway = Arc::new(Gateway { shared, services, reading });
     Method::all().fold(Router::new(), |routes, method| {
         routes.route(method.path, post(call).with_state((gateway.clone(), Arc::new(method))))
@@ -318,7 +318,8 @@ impl Gateway {
         }
         let mut objects = Objects::of(tonic::body::Body::new(body));
         let first = {
-            let _entered = etcd::enter(&self.reading, JSON_READING_MAX)?;
+            let reading = &self.reading[usize::from(method.call == LOG_IN)];
+            let _entered = etcd::enter(reading, JSON_READING_MAX)?;
             let late = |_| Status::deadline_exceeded(format!("a request was not there within {REQUEST_TIMEOUT:?}"));
             clock.timeout(REQUEST_TIMEOUT, objects.next()).await.map_err(late)??
         };

@@ -393,9 +393,9 @@ fn hint(text: &str) -> Option<&'static str> {
         ("InvalidContentType", "What answers there does not speak TLS: leave out --tls-ca"),
         ("transport error", "Something answers there. If it speaks TLS, give --tls-ca"),
     ];
-    // Who says of another that it cannot be reached answers itself.
-    let of_another = text.contains("which cannot be reached");
-    hints.into_iter().find(|(sign, _)| !of_another && text.contains(sign)).map(|(_, hint)| hint)
+    // Who says of another that it cannot be reached, or that nobody leads, answers itself.
+    let answers = ["which cannot be reached", "no leader is known"].iter().any(|sign| text.contains(sign));
+    hints.into_iter().find(|(sign, _)| !answers && text.contains(sign)).map(|(_, hint)| hint)
 }
 
 /// The exit status of what a client could not do.

@@ -498,7 +498,8 @@ impl Client {
     ) -> Result<T, ClientError> {
         let clock = &self.io.clock;
         let deadline = clock.now() + self.timeout;
-        let mut last = String::new();
+        // What each of them said last: together they tell more than any.
+        let mut said: BTreeMap<usize, String> = BTreeMap::new();
         loop {
             let turn = self.lock().preferred % self.endpoints.len();
             let (address, channel) = &self.endpoints[turn];
@@ -530,12 +531,15 @@ impl Client {
                 // This attempt did nothing; an earlier one may have, or may yet.
                 Failure::Final(error) if *unsure => return Err(ClientError::Unknown(error.to_string())),
                 Failure::Final(error) => return Err(error),
-                Failure::NotDone(why) => last = format!("{address}: {why}"),
-                // A last attempt that is cut short says less than the one before.
-                Failure::Unknown(_) if clock.now() >= deadline && !last.is_empty() => *unsure = true,
+                Failure::NotDone(why) => drop(said.insert(turn, format!("{address}: {why}"))),
                 Failure::Unknown(why) => {
                     *unsure = true;
-                    last = format!("{address}: {why}");
+                    let why = format!("{address}: {why}");
+                    // A last attempt that is cut short says less than the one before.
+                    match clock.now() >= deadline {
+                        true => drop(said.entry(turn).or_insert(why)),
+                        false => drop(said.insert(turn, why)),
+                    }
                 }
             }
             sometimes!(hint.is_some(), "a client was told who leads");
@@ -546,7 +550,8 @@ impl Client {
             }
             clock.sleep(RETRY_PAUSE).await;
         }
-        Err(if *unsure { ClientError::Unknown(last) } else { ClientError::Unavailable(last) })
+        let said = said.into_values().collect::<Vec<_>>().join(", ");
+        Err(if *unsure { ClientError::Unknown(said) } else { ClientError::Unavailable(said) })
     }
 }
 

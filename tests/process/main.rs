@@ -17,6 +17,7 @@ use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Output, Stdio};
 
+use cairn::limits::JSON_READING_MAX;
 use running::{Running, node, run, text, three, until, voters};
 use serde_json::Value;
 use tokio_rustls::rustls;
@@ -205,11 +206,20 @@ fn leadership_moves_on_request_and_a_removed_member_ends() {
 fn without_a_majority_nothing_is_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let mut nodes = three(dir.path());
-    nodes.remove(2).kill();
-    nodes.remove(1).kill();
+    let gone: Vec<String> = nodes[1..].iter().map(|node| node.address.clone()).collect();
+    nodes.drain(1..).for_each(Running::kill);
+    // It may have been on its way when the others went.
     let put = nodes[0].kv(&["put", "a", "b", "--command-timeout", "2"]);
     assert!(matches!(put.status.code(), Some(3 | 4)), "{:?} {}", put.status, text(&put.stderr));
-    assert!(matches!(nodes[0].kv(&["get", "a", "--command-timeout", "2"]).status.code(), Some(3 | 4)));
+    // Who asks all of them hears who is gone, and that the one that is there knows of no leader.
+    let all = format!("{},{}", gone.join(","), nodes[0].address);
+    until("it knows", || nodes[0].kv(&["get", "a", "--command-timeout", "2"]).status.code() == Some(3));
+    for what in [&["get", "a"][..], &["put", "a", "c"]] {
+        let asked = run(&[&["kv"], what, &["--endpoints", &all, "--command-timeout", "5"]].concat());
+        let said = text(&asked.stderr);
+        assert_eq!(asked.status.code(), Some(3), "{said}");
+        assert!(said.contains("no leader is known") && !said.contains("node dev"), "{said}");
+    }
 }
 
 #[test]
@@ -614,6 +624,26 @@ fn metrics_count_what_happens_and_need_the_token() {
     }
     let refused = http_get(&node.address, "/metrics", "");
     assert!(refused.starts_with("HTTP/1.1 401") && !refused.contains("cairn_raft"), "{refused}");
+}
+
+#[test]
+fn who_logs_in_slowly_keeps_nobody_from_asking() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = Running::member(dir.path(), "n", "127.0.0.1:0", &["--bootstrap"]);
+    let slow: Vec<_> = (0..JSON_READING_MAX)
+        .map(|_| {
+            let mut stream = TcpStream::connect(&node.address).unwrap();
+            let what = "POST /v3/auth/authenticate HTTP/1.1\r\nHost: n\r\nContent-Length: 10\r\n\r\n";
+            stream.write_all(what.as_bytes()).unwrap();
+            stream
+        })
+        .collect();
+    until("no more are heard out", || {
+        http(&node.address, "POST /v3/auth/authenticate", "", "{}").starts_with("HTTP/1.1 429")
+    });
+    let asked = http(&node.address, "POST /v3/kv/range", "", r#"{"key":"YQ=="}"#);
+    assert!(asked.starts_with("HTTP/1.1 200"), "{asked}");
+    drop(slow);
 }
 
 #[test]

@@ -152,7 +152,7 @@ fn bad_tasks_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().join("never").display().to_string();
     let start = ["start", "--data-dir", &data, "--listen", "127.0.0.1:0", "--bootstrap"];
-    fails(1, &["features", "a@b"], &[&start[..], &["--feature", "a@b"]].concat());
+    fails(2, &["features", "a@b"], &[&start[..], &["--feature", "a@b"]].concat());
     let node = dev(dir.path());
     let says = |code: i32, words: &[&str], args: &[&str]| {
         fails(code, words, &[&["task", "--endpoints", &node.address], args].concat());
