@@ -105,6 +105,8 @@ pub const DEFRAGMENT_ROUNDS_MAX: u32 = 10;
 pub const SNAPSHOT_JOBS_MAX: usize = 64;
 /// Attempts that may have been assigned since a copy of the state was made from which a new cluster begins.
 pub const TOKENS_BEYOND_A_COPY: u64 = 1 << 32;
+/// How long a machine may take to get over what keeps it from starting an attempt, before that is given back.
+pub const LAUNCH_PATIENCE: Duration = Duration::from_secs(3);
 /// How long after there was no room for a snapshot is looked again.
 pub const SNAPSHOT_PAUSE: Duration = Duration::from_secs(2);
 /// How long the next chunk of a snapshot may take to come, or to be asked for.
@@ -200,7 +202,7 @@ pub const TASKS_ENDED_KEPT: u64 = 10_000;
 pub const ATTEMPTS_KEPT: usize = 8;
 /// Most retries of a task.
 pub const TASK_RETRIES_MAX: u32 = 1_000;
-/// Workers that may be lost under a task before it is given up.
+/// How often a task may be lost, with its worker or because that could not start it, before it is given up.
 pub const TASK_LOSSES_MAX: u32 = 10;
 /// Size of a task's specification, in bytes.
 pub const TASK_SPEC_BYTES_MAX: usize = 64 * 1024;

@@ -138,10 +138,14 @@ fn to_know_nothing_is_not_to_want_nothing() {
     assert_eq!(runs, [&[1u64] as &[u64], &[]], "what is no longer wanted ends at once");
 }
 
-/// A machine that cannot start anything for so many times.
+/// A machine that cannot start anything for so many times, and never stop anything.
 struct Sick {
     machine: Arc<dyn Launcher>,
     times: Mutex<u64>,
+}
+
+fn no_space() -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, "no space left")
 }
 
 impl Launcher for Sick {
@@ -153,7 +157,7 @@ impl Launcher for Sick {
         let times = &mut *self.times.lock().unwrap();
         if *times > 0 {
             *times -= 1;
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "no space left"));
+            return Err(no_space());
         }
         self.machine.launch(launch, deadline)
     }
@@ -170,8 +174,8 @@ impl Launcher for Sick {
         self.machine.extend(token, deadline)
     }
 
-    fn stop(&self, token: Token, reason: Reason) -> io::Result<()> {
-        self.machine.stop(token, reason)
+    fn stop(&self, _: Token, _: Reason) -> io::Result<()> {
+        Err(no_space())
     }
 
     fn remove(&self, token: Token) -> io::Result<()> {
@@ -183,24 +187,44 @@ impl Launcher for Sick {
     }
 }
 
+/// A worker on a machine that is sick for so many times, shown one thing after another for a while each: how many attempts run then,
+/// and what was reported.
+fn on_sick(times: u64, shown: Vec<(Option<Look>, Duration)>) -> (Vec<usize>, Vec<ReportAttempt>) {
+    let seen = run(Seed(1), Trace::default(), move |world: Arc<World>| async move {
+        let mut io = world.machine().boot().0;
+        let machine = io.launcher.clone().unwrap();
+        io.launcher = Some(Arc::new(Sick { machine, times: Mutex::new(times) }));
+        let desired = Arc::new(Shown { look: Mutex::default(), epoch: 2, reported: Mutex::default() });
+        let hands = worker::outputs(&io).unwrap();
+        let _worker = Worker::start(io, (NodeId(1), 1), WorkerConfig::default(), desired.clone(), hands);
+        let mut live = Vec::new();
+        for (look, span) in shown {
+            desired.show(look);
+            sleep(span).await;
+            live.push(world.ledger.live().len());
+        }
+        let reported = std::mem::take(&mut *desired.reported.lock().unwrap());
+        (live, reported)
+    });
+    seen.unwrap()
+}
+
 #[test]
 fn what_a_machine_cannot_start_it_tries_again_and_then_gives_back() {
     for (times, runs) in [(3, true), (u64::MAX, false)] {
-        let seen = run(Seed(1), Trace::default(), move |world: Arc<World>| async move {
-            let mut io = world.machine().boot().0;
-            let machine = io.launcher.clone().unwrap();
-            io.launcher = Some(Arc::new(Sick { machine, times: Mutex::new(times) }));
-            let shown = Shown { look: Mutex::new(look(2, &[1], true)), epoch: 2, reported: Mutex::default() };
-            let desired = Arc::new(shown);
-            let hands = worker::outputs(&io).unwrap();
-            let _worker = Worker::start(io, (NodeId(1), 1), WorkerConfig::default(), desired.clone(), hands);
-            sleep(2 * MOMENT).await;
-            let reported = std::mem::take(&mut *desired.reported.lock().unwrap());
-            (world.ledger.live().len(), reported)
-        });
-        let (live, reported) = seen.unwrap();
+        let (live, reported) = on_sick(times, vec![(look(2, &[1], true), 2 * MOMENT)]);
         let [ReportAttempt { token: 1, exit, .. }] = &reported[..] else { panic!("{reported:?}") };
         let lost = exit.as_ref().map(Exit::reason);
-        assert_eq!((live, lost), if runs { (1, None) } else { (0, Some(Reason::Lost)) });
+        assert_eq!((live[0], lost), if runs { (1, None) } else { (0, Some(Reason::Lost)) });
     }
+}
+
+#[test]
+fn what_cannot_be_stopped_ends_with_its_lease() {
+    let stop = look(2, &[1], true).map(|look| {
+        let tasks = look.tasks.iter().map(|task| Task { stop_wanted: true, ..task.clone() }).collect();
+        Look { tasks: Arc::new(tasks), ..look }
+    });
+    let (live, _) = on_sick(0, vec![(look(2, &[1], true), LONG), (stop, LONG)]);
+    assert_eq!(live, [1, 0]);
 }

@@ -393,8 +393,9 @@ fn hint(text: &str) -> Option<&'static str> {
         ("InvalidContentType", "What answers there does not speak TLS: leave out --tls-ca"),
         ("transport error", "Something answers there. If it speaks TLS, give --tls-ca"),
     ];
-    // Who says of another that it cannot be reached, or that nobody leads, answers itself.
-    let answers = ["which cannot be reached", "no leader is known"].iter().any(|sign| text.contains(sign));
+    // Who says of another that it cannot be reached, or that too few are, answers itself.
+    let answers =
+        ["which cannot be reached", "no leader is known", "no majority"].iter().any(|sign| text.contains(sign));
     hints.into_iter().find(|(sign, _)| !answers && text.contains(sign)).map(|(_, hint)| hint)
 }
 

@@ -294,7 +294,7 @@ fn status_of(task: &Task) -> i32 {
         TaskPhase::Succeeded => 0,
         TaskPhase::Stopped => STOPPED,
         TaskPhase::Lost => {
-            eprintln!("error: task {} was given up: its worker was lost {} times", name(task), task.losses);
+            eprintln!("error: task {} was given up: it was lost {} times", name(task), task.losses);
             LOST
         }
         _ => match exit.reason() {

@@ -97,6 +97,11 @@ impl Snapshots for StateSnapshots {
         })
     }
 
+    fn room_to_build(&self, chunks: u64) -> Result<Result<(), String>, Fault> {
+        // As much below the floor as is no emergency: it takes the place of what there is.
+        snapshot::room_for(&*self.disk, chunks.saturating_mul(self.chunk_bytes as u64), self.free_space_floor / 2)
+    }
+
     fn begin(&mut self, index: Index) -> Result<(), Fault> {
         if let Some((before, import)) = self.import.take() {
             drop(import);
@@ -108,12 +113,7 @@ impl Snapshots for StateSnapshots {
 
     fn add(&mut self, chunk: &[u8]) -> Result<(), ImportError> {
         match &mut self.import {
-            Some((_, import)) => {
-                // What is to remain is for what others write meanwhile.
-                let room = snapshot::room_for(&*self.disk, chunk.len() as u64, self.free_space_floor)?;
-                room.map_err(ImportError::Invalid)?;
-                import.add(chunk)
-            }
+            Some((_, import)) => import.add(chunk),
             None => Err(ImportError::Invalid("a chunk of no snapshot".into())),
         }
     }

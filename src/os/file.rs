@@ -2,8 +2,10 @@
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use nix::fcntl::OFlag;
 
 /// A path in front of what went wrong.
 fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
@@ -37,15 +39,16 @@ impl NewFile {
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let part = PathBuf::from(part);
-        // Whoever can read it can read every key.
-        let mut options = OpenOptions::new();
-        let file = options.write(true).create(true).truncate(false).mode(0o600).open(&part).map_err(at(&part))?;
-        // One that was given up may be there; one that is being written may not.
-        file.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => at(&part)(io::Error::new(io::ErrorKind::ResourceBusy, "is being written")),
-            TryLockError::Error(error) => at(&part)(error),
-        })?;
-        file.set_len(0).map_err(at(&part))?;
+        let create = || {
+            // Whoever can read it can read every key.
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&part)
+        };
+        let made = match create() {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => give_up(&part).and_then(|()| create()),
+            made => made,
+        };
+        // For as long as it is locked it is not given up.
+        let file = made.and_then(|file| lock(&file).map(|()| file)).map_err(at(&part))?;
         Ok(Self { path: path.to_owned(), part, file: Some(BufWriter::new(file)) })
     }
 
@@ -82,9 +85,28 @@ impl NewFile {
 
 impl Drop for NewFile {
     fn drop(&mut self) {
-        // What is not whole is of no use.
-        if self.file.take().is_some() {
+        // What is not whole is of no use. It is locked until it is closed.
+        if let Some(file) = self.file.take() {
             let _ = fs::remove_file(&self.part);
+            drop(file);
         }
     }
+}
+
+fn lock(file: &File) -> io::Result<()> {
+    file.try_lock().map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::new(io::ErrorKind::ResourceBusy, "is being written"),
+        TryLockError::Error(error) => error,
+    })
+}
+
+/// Removes what of a file is left that somebody began and did not finish.
+fn give_up(part: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).custom_flags(OFlag::O_NOFOLLOW.bits()).open(part)?;
+    lock(&file)?;
+    let (there, found) = (fs::symlink_metadata(part)?, file.metadata()?);
+    if (there.dev(), there.ino()) != (found.dev(), found.ino()) {
+        return Err(io::Error::new(io::ErrorKind::ResourceBusy, "is being written"));
+    }
+    fs::remove_file(part)
 }

@@ -4,7 +4,7 @@
 //!   launch.json   what the shim is to run
 //!   alive         locked for as long as the shim lives
 //!   deadline      when everything must be dead: nanoseconds of CLOCK_BOOTTIME, twice; written over, which takes no space
-//!   stop          there if the attempt is to end: why
+//!   stop          why the attempt is to end, if it is; written over like the deadline
 //!   exit.json     there when it has ended: how
 //!   spare         room for that, where there is none left
 //!   log-<offset>  its output: records of stream (1 byte), length (4 bytes, little-endian) and bytes
@@ -44,6 +44,8 @@ const SPARE: &str = "spare";
 pub(super) const WORK: &str = "work";
 pub(super) const LOG_PREFIX: &str = "log-";
 
+/// Digits of a reason, at most.
+const STOP_CHARS: usize = 4;
 /// More than most records of an end take.
 const SPARE_BYTES: usize = 4096;
 
@@ -100,7 +102,8 @@ fn write_deadline(deadline: Monotonic) -> String {
 
 /// The deadline that such a text tells; nothing if it is being written, or damaged.
 pub(super) fn read_deadline(text: &str) -> Option<Monotonic> {
-    let (first, second) = text.trim_end().split_once('\n')?;
+    // A node of before 0.3 wrote it once, and always anew.
+    let (first, second) = text.trim_end().split_once('\n').unwrap_or((text, text));
     (first == second).then(|| first.parse().ok())?.map(Monotonic::from_nanos)
 }
 
@@ -120,6 +123,14 @@ fn read_exit(dir: &Path) -> io::Result<Option<Exit>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Why an attempt is to end, as its file says.
+pub(super) fn stop_reason(file: &File) -> Option<Reason> {
+    let mut digits = [0; STOP_CHARS];
+    let len = file.read_at(&mut digits, 0).ok()?;
+    let text = std::str::from_utf8(&digits[..len]).ok()?;
+    Reason::try_from(text.trim().parse::<i32>().ok()?).ok()
 }
 
 /// Runs attempts under shims of a binary.
@@ -166,6 +177,7 @@ impl Shims {
             kill_grace_ms: launch.kill_grace.as_millis() as u64,
         };
         fs::write(dir.join(DEADLINE), write_deadline(deadline))?;
+        fs::write(dir.join(STOP), " ".repeat(STOP_CHARS))?;
         fs::write(dir.join(SPARE), [0; SPARE_BYTES])?;
         replace(dir, LAUNCH, &serde_json::to_vec(&file)?, true)?;
         // What was forgotten in a power cut would be started again under the same token.
@@ -184,11 +196,12 @@ impl Shims {
         if let Some(exit) = read_exit(dir)? {
             return Ok(Some(exit));
         }
-        let alive = File::options().create(true).truncate(false).write(true).open(dir.join(ALIVE))?;
-        match alive.try_lock() {
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(error)) => return Err(error),
-            Ok(()) => {}
+        match File::options().write(true).open(dir.join(ALIVE)).map(|alive| alive.try_lock()) {
+            Ok(Err(TryLockError::WouldBlock)) => return Ok(None),
+            Ok(Err(TryLockError::Error(error))) => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            // Where there is none, no shim goes on.
+            Ok(Ok(())) | Err(_) => {}
         }
         // It may have ended between two looks.
         if let Some(exit) = read_exit(dir)? {
@@ -312,11 +325,12 @@ impl Launcher for Shims {
     }
 
     fn stop(&self, token: Token, reason: Reason) -> io::Result<()> {
-        let dir = self.of(token);
-        match fs::exists(dir.join(STOP))? {
-            true => Ok(()),
-            false => replace(&dir, STOP, i32::from(reason).to_string().as_bytes(), false),
+        let path = self.of(token).join(STOP);
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+        if stop_reason(&file).is_none() {
+            file.write_all_at(format!("{:<STOP_CHARS$}", i32::from(reason)).as_bytes(), 0)?;
         }
+        Ok(())
     }
 
     fn remove(&self, token: Token) -> io::Result<()> {
@@ -342,7 +356,7 @@ impl Launcher for Shims {
                 Err(error) => return Err(error),
             }
         };
-        let len = following.map_or_else(|| file.metadata().map(|file| file.len()), |next| Ok(next - segment))?;
+        let len = file.metadata()?.len().min(following.map_or(u64::MAX, |next| next - segment));
         let mut at = piece.begin - segment;
         let mut taken = 0;
         while at.saturating_add(5) <= len && taken < bytes {
@@ -386,7 +400,8 @@ mod tests {
             assert!(read.is_none_or(|read| read == old || read == new), "{text}");
         }
         assert_eq!([&before, &after].map(|text| read_deadline(text)), [Some(old), Some(new)]);
-        assert_eq!(["", "1", "1\n", "x\nx\n"].map(read_deadline), [None; 4]);
+        assert_eq!(["", "x", "1\n2\n", "x\nx\n"].map(read_deadline), [None; 4]);
+        assert_eq!(read_deadline("200000000000000"), Some(new), "as it was written before");
     }
 
     #[test]
@@ -397,11 +412,18 @@ mod tests {
         fs::create_dir(&attempt).unwrap();
         let record = |text: &str| [&[1], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
         let (first, second) = (record("first"), record("second"));
-        // More of the first is there than the second's name says, and of the next to last less than its records say.
-        fs::write(attempt.join("log-0"), [&first[..], &[7, 255, 255]].concat()).unwrap();
+        // More of the first is there than the second's name says, of the next less than its records say, and of the one after that
+        // less than the last's name says.
         let cut = [&second[..], &record("third")[..7]].concat();
-        fs::write(attempt.join(format!("log-{}", first.len())), &cut).unwrap();
-        fs::write(attempt.join(format!("log-{}", first.len() + cut.len())), record("fourth")).unwrap();
+        let files = [
+            (0, [&first[..], &[7, 255, 255]].concat()),
+            (first.len(), cut.clone()),
+            (first.len() + cut.len(), record("fourth")),
+            (first.len() + cut.len() + 100, record("fifth")),
+        ];
+        for (start, bytes) in files {
+            fs::write(attempt.join(format!("log-{start}")), bytes).unwrap();
+        }
         write_exit(&attempt, &Exit::default()).unwrap();
         let (mut read, mut offset) = (Vec::new(), 0);
         loop {
@@ -413,7 +435,6 @@ mod tests {
             assert!(piece.next > offset, "it stays at {offset}");
             offset = piece.next;
         }
-        // The end is looked for once more.
-        assert_eq!(read, ["first", "second", "fourth"]);
+        assert_eq!(read, ["first", "second", "fourth", "fifth"]);
     }
 }

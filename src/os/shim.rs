@@ -19,10 +19,10 @@ use nix::unistd::{Pid, getppid};
 
 use super::clock::SystemClock;
 use super::launcher::{
-    ALIVE, DEADLINE, LAUNCH, LOG_PREFIX, LOOK, LaunchFile, STOP, WORK, read_deadline, segments, write_exit,
+    ALIVE, DEADLINE, LAUNCH, LOG_PREFIX, LOOK, LaunchFile, STOP, WORK, read_deadline, segments, stop_reason, write_exit,
 };
 use crate::io::Clock;
-use crate::limits::{LEASE_KILL_GRACE, OUTPUT_BYTES_KEPT, OUTPUT_PIECE_BYTES};
+use crate::limits::{LAUNCH_PATIENCE, LEASE_KILL_GRACE, OUTPUT_BYTES_KEPT, OUTPUT_PIECE_BYTES};
 use crate::proto::v1::{Exit, exit::Reason};
 use crate::time::Monotonic;
 
@@ -56,9 +56,7 @@ pub fn run(dir: &Path) -> i32 {
     let exit = watch(&place, &launch).unwrap_or_else(|error| {
         // Whatever had been started must not go on unwatched.
         reap_all();
-        // What is wrong with what is to run would be so everywhere.
-        let is_its_own = matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::ArgumentListTooLong);
-        let reason = if is_its_own { Reason::NotStarted } else { Reason::Lost };
+        let reason = if is_its_own(&error) { Reason::NotStarted } else { Reason::Lost };
         Exit { reason: reason.into(), message: error.to_string(), ..Exit::default() }
     });
     match place.is_there() && write_exit(dir, &exit).is_ok() {
@@ -84,8 +82,12 @@ impl<'a> Place<'a> {
         Ok(Self { dir, lock: (lock.dev(), lock.ino()) })
     }
 
+    /// Where that cannot be told, the deadline decides.
     fn is_there(&self) -> bool {
-        fs::metadata(self.dir.join(ALIVE)).is_ok_and(|there| (there.dev(), there.ino()) == self.lock)
+        match fs::metadata(self.dir.join(ALIVE)) {
+            Ok(there) => (there.dev(), there.ino()) == self.lock,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+        }
     }
 }
 
@@ -115,7 +117,7 @@ fn watch(place: &Place<'_>, launch: &LaunchFile) -> io::Result<Exit> {
         return Ok(Exit { reason: Reason::LeaseEnded.into(), ..Exit::default() });
     }
     let log = Arc::new(Mutex::new(Log::open(dir)?));
-    let mut child = start(dir, launch)?;
+    let mut child = start_patiently(dir, launch)?;
     let group = Pid::from_raw(child.id() as i32);
     let pipes: [(u8, Option<Box<dyn Read + Send>>); 2] = [
         (1, child.stdout.take().map(|pipe| Box::new(pipe) as Box<dyn Read + Send>)),
@@ -151,6 +153,22 @@ fn watch(place: &Place<'_>, launch: &LaunchFile) -> io::Result<Exit> {
         exit.message = format!("{} {note}", exit.message).trim().into();
     }
     Ok(exit)
+}
+
+/// Whether an error says that the program cannot be started anywhere as it is to be.
+fn is_its_own(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::ArgumentListTooLong)
+}
+
+/// Starts the program as soon as this machine can, or gives up.
+fn start_patiently(dir: &Path, launch: &LaunchFile) -> io::Result<Child> {
+    let until = SystemClock.now() + LAUNCH_PATIENCE;
+    loop {
+        match start(dir, launch) {
+            Err(error) if !is_its_own(&error) && SystemClock.now() < until => std::thread::sleep(LOOK),
+            started => return started,
+        }
+    }
 }
 
 fn start(dir: &Path, launch: &LaunchFile) -> io::Result<Child> {
@@ -192,7 +210,8 @@ fn wait(
         if asked.is_none() {
             let lease = (now + LEASE_KILL_GRACE >= until).then_some(Reason::LeaseEnded);
             let timed_out = timeout.is_some_and(|timeout| now >= timeout).then_some(Reason::TimedOut);
-            asked = stop_reason(dir).or(timed_out).or(lease).map(|reason| (now, reason));
+            let stop = File::open(dir.join(STOP)).ok().and_then(|file| stop_reason(&file));
+            asked = stop.or(timed_out).or(lease).map(|reason| (now, reason));
             if asked.is_some() {
                 let _ = killpg(group, Signal::SIGTERM);
             }
@@ -202,18 +221,16 @@ fn wait(
     }
 }
 
-fn stop_reason(dir: &Path) -> Option<Reason> {
-    let text = fs::read_to_string(dir.join(STOP)).ok()?;
-    Reason::try_from(text.trim().parse::<i32>().ok()?).ok()
-}
-
 fn exit_of(dir: &Path, status: ExitStatus, reason: Option<Reason>) -> Exit {
     let (code, signal) = (status.code(), status.signal());
     if let (Some(127), Ok(message), None) = (code, fs::read_to_string(dir.join(NOT_STARTED)), reason) {
         return Exit { reason: Reason::NotStarted.into(), message, ..Exit::default() };
     }
+    // Who ends the node and all that it runs with the same signal means no task.
+    let by_signal = signal.is_some_and(|signal| pending() >> (signal - 1) & 1 == 1).then_some(Reason::Drained);
     // Of a program that was asked to end nobody knows whether it had done its work, whatever its code.
-    Exit { reason: reason.unwrap_or(Reason::Exited).into(), code, signal, message: String::new() }
+    let reason = reason.or(by_signal).unwrap_or(Reason::Exited);
+    Exit { reason: reason.into(), code, signal, message: String::new() }
 }
 
 /// Reaps what has come to this process from its descendants and has ended; the program itself has somebody who waits for it.
@@ -223,6 +240,13 @@ fn reap_others(program: Pid) {
         && let Some(pid) = ended.pid().filter(|pid| *pid != program)
         && waitpid(pid, Some(WaitPidFlag::WNOHANG)).is_ok()
     {}
+}
+
+/// The signals that this process was sent and has not heeded, a bit each from the first on.
+fn pending() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
 
 /// Kills and reaps what has come to this process from its descendants. Says how many could not be killed in time.

@@ -540,6 +540,12 @@ impl Core {
         self.raw.mut_store().set_snapshot(None);
     }
 
+    /// A snapshot could not be taken: whoever is behind is still, and will have Raft ask for one again.
+    pub fn on_not_taken(&mut self) {
+        self.taking = None;
+        self.forget_snapshot();
+    }
+
     /// As leader, who is being sent a snapshot, and of which index.
     pub fn snapshots_in_flight(&self) -> Vec<(NodeId, Index)> {
         let progress = self.raw.raft.prs().iter().filter(|_| self.leads());

@@ -380,8 +380,10 @@ impl Manager {
                 self.taken = Some(self.io.clock.now());
                 *self.shared.served() = Served::default();
             }
-            // It is wanted as before.
-            Done::NotTaken => (self.take, self.take_after) = (true, self.io.clock.now() + limits::SNAPSHOT_PAUSE),
+            Done::NotTaken => {
+                self.core.on_not_taken();
+                self.take_after = self.io.clock.now() + limits::SNAPSHOT_PAUSE;
+            }
             Done::Defragmented(Step::More) => {
                 if let Some(defragmenting) = &mut self.defragmenting {
                     defragmenting.due = true;

@@ -53,6 +53,12 @@ pub trait Snapshots: Send + 'static {
     /// This member must stop.
     fn export(&self, each: &mut dyn FnMut(&[u8]) -> Result<(), Fault>) -> Result<RaftSnapshot, Fault>;
 
+    /// Whether there is room to build a state of so many chunks; if not, why not.
+    ///
+    /// # Errors
+    /// This member must stop.
+    fn room_to_build(&self, chunks: u64) -> Result<Result<(), String>, Fault>;
+
     /// Begins to build a state at `index`, beside the one in use. One under construction is given up and removed.
     ///
     /// # Errors
@@ -100,7 +106,7 @@ pub(super) enum SnapshotJob {
     Copy { reply: oneshot::Sender<Copied> },
     Read { position: (Index, Term), number: u64, reply: oneshot::Sender<Chunk> },
     Forget,
-    Begin { index: Index, reply: oneshot::Sender<()> },
+    Begin { index: Index, chunks: u64, reply: oneshot::Sender<Result<(), String>> },
     Add { chunk: Bytes, reply: oneshot::Sender<Result<(), String>> },
     Finish { digest: u64, reply: oneshot::Sender<Result<(), String>> },
     Discard(Index),
@@ -337,9 +343,12 @@ impl<S: Snapshots> SnapshotOwner<S> {
                 let _ = reply.send(self.read(position, number)?);
             }
             SnapshotJob::Forget => self.forget()?,
-            SnapshotJob::Begin { index, reply } => {
-                snapshots.begin(index)?;
-                let _ = reply.send(());
+            SnapshotJob::Begin { index, chunks, reply } => {
+                let room = snapshots.room_to_build(chunks)?;
+                if room.is_ok() {
+                    snapshots.begin(index)?;
+                }
+                let _ = reply.send(room);
             }
             SnapshotJob::Add { chunk, reply } => {
                 let _ = reply.send(said(snapshots.add(&chunk))?);
@@ -396,8 +405,9 @@ pub(super) async fn fetch(
 ) -> bool {
     let Announced { from, position: (index, _), body } = &announced;
     tracing::info!(%from, %index, chunks = body.chunks, "fetching a snapshot");
-    let (reply, begun) = oneshot::channel();
-    if jobs.send(SnapshotJob::Begin { index: *index, reply }).await.is_err() || begun.await.is_err() {
+    let begun = ask(&jobs, |reply| SnapshotJob::Begin { index: *index, chunks: body.chunks, reply }).await;
+    if let Err(why) = begun {
+        tracing::warn!(%from, %index, why, "a snapshot cannot be taken in as yet");
         return false;
     }
     let mut next = 0;

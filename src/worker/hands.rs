@@ -9,14 +9,12 @@ use tokio::sync::oneshot;
 
 use crate::ids::Token;
 use crate::io::{Clock, Found, Launch, Launcher, LogPiece, Worker};
-use crate::limits::{EXIT_MESSAGE_BYTES_MAX, OUTPUT_PIECE_BYTES, OUTPUTS_KEPT};
+use crate::limits::{EXIT_MESSAGE_BYTES_MAX, LAUNCH_PATIENCE, OUTPUT_PIECE_BYTES, OUTPUTS_KEPT};
 use crate::proto::v1::{Exit, exit::Reason};
 use crate::time::Monotonic;
 
 /// How long a round starts attempts: what runs must be looked after again well before its deadline, however slow the disk is.
 const LAUNCHING_MAX: Duration = Duration::from_millis(500);
-/// How long this machine may take to get over what keeps it from starting an attempt, before that is given back.
-const LAUNCH_PATIENCE: Duration = Duration::from_secs(3);
 
 /// An attempt that the state gives this worker.
 #[derive(Clone, Debug)]
@@ -66,11 +64,12 @@ impl Hands {
             let running = found.get(&token).map(|found| found.exit.is_none());
             match (running, stop, deadline) {
                 (Some(true), Some(reason), deadline) => {
-                    note(token, "stop", self.launcher.stop(token, *reason));
+                    let stopped = self.launcher.stop(token, *reason);
                     // Its grace may be longer than what is left of the lease.
-                    if let Some(deadline) = deadline {
+                    if let (Ok(()), Some(deadline)) = (&stopped, deadline) {
                         note(token, "extend", self.launcher.extend(token, deadline));
                     }
+                    note(token, "stop", stopped);
                 }
                 (Some(true), None, Some(deadline)) => note(token, "extend", self.launcher.extend(token, deadline)),
                 (None | Some(_), _, _) => {}

@@ -136,6 +136,8 @@ fn a_backup_becomes_a_new_cluster() {
     std::fs::write(path("again.part"), vec![0; 1 << 20]).unwrap();
     json(&old.address, &["snapshot", "save", &path("again")]);
     assert!(!dir.path().join("again.part").exists());
+    let mode = std::fs::metadata(path("again")).unwrap().permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o600);
     assert_eq!(std::fs::metadata(path("again")).unwrap().len(), std::fs::metadata(path("backup")).unwrap().len());
     fails(1, &["is there already"], &["snapshot", "save", &path("backup"), "--endpoints", &old.address]);
     assert_eq!(json(&old.address, &["snapshot", "status", &path("backup")]), saved);

@@ -393,6 +393,24 @@ fn who_ends_all_that_is_called_like_the_node_ends_no_task() {
     node.until_phase("steady", "stopped");
     let mark = format!("CAIRN_TASK_DIR={}", attempt.display());
     assert_eq!(processes_with(&mark), [] as [u32; 0]);
+    // Nor has one failed that such a signal has ended, too.
+    node.submit(&["--name", "ended", "--", "sleep", "982"]);
+    node.until_phase("ended", "running");
+    let attempt = dir.path().join("dev/tasks/3");
+    let mut those = processes_with(&format!("shim\0{}\0", attempt.display()));
+    those.extend(processes_with("sleep\0982\0"));
+    assert_eq!(those.len(), 2);
+    for process in those {
+        assert!(Command::new("kill").args(["-TERM", &process.to_string()]).status().unwrap().success());
+    }
+    until("another attempt runs", || {
+        node.task_status("ended")["attempts"].as_array().is_some_and(|all| all.len() == 2)
+    });
+    let status = node.task_status("ended");
+    let counts = (&status["losses"], &status["failures"], &status["attempts"][0]["exit"]["reason"]);
+    assert_eq!(counts, (&Value::from(0), &Value::from(0), &Value::from("drained")));
+    assert!(node.task(&["stop", "ended"]).status.success());
+    node.until_phase("ended", "stopped");
 }
 
 #[test]
@@ -416,7 +434,8 @@ fn an_attempt_whose_directory_is_removed_is_dead_before_the_next() {
     let attempt = dir.path().join("dev/tasks/1");
     let mark = format!("CAIRN_TASK_DIR={}", attempt.display());
     until("its children run", || processes_with(&mark).len() >= 3);
-    fs::remove_dir_all(&attempt).unwrap();
+    // Its node may write there meanwhile.
+    until("its directory is gone", || fs::remove_dir_all(&attempt).is_ok() || !attempt.exists());
     until("another attempt runs", || {
         node.task_status("tidied")["attempts"].as_array().is_some_and(|all| all.len() == 2)
     });
