@@ -451,6 +451,22 @@ fn an_attempt_whose_directory_is_removed_is_dead_before_the_next() {
 }
 
 #[test]
+fn a_shim_whose_directory_is_removed_needs_no_node_to_end_what_it_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let node = dev(dir.path());
+    // At the end of its lease it would be asked first.
+    let (asked, script) = (dir.path().join("asked"), "trap 'echo > $0' TERM; echo up; while :; do sleep 0.1; done");
+    node.submit(&["--name", "orphan", "--", "sh", "-c", script, asked.to_str().unwrap()]);
+    until("it runs", || text(&node.task(&["logs", "orphan"]).stdout) == "up\n");
+    let attempt = dir.path().join("dev/tasks/1");
+    node.kill();
+    fs::remove_dir_all(&attempt).unwrap();
+    let name = attempt.display().to_string();
+    until("all of it is dead", || processes_with(&name).is_empty());
+    assert!(!asked.exists());
+}
+
+#[test]
 fn an_attempt_cannot_hurt_its_node() {
     let dir = tempfile::tempdir().unwrap();
     let node = dev(dir.path());
