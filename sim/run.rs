@@ -777,7 +777,8 @@ impl Run {
         let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
         let (watch, ledger, submissions) =
             (self.cluster.watch.clone(), self.cluster.world.ledger.clone(), self.submissions.clone());
-        let undisturbed = self.cluster.plan.is_undisturbed();
+        // While those that are older go on to a newer version there may be no leader for long.
+        let undisturbed = self.cluster.plan.is_undisturbed() && self.cluster.plan.old == 0;
         let condemned = self.cluster.condemned().into_iter().map(|member| member.id);
         let tidied = self.cluster.plan.faults.iter().filter_map(|(_, fault)| match fault {
             Fault::Tidy { node } => self.cluster.members[*node].id(),

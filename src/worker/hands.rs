@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use crate::ids::Token;
 use crate::io::{Clock, Found, Launch, Launcher, LogPiece, Worker};
-use crate::limits::{EXIT_MESSAGE_BYTES_MAX, LAUNCH_PATIENCE, OUTPUT_PIECE_BYTES, OUTPUTS_KEPT};
+use crate::limits::{EXIT_MESSAGE_BYTES_MAX, LAUNCH_PATIENCE, LEASE_KILL_GRACE, OUTPUT_PIECE_BYTES, OUTPUTS_KEPT};
 use crate::proto::v1::{Exit, exit::Reason};
 use crate::time::Monotonic;
 
@@ -76,6 +76,8 @@ impl Hands {
             }
         }
         let began = self.clock.now();
+        // What began shortly before the end of the lease would be ended at once, and lost each time it is given back here.
+        let lasts = |deadline: Monotonic| deadline > began + 2 * LEASE_KILL_GRACE;
         for Wanted { launch, begun, stop } in wanted.iter().filter(|wanted| !found.contains_key(&wanted.launch.token)) {
             let token = launch.token;
             match (stop, deadline) {
@@ -86,7 +88,9 @@ impl Hands {
                     self.note_not_started(token, stop.unwrap_or(Reason::Lost), "what it ran in is gone");
                 }
                 (Some(reason), _) => self.note_not_started(token, *reason, "it had not begun"),
-                (None, Some(deadline)) if may_begin && self.clock.now().since(began) < LAUNCHING_MAX => {
+                (None, Some(deadline))
+                    if may_begin && lasts(deadline) && self.clock.now().since(began) < LAUNCHING_MAX =>
+                {
                     self.launch(launch, deadline);
                 }
                 (None, _) => {}
