@@ -8,7 +8,7 @@ use madsim::time::{TimeHandle, sleep, timeout};
 
 use crate::ids::{Address, NodeId};
 use crate::node::machine::open_state;
-use crate::proto::v1::{Worker, WorkerStatus};
+use crate::proto::v1::{self, Worker, WorkerStatus};
 use crate::raft::log::Log;
 use crate::sim::cluster::{Cluster, Condemned, JOINT_PATIENCE, Member, wait};
 use crate::sim::fault::Place;
@@ -24,6 +24,9 @@ const CLOSED: Duration = Duration::from_millis(20);
 const STOP_MAX: Duration = Duration::from_secs(15);
 /// How long an operator waits for a state to be written anew.
 const DEFRAGMENT_PATIENCE: Duration = Duration::from_secs(10);
+/// How long for a member to serve, and how often it is asked.
+const SERVES_PATIENCE: Duration = Duration::from_secs(20);
+const SERVES_LOOK: Duration = Duration::from_millis(100);
 
 impl Cluster {
     /// Has an operator announce a machine that is yet to join: the id that is ready for it, and where.
@@ -134,12 +137,33 @@ impl Cluster {
 
     /// Has a member write its state anew.
     pub(super) async fn defragment(&self, place: Place) {
-        let (Some(id), Ok(status)) = (self.members[place].id(), self.operator.status().await) else { return };
-        let rows = status.members.into_iter().filter_map(|row| row.member);
-        for member in rows.filter(|member| NodeId(member.id) == id) {
+        if let Some(member) = self.row(place).await {
             let done = timeout(DEFRAGMENT_PATIENCE, self.operator.defragment(&member)).await;
-            self.world.trace.event(format_args!("defragment {id}: {done:?}"));
+            self.world.trace.event(format_args!("defragment {}: {done:?}", member.id));
         }
+    }
+
+    /// What the cluster says of a member; nothing if it says nothing.
+    async fn row(&self, place: Place) -> Option<v1::Member> {
+        let id = self.members[place].id()?;
+        let members = self.operator.status().await.ok()?.members;
+        members.into_iter().filter_map(|row| row.member).find(|member| NodeId(member.id) == id)
+    }
+
+    /// Waits until a member serves, but not for ever.
+    pub(super) async fn await_serving(&self, place: Place) {
+        let serves = async {
+            while !self.serves(place).await {
+                sleep(SERVES_LOOK).await;
+            }
+        };
+        let served = timeout(SERVES_PATIENCE, serves).await.is_ok();
+        self.world.trace.event(format_args!("place {place} serves: {served}"));
+    }
+
+    async fn serves(&self, place: Place) -> bool {
+        let Some(row) = self.row(place).await else { return false };
+        self.operator.ask_each(&[row]).await.into_values().any(|said| said.is_some_and(|(serving, _)| serving))
     }
 
     /// Has a worker take nothing new for a while.

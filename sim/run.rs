@@ -777,8 +777,7 @@ impl Run {
         let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
         let (watch, ledger, submissions) =
             (self.cluster.watch.clone(), self.cluster.world.ledger.clone(), self.submissions.clone());
-        // While those that are older go on to a newer version there may be no leader for long.
-        let undisturbed = self.cluster.plan.is_undisturbed() && self.cluster.plan.old == 0;
+        let undisturbed = self.cluster.plan.is_undisturbed();
         let condemned = self.cluster.condemned().into_iter().map(|member| member.id);
         let tidied = self.cluster.plan.faults.iter().filter_map(|(_, fault)| match fault {
             Fault::Tidy { node } => self.cluster.members[*node].id(),

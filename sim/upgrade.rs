@@ -59,10 +59,11 @@ impl Cluster {
         self.members.iter().enumerate().any(is_older)
     }
 
-    /// Upgrades the members that are still older, one after another.
+    /// Upgrades the members that are still older, one after another: the next when the one before serves again.
     pub async fn upgrade_all(self: &Arc<Self>) {
         for place in (0..self.members.len()).filter(|place| self.members[*place].old.load(Ordering::Relaxed)) {
             self.upgrade(place, (false, true), Duration::from_millis(100)).await;
+            self.await_serving(place).await;
         }
     }
 }

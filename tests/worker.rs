@@ -10,7 +10,7 @@ use std::time::Duration;
 use cairn::error::Fault;
 use cairn::ids::{Index, NodeId, Token};
 use cairn::io::{Found, Launch, Launcher, LogPiece};
-use cairn::limits::WORKER_LEASE;
+use cairn::limits::{LEASE_KILL_GRACE, WORKER_LEASE};
 use cairn::proto::v1::exit::Reason;
 use cairn::proto::v1::{
     Attempt, Exit, ReportAttempt, ReportAttemptReply, Resources, SetWorkerStatusReply, Task, TaskPhase, TaskSpec,
@@ -21,13 +21,14 @@ use cairn::sim::world::{Seed, World, run};
 use cairn::time::Monotonic;
 use cairn::worker::{self, Desired, Look, Refusal, Worker, WorkerConfig};
 use futures_util::future::BoxFuture;
-use madsim::time::sleep;
+use madsim::time::{TimeHandle, sleep};
 
 /// What is shown to the worker, and what it is told of its lease: always granted, in this epoch.
+#[derive(Default)]
 struct Shown {
     look: Mutex<Option<Look>>,
     epoch: u64,
-    reported: Mutex<Vec<ReportAttempt>>,
+    reported: Mutex<Vec<(Duration, ReportAttempt)>>,
 }
 
 impl Shown {
@@ -50,11 +51,16 @@ impl Desired for Shown {
     }
 
     fn execute(&self, kind: Kind, _: Duration) -> BoxFuture<'_, Result<reply::Kind, Refusal>> {
+        if matches!(kind, Kind::RenewWorker(_))
+            && self.look.lock().unwrap().as_ref().is_some_and(|look| look.index > Index(1))
+        {
+            return Box::pin(std::future::ready(Err(Refusal::Failed("there is no leader".into()))));
+        }
         let lease = WorkerLease { epoch: self.epoch, lease_ms: WORKER_LEASE.as_millis() as u64 };
         let reply = match kind {
             Kind::RegisterWorker(_) | Kind::RenewWorker(_) => reply::Kind::WorkerLease(lease),
             Kind::ReportAttempt(report) => {
-                self.reported.lock().unwrap().push(report);
+                self.reported.lock().unwrap().push((TimeHandle::current().elapsed(), report));
                 reply::Kind::ReportAttempt(ReportAttemptReply::default())
             }
             Kind::SetWorkerStatus(_) => reply::Kind::SetWorkerStatus(SetWorkerStatusReply {}),
@@ -79,23 +85,38 @@ fn look(epoch: u64, tasks: &[u64], live: bool) -> Option<Look> {
     Some(Look { index: Index(1), epoch: Some(epoch), tasks, live })
 }
 
-/// Shows a worker with a lease in epoch 2 one thing after another; gives the attempts that run a while after each.
-fn runs_after(shown: Vec<(Option<Look>, Duration)>) -> Vec<Vec<u64>> {
+/// Shows a worker with a lease in epoch 2, on a machine that may be [`Sick`], one thing after another for a while each. Gives the attempts
+/// that run after each, and what was reported when.
+fn show(sick: Option<u64>, shown: Vec<(Option<Look>, Duration)>) -> (Vec<Vec<u64>>, Vec<(Duration, ReportAttempt)>) {
     let all = run(Seed(1), Trace::default(), move |world: Arc<World>| async move {
-        let io = world.machine().boot().0;
-        let desired = Arc::new(Shown { look: Mutex::default(), epoch: 2, reported: Mutex::default() });
+        let mut io = world.machine().boot().0;
+        if let Some(times) = sick {
+            let machine = io.launcher.clone().unwrap();
+            io.launcher = Some(Arc::new(Sick { machine, times: Mutex::new(times) }));
+        }
+        let desired = Arc::new(Shown { epoch: 2, ..Shown::default() });
         let hands = worker::outputs(&io).unwrap();
         let _worker = Worker::start(io, (NodeId(1), 1), WorkerConfig::default(), desired.clone(), hands);
-        let mut all = Vec::new();
+        let mut live = Vec::new();
         for (look, span) in shown {
             desired.show(look);
             sleep(span).await;
-            all.push(world.ledger.live().into_iter().map(|(_, token, _)| token.0).collect());
+            live.push(world.ledger.live().into_iter().map(|(_, token, _)| token.0).collect());
         }
         assert_eq!(world.ledger.violations.all(), []);
-        all
+        let reported = std::mem::take(&mut *desired.reported.lock().unwrap());
+        (live, reported)
     });
     all.unwrap()
+}
+
+fn runs_after(shown: Vec<(Option<Look>, Duration)>) -> Vec<Vec<u64>> {
+    show(None, shown).0
+}
+
+/// The same, from a time on in which no lease can be renewed.
+fn unrenewed(tasks: &[u64]) -> Option<Look> {
+    look(2, tasks, true).map(|look| Look { index: Index(2), ..look })
 }
 
 const MOMENT: Duration = Duration::from_secs(5);
@@ -187,35 +208,13 @@ impl Launcher for Sick {
     }
 }
 
-/// A worker on a machine that is sick for so many times, shown one thing after another for a while each: how many attempts run then,
-/// and what was reported.
-fn on_sick(times: u64, shown: Vec<(Option<Look>, Duration)>) -> (Vec<usize>, Vec<ReportAttempt>) {
-    let seen = run(Seed(1), Trace::default(), move |world: Arc<World>| async move {
-        let mut io = world.machine().boot().0;
-        let machine = io.launcher.clone().unwrap();
-        io.launcher = Some(Arc::new(Sick { machine, times: Mutex::new(times) }));
-        let desired = Arc::new(Shown { look: Mutex::default(), epoch: 2, reported: Mutex::default() });
-        let hands = worker::outputs(&io).unwrap();
-        let _worker = Worker::start(io, (NodeId(1), 1), WorkerConfig::default(), desired.clone(), hands);
-        let mut live = Vec::new();
-        for (look, span) in shown {
-            desired.show(look);
-            sleep(span).await;
-            live.push(world.ledger.live().len());
-        }
-        let reported = std::mem::take(&mut *desired.reported.lock().unwrap());
-        (live, reported)
-    });
-    seen.unwrap()
-}
-
 #[test]
 fn what_a_machine_cannot_start_it_tries_again_and_then_gives_back() {
     for (times, runs) in [(3, true), (u64::MAX, false)] {
-        let (live, reported) = on_sick(times, vec![(look(2, &[1], true), 2 * MOMENT)]);
-        let [ReportAttempt { token: 1, exit, .. }] = &reported[..] else { panic!("{reported:?}") };
+        let (live, reported) = show(Some(times), vec![(look(2, &[1], true), 2 * MOMENT)]);
+        let [(_, ReportAttempt { token: 1, exit, .. })] = &reported[..] else { panic!("{reported:?}") };
         let lost = exit.as_ref().map(Exit::reason);
-        assert_eq!((live[0], lost), if runs { (1, None) } else { (0, Some(Reason::Lost)) });
+        assert_eq!((live[0].len(), lost), if runs { (1, None) } else { (0, Some(Reason::Lost)) });
     }
 }
 
@@ -225,6 +224,20 @@ fn what_cannot_be_stopped_ends_with_its_lease() {
         let tasks = look.tasks.iter().map(|task| Task { stop_wanted: true, ..task.clone() }).collect();
         Look { tasks: Arc::new(tasks), ..look }
     });
-    let (live, _) = on_sick(0, vec![(look(2, &[1], true), LONG), (stop, LONG)]);
-    assert_eq!(live, [1, 0]);
+    let (live, _) = show(Some(0), vec![(look(2, &[1], true), LONG), (stop, LONG)]);
+    assert_eq!(live, [&[1u64] as &[u64], &[]]);
+}
+
+#[test]
+fn nothing_begins_just_before_the_end_of_the_lease() {
+    // It is given something when less and less is left of the lease.
+    for wait in (6_000..11_000).step_by(100).map(Duration::from_millis) {
+        let shown = vec![(look(2, &[], true), MOMENT), (unrenewed(&[]), wait), (unrenewed(&[1]), LONG)];
+        let (_, reported) = show(None, shown);
+        let at = |ended: bool| reported.iter().find(|(_, report)| report.exit.is_some() == ended).map(|(at, _)| *at);
+        if let (Some(began), Some(ended)) = (at(false), at(true)) {
+            assert!(ended - began > LEASE_KILL_GRACE / 2, "after {wait:?}: {reported:?}");
+        }
+        assert_eq!(at(false).is_some(), at(true).is_some(), "{reported:?}");
+    }
 }

@@ -42,14 +42,14 @@ fn parameters(request: &Request) -> impl Iterator<Item = (&str, &str)> {
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
-/// Looks after what a member can do, as far as the request does not exclude it; says what it cannot.
+/// Looks at what a member can do, as far as the request does not exclude it; says what it cannot.
 async fn ailment(node: &SharedNodeState, checks: &[Check], excluded: &[&str]) -> Option<&'static str> {
+    let head = node.reader.view().map(|(head, _)| head).ok();
     for check in checks.iter().filter(|check| !excluded.contains(&check.name())) {
-        let alarms = node.reader.view().map(|(head, _)| (head.alarms_no_space, head.alarms_corrupt));
         let fine = match check {
-            Check::Space => alarms.is_ok_and(|(no_space, _)| no_space == 0),
-            Check::Corruption(_) => alarms.is_ok_and(|(_, corrupt)| corrupt == 0),
-            Check::State => alarms.is_ok(),
+            Check::Space => head.as_ref().is_some_and(|head| head.alarms_no_space == 0),
+            Check::Corruption(_) => head.as_ref().is_some_and(|head| head.alarms_corrupt == 0),
+            Check::State => head.is_some(),
             Check::Majority => node.read_barrier(node.io.clock.now() + PATIENCE).await.is_ok(),
         };
         if !fine {

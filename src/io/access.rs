@@ -38,9 +38,9 @@ const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
 
 /// Where they ask over plain HTTP, as etcd's do.
 pub const HEALTH: &str = "/health";
-/// And whether it is to be started again, or to be sent anything.
+/// And whether a node is to be started again.
 pub const LIVEZ: &str = "/livez";
-/// See above.
+/// And whether it is to be sent anything.
 pub const READYZ: &str = "/readyz";
 /// And where they ask for the version.
 pub const VERSION: &str = "/version";

@@ -14,7 +14,7 @@
 //!
 //! Invariants, each kept in one place:
 //! - no message leaves before what it promises is durable ([`core`], duties 2 and 3);
-//! - the log and the state never wait for each other (two databases, two owners);
+//! - the log and the state never wait for each other (two files, two owners);
 //! - a proposal ends as done, not done, or unknown, and never hangs ([`manager`]);
 //! - nothing a peer sends can stop this member ([`validate`], [`codec`]).
 

@@ -37,6 +37,11 @@ impl Running {
     fn until_phase(&self, name: &str, phase: &str) {
         until(&format!("{name} is {phase}"), || self.task_status(name)["phase"] == phase);
     }
+
+    fn until_attempts(&self, name: &str, count: usize) {
+        let are_there = || self.task_status(name)["attempts"].as_array().is_some_and(|all| all.len() == count);
+        until(&format!("{name} has {count} attempts"), are_there);
+    }
 }
 
 /// Processes whose environment or command has this word.
@@ -48,6 +53,22 @@ fn processes_with(word: &str) -> Vec<u32> {
         String::from_utf8_lossy(&all).contains(word)
     };
     pids.filter(has).collect()
+}
+
+/// The shim of the attempt in a directory.
+fn shim_of(attempt: &Path) -> u32 {
+    let found = processes_with(&format!("shim\0{}\0", attempt.display()));
+    let [shim] = found[..] else { panic!("{found:?}") };
+    shim
+}
+
+fn send(signal: &str, process: u32) {
+    assert!(Command::new("kill").args([signal, &process.to_string()]).status().unwrap().success());
+}
+
+/// The processes of the attempt in a directory, as its environment tells.
+fn processes_of(attempt: &Path) -> Vec<u32> {
+    processes_with(&format!("CAIRN_TASK_DIR={}", attempt.display()))
 }
 
 #[test]
@@ -356,15 +377,11 @@ fn what_a_dead_shim_leaves_is_killed_before_the_next_attempt() {
     let script = "setsid sleep 987 & sleep 986 & echo up; wait";
     node.submit(&["--name", "orphan", "--env", "MARK=dead-shim", "--", "sh", "-c", script]);
     until("it runs", || text(&node.task(&["logs", "orphan"]).stdout) == "up\n");
-    let first = format!("CAIRN_TASK_DIR={}", dir.path().join("dev/tasks/1").display());
-    until("its children run", || processes_with(&first).len() >= 3);
-    let shim = processes_with(&format!("shim\0{}\0", dir.path().join("dev/tasks/1").display()));
-    assert_eq!(shim.len(), 1);
-    assert!(Command::new("kill").args(["-KILL", &shim[0].to_string()]).status().unwrap().success());
-    until("another attempt runs", || {
-        node.task_status("orphan")["attempts"].as_array().is_some_and(|all| all.len() == 2)
-    });
-    assert_eq!(processes_with(&first), [] as [u32; 0], "the first attempt is not dead");
+    let first = dir.path().join("dev/tasks/1");
+    until("its children run", || processes_of(&first).len() >= 3);
+    send("-KILL", shim_of(&first));
+    node.until_attempts("orphan", 2);
+    assert_eq!(processes_of(&first), [] as [u32; 0], "the first attempt is not dead");
     let status = node.task_status("orphan");
     assert_eq!((&status["losses"], &status["attempts"][0]["exit"]["reason"]), (&Value::from(1), &Value::from("lost")));
     assert!(node.task(&["stop", "orphan"]).status.success());
@@ -378,34 +395,25 @@ fn who_ends_all_that_is_called_like_the_node_ends_no_task() {
     node.submit(&["--name", "steady", "--", "sh", "-c", "sleep 985 & echo up; wait"]);
     until("it runs", || text(&node.task(&["logs", "steady"]).stdout) == "up\n");
     let attempt = dir.path().join("dev/tasks/1");
-    let shim = processes_with(&format!("shim\0{}\0", attempt.display()));
-    for signal in ["-TERM", "-INT", "-HUP", "-QUIT"] {
-        assert!(Command::new("kill").args([signal, &shim[0].to_string()]).status().unwrap().success());
-    }
+    let shim = shim_of(&attempt);
+    ["-TERM", "-INT", "-HUP", "-QUIT"].into_iter().for_each(|signal| send(signal, shim));
     node.kill();
     let node = dev(dir.path());
     // Its signals reach the program as before.
     assert_eq!(text(&node.run_task(&["--", "sh", "-c", "kill -TERM $$; echo no"]).stdout), "");
     let status = node.task_status("steady");
     assert_eq!((&status["phase"], &status["losses"]), (&Value::from("running"), &Value::from(0)));
-    assert_eq!(processes_with(&format!("shim\0{}\0", attempt.display())), shim);
+    assert_eq!(shim_of(&attempt), shim);
     assert!(node.task(&["stop", "steady"]).status.success());
     node.until_phase("steady", "stopped");
-    let mark = format!("CAIRN_TASK_DIR={}", attempt.display());
-    assert_eq!(processes_with(&mark), [] as [u32; 0]);
+    assert_eq!(processes_of(&attempt), [] as [u32; 0]);
     // Nor has one failed that such a signal has ended, too.
     node.submit(&["--name", "ended", "--", "sleep", "982"]);
     node.until_phase("ended", "running");
     let attempt = dir.path().join("dev/tasks/3");
-    let mut those = processes_with(&format!("shim\0{}\0", attempt.display()));
-    those.extend(processes_with("sleep\0982\0"));
-    assert_eq!(those.len(), 2);
-    for process in those {
-        assert!(Command::new("kill").args(["-TERM", &process.to_string()]).status().unwrap().success());
-    }
-    until("another attempt runs", || {
-        node.task_status("ended")["attempts"].as_array().is_some_and(|all| all.len() == 2)
-    });
+    let [program] = processes_with("sleep\0982\0")[..] else { panic!("it does not run") };
+    [shim_of(&attempt), program].into_iter().for_each(|process| send("-TERM", process));
+    node.until_attempts("ended", 2);
     let status = node.task_status("ended");
     let counts = (&status["losses"], &status["failures"], &status["attempts"][0]["exit"]["reason"]);
     assert_eq!(counts, (&Value::from(0), &Value::from(0), &Value::from("drained")));
@@ -432,14 +440,11 @@ fn an_attempt_whose_directory_is_removed_is_dead_before_the_next() {
     until("it runs", || text(&node.task(&["logs", "tidied"]).stdout) == "up\n");
     node.until_phase("tidied", "running");
     let attempt = dir.path().join("dev/tasks/1");
-    let mark = format!("CAIRN_TASK_DIR={}", attempt.display());
-    until("its children run", || processes_with(&mark).len() >= 3);
+    until("its children run", || processes_of(&attempt).len() >= 3);
     // Its node may write there meanwhile.
     until("its directory is gone", || fs::remove_dir_all(&attempt).is_ok() || !attempt.exists());
-    until("another attempt runs", || {
-        node.task_status("tidied")["attempts"].as_array().is_some_and(|all| all.len() == 2)
-    });
-    assert_eq!(processes_with(&mark), [] as [u32; 0], "the first attempt is not dead");
+    node.until_attempts("tidied", 2);
+    assert_eq!(processes_of(&attempt), [] as [u32; 0], "the first attempt is not dead");
     let status = node.task_status("tidied");
     assert_eq!((&status["losses"], &status["attempts"][0]["exit"]["reason"]), (&Value::from(1), &Value::from("lost")));
     // Nor is one that removes it itself started again under its token.
@@ -479,9 +484,9 @@ fn an_attempt_cannot_hurt_its_node() {
     node.submit(&["--name", "damaged", "--", "sleep", "1000"]);
     node.until_phase("damaged", "running");
     let attempt = dir.path().join("dev/tasks/2");
-    let shim = processes_with(&format!("shim\0{}\0", attempt.display()));
+    let shim = shim_of(&attempt);
     node.kill();
-    assert!(Command::new("kill").args(["-KILL", &shim[0].to_string()]).status().unwrap().success());
+    send("-KILL", shim);
     fs::write(attempt.join("launch.json"), "").unwrap();
     fs::write(attempt.join("exit.json"), "").unwrap();
     let node = dev(dir.path());
