@@ -14,7 +14,8 @@ use crate::proto::authpb::Permission;
 use crate::proto::authpb::permission::Type;
 use crate::proto::etcdserverpb::{
     AuthEnableRequest, AuthRoleAddRequest, AuthRoleGrantPermissionRequest, AuthRoleRevokePermissionRequest,
-    AuthUserAddRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest, WatchCreateRequest,
+    AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserGrantRoleRequest, AuthUserRevokeRoleRequest,
+    WatchCreateRequest,
 };
 use crate::proto::v1::change_auth::Change;
 use crate::sim::load::number;
@@ -37,6 +38,8 @@ pub struct May {
 /// What a guest may do: with one key each, and with all of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rights {
+    /// Its password is another than the guest knows.
+    pub is_locked_out: bool,
     /// The guest has its role.
     pub has_role: bool,
     /// What the role says of a key, or of all.
@@ -46,7 +49,7 @@ pub struct Rights {
 impl Rights {
     /// What may be done with a key.
     pub fn may(&self, key: u64) -> May {
-        let says = |keys| self.says.get(&keys).copied().filter(|_| self.has_role);
+        let says = |keys| self.says.get(&keys).copied().filter(|_| self.has_role && !self.is_locked_out);
         let any = |what: fn(May) -> bool| says(None).is_some_and(what) || says(Some(key)).is_some_and(what);
         May { read: any(|may| may.read), write: any(|may| may.write) }
     }
@@ -200,6 +203,13 @@ impl Guests {
 /// The next thing that the administrator does for a guest, and what that may do then.
 fn step(rng: &mut RngStream, guest: u64, now: &Rights, keys: u64) -> (Change, Rights) {
     let (guest, mut then) = (name(guest), now.clone());
+    if rng.chance(if now.is_locked_out { 500 } else { 150 }) {
+        then.is_locked_out = !now.is_locked_out;
+        let password = if then.is_locked_out { "another".into() } else { guest.clone() };
+        let change =
+            AuthUserChangePasswordRequest { name: guest, password, ..AuthUserChangePasswordRequest::default() };
+        return (Change::ChangePassword(change), then);
+    }
     if rng.chance(if now.has_role { 200 } else { 700 }) {
         then.has_role = !now.has_role;
         let change = match then.has_role {

@@ -28,8 +28,6 @@ pub const FIRST_READER: u64 = 201;
 pub struct Load {
     /// How many operations, at most.
     pub operations: u64,
-    /// No operation begins after this time.
-    pub until: Duration,
     /// How long it pauses between two of them, at most.
     pub pause: Duration,
     /// Keys that all clients share.
@@ -87,13 +85,10 @@ impl Notes<'_> {
     }
 }
 
-/// One client's share of a load.
-pub async fn run(door: &Door, load: &Load, mut rng: RngStream, notes: Notes<'_>) {
+/// One client's share of a load, or what of it begins before `goes_on` says no more.
+pub async fn run(door: &Door, load: &Load, mut rng: RngStream, goes_on: &(dyn Fn() -> bool + Sync), notes: Notes<'_>) {
     let mut known = Known::default();
-    for count in 0..load.operations {
-        if (notes.elapsed)() >= load.until {
-            return;
-        }
+    for count in (0..load.operations).take_while(|_| goes_on()) {
         door.pause(Duration::from_millis(rng.range(1, load.pause.as_millis() as u64))).await;
         if rng.chance(load.idle_permille) {
             // About as long as a session lives, so that its end and its use cross.

@@ -26,7 +26,7 @@ use tower::{Service, service_fn};
 
 use self::pipe::{Carriage, pipe, pump};
 use crate::ids::Address;
-use crate::io::{BoxError, Channel, ChannelError, Listener, Network, Rng};
+use crate::io::{BoxError, Channel, ChannelError, Listener, Network, Rng, RngStream};
 use crate::sim::spawn::{Guarded, drop_quietly};
 use crate::sim::trace::Trace;
 
@@ -155,7 +155,7 @@ struct State {
     weather: Weather,
     /// What it is like on single links, where it is another there.
     links: BTreeMap<(MachineId, MachineId), Weather>,
-    draws: BTreeMap<(MachineId, MachineId), u64>,
+    draws: BTreeMap<(MachineId, MachineId), RngStream>,
     /// When each narrow link has sent what it was given.
     busy: BTreeMap<(MachineId, MachineId), madsim::time::Instant>,
     /// Raft messages that come once more, from when on: on whatever connection there is then.
@@ -403,13 +403,12 @@ impl SimNetwork {
         self.state.lock().unwrap().cuts.get(&(from, to)).is_some_and(|cuts| *cuts > 0)
     }
 
-    /// The next draw of the link, below `bound`. Draws are counted per link, so that traffic on one never shifts
-    /// another's.
+    /// The next draw of the link, below `bound`. Each link has its own stream, so that traffic on one never shifts another's.
     fn draw(&self, from: MachineId, to: MachineId, bound: u64) -> u64 {
         let mut state = self.state.lock().unwrap();
-        let counter = state.draws.entry((from, to)).or_default();
-        *counter += 1;
-        crate::io::scale(self.rng.draw("network", from << 32 | to, *counter), bound)
+        let stream = state.draws.entry((from, to));
+        let bits = stream.or_insert_with(|| self.rng.stream(&format!("network {from} {to}"))).bits();
+        crate::io::scale(bits, bound)
     }
 
     fn delay(&self, from: MachineId, to: MachineId) -> Duration {

@@ -171,7 +171,7 @@ impl Plan {
         let Self { operations, pause, keys, idle_permille, loud_permille, .. } = *self;
         // Where keys may take little, who sees to alarms makes room, and nobody else.
         let compacts = self.history == History::All && self.keys_quota.is_none();
-        Load { operations, until: Duration::MAX, pause, keys, compacts, idle_permille, loud_permille }
+        Load { operations, pause, keys, compacts, idle_permille, loud_permille }
     }
 
     /// How long a member waits for a leader, at least.

@@ -43,6 +43,11 @@ use crate::sim::world::{self, Down, Seed, World};
 use crate::state::auth::ROOT;
 use crate::state::format;
 
+/// How long clients begin something new, at least.
+const LOAD_MIN: Duration = Duration::from_secs(30);
+/// How long they do so when all is repaired.
+const LOAD_AFTER: Duration = Duration::from_secs(10);
+
 /// How a seed ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -363,8 +368,9 @@ impl Run {
     /// Runs the clients while the faults of the plan happen, and waits for both.
     async fn attack(&self) {
         let one = Client::new(self.caller().0, &self.cluster.endpoints, CLIENT_TIMEOUT);
-        let submitters = (1..=self.cluster.plan.submitters as u64).map(|id| self.submitter(id));
-        let clients = (1..=self.cluster.plan.clients as u64).map(|id| self.client(id, &one));
+        let loaded = Arc::new(AtomicBool::new(true));
+        let submitters = (1..=self.cluster.plan.submitters as u64).map(|id| self.submitter(id, loaded.clone()));
+        let clients = (1..=self.cluster.plan.clients as u64).map(|id| self.client(id, &one, loaded.clone()));
         let clients: Vec<_> = clients.chain(submitters).chain(self.stranger()).collect();
         let attacked = Arc::new(AtomicBool::new(true));
         let readers = 0..self.cluster.plan.nodes * self.cluster.plan.readers;
@@ -373,7 +379,7 @@ impl Run {
         let holders: Vec<_> =
             (0..self.cluster.plan.holders).map(|number| self.holder(number, attacked.clone())).collect();
         (0..self.cluster.plan.watchers).for_each(|number| self.watcher(number));
-        let guests: Vec<_> = self.guest_numbers().into_iter().map(|guest| self.guest(guest)).collect();
+        let guests: Vec<_> = self.guest_numbers().into_iter().map(|guest| self.guest(guest, loaded.clone())).collect();
         let administrator = self.administrator(attacked.clone());
         let began = self.time.now_instant();
         let mut repairs = Vec::new();
@@ -384,11 +390,15 @@ impl Run {
         for repair in repairs {
             let _ = repair.await;
         }
-        for client in clients {
-            let _ = client.await;
-        }
-        for guest in guests {
-            let _ = guest.await;
+        // What is asked for long after the last repair shows little, but for messages that come once more minutes later.
+        let enough = (began + LOAD_MIN).max(self.time.now_instant() + LOAD_AFTER);
+        let served = join_all(clients.into_iter().chain(guests));
+        match select(served, pin!(madsim::time::sleep_until(enough))).await {
+            Either::Left(_) => {}
+            Either::Right(((), served)) => {
+                loaded.store(self.cluster.plan.weather.replay_per_100k > 0, Ordering::Relaxed);
+                let _ = served.await;
+            }
         }
         attacked.store(false, Ordering::Relaxed);
         for other in readers.into_iter().chain(follower).chain(holders).chain(administrator) {
@@ -502,8 +512,8 @@ impl Run {
         (0..number).map(|number| FIRST_GUEST + number).collect()
     }
 
-    /// A client on a machine of its own, without the cluster's token, that is a user, does its share, and watches a key meanwhile.
-    fn guest(&self, number: u64) -> madsim::task::JoinHandle<()> {
+    /// A client on a machine of its own, without the cluster's token, that is a user, does its share while this is true, and watches a key.
+    fn guest(&self, number: u64, goes_on: Arc<AtomicBool>) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.cluster.world.machine().boot();
         let client = guests::as_guest(Client::new(io, &self.doors(number), CLIENT_TIMEOUT), number);
         let mut rng = self.cluster.world.rng.stream(&format!("guest {number}"));
@@ -515,8 +525,9 @@ impl Run {
         let door = Door::Own(client);
         node.spawn(async move { guests.watch(&watching, number, key, &|| watch_time.elapsed()).await });
         node.spawn(async move {
+            let goes_on = || goes_on.load(Ordering::Relaxed);
             let notes = Notes { client: number, value_bytes, elapsed: &|| time.elapsed(), ended: &ended };
-            load::run(&door, &load, rng, notes).await;
+            load::run(&door, &load, rng, &goes_on, notes).await;
         })
     }
 
@@ -585,15 +596,18 @@ impl Run {
         }
     }
 
-    /// A client on a machine of its own that submits tasks.
-    fn submitter(&self, id: u64) -> madsim::task::JoinHandle<()> {
+    /// A client on a machine of its own that submits tasks, while this is true.
+    fn submitter(&self, id: u64, goes_on: Arc<AtomicBool>) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.caller();
         let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
         let rng = self.cluster.world.rng.stream(&format!("submitter {id}"));
         let plan = &self.cluster.plan;
         let what = (plan.tasks, plan.stubborn_permille, plan.brief_permille);
         let (submissions, world) = (self.submissions.clone(), self.cluster.world.clone());
-        node.spawn(async move { tasks::submit(client, id, what, rng, &submissions, &world).await })
+        node.spawn(async move {
+            let goes_on = || goes_on.load(Ordering::Relaxed);
+            tasks::submit(client, id, what, rng, &goes_on, &submissions, &world).await;
+        })
     }
 
     /// Who has no token, or a wrong one, tries everything that changes or tells something; all of it must be refused.
@@ -636,8 +650,8 @@ impl Run {
         }
     }
 
-    /// A client on a machine of its own that does its share of the plan, under the session of `one` if they share it.
-    fn client(&self, id: u64, one: &Client) -> madsim::task::JoinHandle<()> {
+    /// A client on a machine of its own that does its share of the plan while this is true, under the session of `one` if they share it.
+    fn client(&self, id: u64, one: &Client, goes_on: Arc<AtomicBool>) -> madsim::task::JoinHandle<()> {
         let (io, node) = self.caller();
         let door = match self.cluster.plan.one_session {
             _ if id <= self.cluster.plan.foreign => {
@@ -655,8 +669,9 @@ impl Run {
         let (load, ended, time) = (self.cluster.plan.load(), self.noting(), self.time.clone());
         let value_bytes = self.cluster.plan.value_bytes;
         node.spawn(async move {
+            let goes_on = || goes_on.load(Ordering::Relaxed);
             let notes = Notes { client: id, value_bytes, elapsed: &|| time.elapsed(), ended: &ended };
-            load::run(&door, &load, rng, notes).await;
+            load::run(&door, &load, rng, &goes_on, notes).await;
         })
     }
 
@@ -777,7 +792,7 @@ impl Run {
         let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
         let (watch, ledger, submissions) =
             (self.cluster.watch.clone(), self.cluster.world.ledger.clone(), self.submissions.clone());
-        let undisturbed = self.cluster.plan.is_undisturbed();
+        let known = (self.cluster.plan.is_undisturbed(), watch.state().formats.newest_since());
         let condemned = self.cluster.condemned().into_iter().map(|member| member.id);
         let tidied = self.cluster.plan.faults.iter().filter_map(|(_, fault)| match fault {
             Fault::Tidy { node } => self.cluster.members[*node].id(),
@@ -787,7 +802,7 @@ impl Run {
         let patience = TASKS_MAX + outcomes::work(&submissions);
         let checks = node.spawn(async move {
             let tasks = outcomes::all_ended(&client, patience).await?;
-            outcomes::check(&submissions, &tasks, undisturbed, &ledger, &watch.violations);
+            outcomes::check(&submissions, &tasks, known, &ledger, &watch.violations);
             outcomes::check_output(&client, &tasks, &gone, &watch.violations).await;
             Ok::<(), String>(())
         });

@@ -83,18 +83,19 @@ fn draw_spec(rng: &mut RngStream, mark: u64, (stubborn_permille, brief_permille)
     }
 }
 
-/// Submits tasks that the simulator's machines can run, and wants some of them stopped.
+/// Submits tasks that the simulator's machines can run, while `goes_on` says so, and wants some of them stopped.
 pub async fn submit(
     client: Client,
     id: u64,
     (count, stubborn_permille, brief_permille): (u64, u64, u64),
     rng: RngStream,
+    goes_on: &(dyn Fn() -> bool + Sync),
     submissions: &Submissions,
     world: &World,
 ) {
     let submitter = Submitter {
         id,
-        goes_on: &|number| number < count,
+        goes_on: &|number| number < count && goes_on(),
         draw: &|rng, mark| draw_spec(rng, mark, (stubborn_permille, brief_permille)),
         tell: &|what| world.trace.event(what),
         stopped: &|task| world.ledger.stop(task),

@@ -98,8 +98,7 @@ impl Caller {
         match auth.is_enabled() {
             false if self.is_member => Ok(Rights::All),
             false => Err(AuthReject::Denied),
-            true if self.is_outdated(auth) => Err(AuthReject::TokenInvalid),
-            true => auth.rights(&self.user),
+            true => auth.check_token(&self.user, self.since).and_then(|()| auth.rights(&self.user)),
         }
     }
 
@@ -112,9 +111,9 @@ impl Caller {
         if self.user.is_empty() && !self.is_member { Err(AuthReject::UserMissing) } else { Ok(()) }
     }
 
-    /// Whether it has shown a token that is good no more.
-    fn is_outdated(&self, auth: &Auth) -> bool {
-        self.since.is_some_and(|since| auth.user(&self.user).is_none_or(|row| row.since != since))
+    /// What it asks to have carried out.
+    pub fn command(&self, kind: CommandKind) -> v1::Command {
+        v1::Command { since: self.since, ..command::plain(&self.user, kind) }
     }
 
     /// Who has shown a token that was never good, or is no more.

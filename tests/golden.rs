@@ -32,7 +32,7 @@ use cairn::sim::disk::SimDisk;
 use cairn::state::auth::Auth;
 use cairn::state::kv::{NoAnswer, Store};
 use cairn::state::machine::State;
-use cairn::state::{member, task, worker};
+use cairn::state::{command, member, task, worker};
 use cairn::time::ClusterTime;
 use goldenscript::{ArgumentConsumer, Command, Context, Runner};
 use prost::Message as _;
@@ -172,6 +172,7 @@ impl Runner for StateRunner {
             }),
         };
         let user = args.take_key("as").unwrap_or_default().to_owned();
+        let since = number(&mut args, "since")?;
         let kind = match command.name.as_str() {
             "rights" => return Ok(rights(&self.state.reader().auth())),
             "put" => Kind::Put(PutRequest {
@@ -294,6 +295,11 @@ impl Runner for StateRunner {
                 };
                 return Ok(reply.kvs.iter().map(line).collect::<String>() + if reply.more { "…\n" } else { "" });
             }
+            "raise" => {
+                let to = word(&mut args, "format")?.parse()?;
+                let members = std::iter::from_fn(|| args.next_pos()).map(str::parse).collect::<Result<_, _>>()?;
+                Kind::RaiseFormat(v1::RaiseFormat { to, members })
+            }
             "restart" => {
                 self.state.checkpoint()?;
                 self.state = State::open(self.disk.boot(), Index(0))?;
@@ -303,7 +309,7 @@ impl Runner for StateRunner {
             other => change_auth(other, &mut args)?,
         };
         args.reject_next()?;
-        let bytes = v1::Command { session, kind: Some(kind), user }.encode_to_vec().into();
+        let bytes = v1::Command { session, since, ..command::plain(&user, kind) }.encode_to_vec().into();
         self.apply(Body::Commands { stamp: ClusterTime(self.time), commands: vec![bytes] })
     }
 }

@@ -120,7 +120,7 @@ fn command(step: &Step, revision: u64) -> Bytes {
         _ => unreachable!("not a command"),
     };
     let session = seq.map(|seq| v1::SessionHeader { session: 1, seq, acknowledged: 0 });
-    v1::Command { session, kind: Some(kind), user: String::new() }.encode_to_vec().into()
+    v1::Command { session, ..command::plain("", kind) }.encode_to_vec().into()
 }
 
 fn answer(reply: &[u8]) -> Answer {
@@ -158,7 +158,7 @@ proptest! {
     fn the_state_is_the_models(steps in proptest::collection::vec(step(), 1..60), batch in 1usize..5) {
         let disk = SimDisk::new("disk".into());
         let mut state = State::open(disk.boot(), Index(0)).unwrap();
-        let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession::default())), user: String::new() };
+        let open = command::plain("", Kind::OpenSession(v1::OpenSession::default()));
         let mut log = vec![entry(1, commands(0, vec![open.encode_to_vec().into()]))];
         state.apply(&log).unwrap();
         let mut model = Model { rows: BTreeMap::new(), revision: 1, compacted: 0, replies: BTreeMap::new() };
@@ -234,7 +234,7 @@ proptest! {
     ) {
         let disk = SimDisk::new("disk".into());
         let mut state = State::open(disk.boot(), Index(0)).unwrap();
-        let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession::default())), user: String::new() };
+        let open = command::plain("", Kind::OpenSession(v1::OpenSession::default()));
         state.apply(&[entry(1, commands(0, vec![open.encode_to_vec().into()]))]).unwrap();
         for step in steps.iter().filter(|step| !matches!(step, Step::Checkpoint | Step::Crash { .. })) {
             let next = state.applied().0.next();
@@ -297,7 +297,7 @@ proptest! {
         let (mut mounted, mut plain) = (disk.boot(), State::open(SimDisk::new("other".into()).boot(), Index(0)).unwrap());
         let mut state = State::open(mounted.clone(), Index(0)).unwrap();
         let mut defragmenter = state.defragmenter();
-        let open = v1::Command { session: None, kind: Some(Kind::OpenSession(v1::OpenSession::default())), user: String::new() };
+        let open = command::plain("", Kind::OpenSession(v1::OpenSession::default()));
         let mut log = vec![entry(1, commands(0, vec![open.encode_to_vec().into()]))];
         plain.apply(&log).unwrap();
         state.apply(&log).unwrap();

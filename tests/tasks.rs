@@ -16,7 +16,7 @@ use cairn::sim::disk::{PowerCut, SimDisk};
 use cairn::state::machine::State;
 use cairn::state::snapshot::{self, Import};
 use cairn::state::table::View;
-use cairn::state::{task, worker};
+use cairn::state::{command, task, worker};
 use cairn::time::ClusterTime;
 use proptest::prelude::*;
 use prost::Message as _;
@@ -156,7 +156,7 @@ impl Driver {
     /// Applies one command and checks what it did to everything.
     fn apply(&mut self, kind: Kind) -> v1::Reply {
         let before = self.seen();
-        let command = v1::Command { session: None, kind: Some(kind), user: String::new() }.encode_to_vec().into();
+        let command = command::plain("", kind).encode_to_vec().into();
         let index = self.state.applied().0.next();
         let body = Body::Commands { stamp: ClusterTime(self.time), commands: vec![command] };
         self.log.push(Entry { index, term: Term(1), body });

@@ -8,17 +8,19 @@ use crate::entry::{Body, Entry, Outcome};
 use crate::ids::Index;
 use crate::proto::v1::{self, command, reply};
 use crate::state::format;
+use crate::time::ClusterTime;
 
 /// In which format the cluster is, as the committed entries tell.
 #[derive(Debug)]
 pub struct Formats {
     now: u32,
+    began: ClusterTime,
     last: Index,
 }
 
 impl Default for Formats {
     fn default() -> Self {
-        Self { now: format::FIRST, last: Index(0) }
+        Self { now: format::FIRST, began: ClusterTime(0), last: Index(0) }
     }
 }
 
@@ -28,13 +30,18 @@ impl Formats {
         self.now
     }
 
+    /// After which time the newest was begun; nothing, if it is not.
+    pub fn newest_since(&self) -> Option<ClusterTime> {
+        (self.now == format::NEWEST).then_some(self.began)
+    }
+
     /// A member applied an entry, while `servers` keep the state. The first to do so tells, for all give the same answers.
     pub fn on_applied(&mut self, entry: &Entry, outcome: &Outcome, servers: &[u64], violations: &Violations) {
         if entry.index <= self.last {
             return;
         }
         self.last = entry.index;
-        let Body::Commands { commands, .. } = &entry.body else { return };
+        let Body::Commands { stamp, commands } = &entry.body else { return };
         for (command, answer) in commands.iter().zip(&outcome.replies) {
             let Ok(v1::Command { kind: Some(command::Kind::RaiseFormat(raise)), .. }) = v1::Command::decode(&**command)
             else {
@@ -54,7 +61,9 @@ impl Formats {
             if reply.format < self.now {
                 violations.add("a format is not left", format!("{} comes after {}", reply.format, self.now));
             }
-            self.now = reply.format;
+            if reply.format != self.now {
+                (self.now, self.began) = (reply.format, *stamp);
+            }
         }
     }
 }
@@ -64,7 +73,6 @@ mod tests {
     use super::*;
     use crate::ids::Term;
     use crate::state::auth::ROOT;
-    use crate::time::ClusterTime;
 
     /// Whether it holds that such commands, given as what they raise to and who was asked, have such answers.
     fn holds(raised: &[(u32, &[u64], u32)], servers: &[u64]) -> bool {

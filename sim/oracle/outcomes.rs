@@ -16,6 +16,7 @@ use crate::proto::v1::{Attempt, OutputRequest, Task, TaskPhase, exit::Reason};
 use crate::sim::launcher::program;
 use crate::sim::tasks::{Heard, MARK, Submission, Submissions};
 use crate::state::task;
+use crate::time::ClusterTime;
 
 /// How long it may take until a worker that nothing hinders knows that a task is to be stopped.
 const STOP_MAX: Duration = Duration::from_secs(2);
@@ -65,8 +66,15 @@ fn mark(task: &Task) -> Option<u64> {
 }
 
 /// What was taken exists once and ended as its program ends; what was not taken does not exist; what is unknown
-/// exists at most once. Where nothing disturbed the run, no attempt was lost, and what was stopped ended.
-pub fn check(submissions: &Submissions, tasks: &[Task], undisturbed: bool, ledger: &Ledger, violations: &Violations) {
+/// exists at most once. Where nothing disturbed the run, no attempt was lost, and what was stopped ended. What was lost again has waited
+/// if that was after `spaced_since`.
+pub fn check(
+    submissions: &Submissions,
+    tasks: &[Task],
+    (undisturbed, spaced_since): (bool, Option<ClusterTime>),
+    ledger: &Ledger,
+    violations: &Violations,
+) {
     let submissions = submissions.all();
     let mut by_mark: BTreeMap<u64, Vec<&Task>> = BTreeMap::new();
     for task in tasks {
@@ -97,9 +105,16 @@ pub fn check(submissions: &Submissions, tasks: &[Task], undisturbed: bool, ledge
                     format!("attempt {} was ended as another's by the worker that had it: {task:?}", attempt.token);
                 violations.add("what a worker has goes on", what);
             }
-            if let Some(token) = too_early(task) {
+            if let Some(token) = too_early(task, has_failed, task.failures) {
                 let what = format!("attempt {token} came before the pause after one that failed: {task:?}");
                 violations.add("what has failed is tried again after a pause", what);
+            }
+            let is_spaced =
+                |attempt: &Attempt| was_lost(attempt) && spaced_since.is_some_and(|since| attempt.ended_ms > since.0);
+            // The first is made good at once.
+            if let Some(token) = too_early(task, is_spaced, task.losses.saturating_sub(1)) {
+                let what = format!("attempt {token} came before the pause after one that was lost again: {task:?}");
+                violations.add("what was lost again is tried after a pause", what);
             }
             if let Some(why) = wrong_end(submission, task, ledger) {
                 violations.add("a task ends as its program does", format!("{why}: {task:?}"));
@@ -124,16 +139,20 @@ fn has_failed(attempt: &Attempt) -> bool {
     })
 }
 
-/// An attempt that was given to a worker before the pause after the one before, which had failed, was over: twice as long after each.
-fn too_early(task: &Task) -> Option<u64> {
-    let mut failures = task.failures;
+fn was_lost(attempt: &Attempt) -> bool {
+    let of = |reason| matches!(reason, Reason::Stopped | Reason::LeaseEnded | Reason::Lost | Reason::Unspecified);
+    attempt.exit.as_ref().is_some_and(|exit| of(exit.reason()))
+}
+
+/// An attempt that was given to a worker before the pause after the one before, which had ended `badly`, was over: twice as long after
+/// each of so many.
+fn too_early(task: &Task, badly: impl Fn(&Attempt) -> bool, mut times: u32) -> Option<u64> {
     for (back, pair) in task.attempts.windows(2).rev().enumerate() {
         // What ended by itself when it was to be stopped is not counted; no other comes after it.
-        let is_counted = has_failed(&pair[1]) && (back > 0 || task.not_before_ms > pair[1].ended_ms);
-        failures = failures.saturating_sub(u32::from(is_counted));
-        let doublings = failures.saturating_sub(1).min(16);
-        let pause = RETRY_PAUSE_MIN.saturating_mul(1 << doublings).min(RETRY_PAUSE_MAX);
-        if has_failed(&pair[0]) && pair[1].assigned_ms < pair[0].ended_ms + pause.as_millis() as u64 {
+        let is_counted = badly(&pair[1]) && (back > 0 || task.not_before_ms > pair[1].ended_ms);
+        times = times.saturating_sub(u32::from(is_counted));
+        let pause = RETRY_PAUSE_MIN.saturating_mul(1 << times.saturating_sub(1).min(16)).min(RETRY_PAUSE_MAX);
+        if times > 0 && badly(&pair[0]) && pair[1].assigned_ms < pair[0].ended_ms + pause.as_millis() as u64 {
             return Some(pair[1].token);
         }
     }
@@ -217,6 +236,7 @@ mod tests {
     #[test]
     fn each_pause_after_a_failure_is_twice_as_long() {
         let (failed, drained) = (Reason::Exited, Reason::Drained);
+        let of = |task: &Task| too_early(task, has_failed, task.failures);
         let task = |failures, not_before_ms, attempts| Task { failures, not_before_ms, attempts, ..Task::default() };
         let third = |assigned_ms| {
             let last = attempt(9, assigned_ms, assigned_ms + 5, failed);
@@ -228,14 +248,31 @@ mod tests {
             ];
             task(3, assigned_ms + 4_005, all)
         };
-        assert_eq!(too_early(&third(3_030)), None);
-        assert_eq!(too_early(&third(3_029)), Some(9));
+        assert_eq!(of(&third(3_030)), None);
+        assert_eq!(of(&third(3_029)), Some(9));
         let first = vec![attempt(1, 0, 10, failed), attempt(2, 1_009, 2_000, drained)];
-        assert_eq!(too_early(&task(1, 1_010, first)), Some(2));
+        assert_eq!(of(&task(1, 1_010, first)), Some(2));
         // It ended by itself just before it was stopped, and does not count.
         let stopped = vec![attempt(1, 0, 10, drained), attempt(2, 20, 30, failed)];
-        assert_eq!(too_early(&task(0, 0, stopped)), None);
+        assert_eq!(of(&task(0, 0, stopped)), None);
         let later = vec![attempt(1, 0, 10, failed), attempt(2, 1_010, 1_020, failed)];
-        assert_eq!(too_early(&task(1, 1_010, later)), None);
+        assert_eq!(of(&task(1, 1_010, later)), None);
+    }
+    #[test]
+    fn each_pause_after_a_loss_but_the_first_is_twice_as_long() {
+        let (lost, drained) = (Reason::Lost, Reason::Drained);
+        let of = |third: u64, fourth: u64| {
+            let all = vec![
+                attempt(1, 0, 10, lost),
+                attempt(2, 10, 20, lost),
+                attempt(3, third, third + 10, drained),
+                attempt(4, third + 10, third + 20, lost),
+                attempt(5, fourth, fourth + 10, drained),
+            ];
+            too_early(&Task { losses: 3, attempts: all, ..Task::default() }, was_lost, 2)
+        };
+        assert_eq!(of(1_020, 3_040), None);
+        assert_eq!(of(1_019, 3_040), Some(3));
+        assert_eq!(of(1_020, 3_039), Some(5));
     }
 }

@@ -81,7 +81,7 @@ mod tests {
 
     fn step((from, to): (u64, u64), says: &[(Option<u64>, bool, bool)], since: u64) -> Step {
         let says = says.iter().map(|(key, read, write)| (*key, May { read: *read, write: *write })).collect();
-        let then = Some((Rights { has_role: true, says }, since));
+        let then = Some((Rights { has_role: true, says, ..Rights::default() }, since));
         Step { guest: FIRST_GUEST, from: at(from), to: at(to), then }
     }
 

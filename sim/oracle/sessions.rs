@@ -150,7 +150,7 @@ mod tests {
         for (index, reply) in [(1, first), (2, again)] {
             let session = Some(v1::SessionHeader { session: 9, seq: 1, acknowledged: 0 });
             let kind = Some(command::Kind::Put(PutRequest::default()));
-            let command = v1::Command { session, kind, user: String::new() }.encode_to_vec().into();
+            let command = v1::Command { session, kind, ..v1::Command::default() }.encode_to_vec().into();
             let body = Body::Commands { stamp: ClusterTime(1), commands: vec![command] };
             let entry = Entry { index: Index(index), term: Term(1), body };
             sessions.on_applied(

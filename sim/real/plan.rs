@@ -141,7 +141,6 @@ impl Plan {
             sharing: if load.chance(400) { load.range(2, clients + 1) } else { 0 },
             load: Load {
                 operations: u64::MAX,
-                until: Duration::MAX, // until the attack ends, which the run knows
                 pause: Duration::from_millis(load.pick(&[10, 40, 100]) * thinner),
                 keys: load.range(3, 12),
                 compacts: true,

@@ -86,12 +86,13 @@ impl Work {
                 _ => Door::Own(self.client(CLIENT_TIMEOUT)),
             };
             let rng = self.rng.stream(&format!("real/client {id}"));
-            let (history, load, began) = (self.history.clone(), Load { until, ..plan.load }, self.began);
+            let (history, load, began) = (self.history.clone(), plan.load, self.began);
             let value_bytes = plan.value_bytes;
             tokio::spawn(async move {
-                let (elapsed, ended) = (|| began.elapsed(), |record| history.add(record));
+                let (elapsed, goes_on) = (|| began.elapsed(), || began.elapsed() < until);
+                let ended = |record| history.add(record);
                 let notes = Notes { client: id, value_bytes, elapsed: &elapsed, ended: &ended };
-                load::run(&door, &load, rng, notes).await;
+                load::run(&door, &load, rng, &goes_on, notes).await;
             })
         });
         let submitters = (1..=plan.submitters).map(|id| {

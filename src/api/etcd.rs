@@ -186,7 +186,7 @@ pub async fn execute<T>(
     pick: fn(reply::Kind) -> Option<T>,
 ) -> Result<T, Status> {
     caller.may_ask().map_err(|reject| rejected(&reject.into()))?;
-    let mut command = command::plain(&caller.user, kind);
+    let mut command = caller.command(kind);
     shared.fill_in(&mut command).await?;
     command::check(&command).map_err(|reject| rejected(&reject))?;
     let reply = loop {

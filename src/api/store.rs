@@ -6,10 +6,11 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tonic::{Request, Response, Status};
 
+use crate::error::AuthReject::TokenInvalid;
 use crate::forward;
 use crate::limits::{LANE_ITEMS_MAX, REQUEST_TIMEOUT_MAX};
 use crate::proto::v1::{
-    self, Command, PassOnReply, PassOnRequest, Passed, QueryReply, QueryRequest, Reply, command::Kind,
+    self, Command, PassOnReply, PassOnRequest, Passed, QueryReply, QueryRequest, Reply, command::Kind, reply,
 };
 use crate::shared::{Caller, SharedNodeState};
 use crate::state::auth::is_of_members;
@@ -30,14 +31,21 @@ impl v1::store_server::Store for StoreService {
         if let Err(reject) = caller.may_ask() {
             return Ok(Response::new(command::refusal(&reject.into())));
         }
-        command.user = caller.user.to_string();
+        (command.user, command.since) = (caller.user.to_string(), caller.since);
         if let Some(Kind::ChangeAuth(_)) = &command.kind {
             // Before a password is looked at, which takes long.
             let may = caller.rights(&self.0.reader.auth()).and_then(|rights| rights.all());
             may.map_err(|reject| Status::permission_denied(reject.to_string()))?;
         }
         self.0.fill_in(&mut command).await?;
-        self.0.check_and_execute(command, deadline).await.map(Response::new)
+        let reply = self.0.check_and_execute(command, deadline).await?;
+        match &reply.kind {
+            // As this member would have said if it had heard of it: whoever called logs in anew.
+            Some(reply::Kind::Rejection(rejection)) if command::reject(rejection) == Some(TokenInvalid.into()) => {
+                Err(Status::unauthenticated(TokenInvalid.to_string()))
+            }
+            _ => Ok(Response::new(reply)),
+        }
     }
 
     async fn pass_on(&self, request: Request<PassOnRequest>) -> Result<Response<PassOnReply>, Status> {

@@ -12,7 +12,7 @@ use crate::proto::v1::{self, command, rejection, reply};
 
 /// A command under no session that a user asks for; see [`auth::ROOT`] for what the cluster does by itself.
 pub fn plain(user: &str, kind: command::Kind) -> v1::Command {
-    v1::Command { session: None, kind: Some(kind), user: user.into() }
+    v1::Command { session: None, kind: Some(kind), user: user.into(), since: None }
 }
 
 /// Checks what can be checked of a command without the state, before it is proposed.
@@ -66,7 +66,7 @@ pub fn is_of_batch(kind: &command::Kind) -> bool {
 }
 
 fn check_of_batch(command: &v1::Command) -> Result<(), Reject> {
-    let is_bare = command.session.is_none() && command.user.is_empty();
+    let is_bare = command.session.is_none() && command.user.is_empty() && command.since.is_none();
     if !is_bare || !command.kind.as_ref().is_some_and(is_of_batch) {
         let why =
             "only puts, removals and transactions, which are under no session of their own and no user's of their own";
@@ -84,6 +84,12 @@ pub(super) fn execute(apply: &mut Apply<'_>, command: &Bytes) -> Result<Bytes, F
     // It shares the bytes: nothing of it may be kept without copying it.
     let command = v1::Command::decode(command.clone()).context(|| "decode a command of the log".into())?;
     let kind = known(&command)?;
+    if apply.has(format::BOUNDED)
+        && let Err(reject) = apply.auth.check_token(&command.user, command.since)
+    {
+        sometimes!("a command came with a token that was good no more");
+        return Ok(refusal(&reject.into()).encode_to_vec().into());
+    }
     let Some(header) = &command.session else {
         return Ok(run(apply, &command.user, kind)?.encode_to_vec().into());
     };

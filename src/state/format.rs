@@ -9,7 +9,7 @@
 //! |---|---|
 //! | 1 | all that version 0.1.0 did at last |
 //! | 2 | that formats are begun |
-//! | 3 | sessions are called what was drawn for them, the answers that they keep are bounded, and so is what an entry reads |
+//! | 3 | sessions are called what was drawn for them, the answers that they keep are bounded, and so is what an entry reads; a token that is good no more is looked at again; what was lost more than once waits |
 //!
 //! Whatever changes the meaning of an entry, the layout of a row or the reply to a command belongs to a new format: until that is
 //! reached, an entry does what it did before. A member says what it takes part in when it speaks to another, the leader proposes the

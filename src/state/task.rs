@@ -15,12 +15,13 @@
 //! way is refused and changes nothing.
 
 use std::ops::{Bound, ControlFlow};
+use std::time::Duration;
 
 use prost::Message;
 
 use super::machine::Apply;
 use super::table::{self, Read, Table, key_number, number_key, prefix_range};
-use super::worker;
+use super::{format, worker};
 use crate::error::{Fault, Reject};
 use crate::ids::{NodeId, TaskId, Token};
 use crate::limits::{
@@ -366,19 +367,23 @@ fn end_attempt(apply: &mut Apply<'_>, task: &mut Task, exit: Exit) -> Result<(),
     attempt.exit = Some(exit.clone());
     worker::release(apply, id, &wanted(task))?;
     apply.rows.remove(Table::Assigned, &assigned_key(id, TaskId(task.id)))?;
-    let to = next_phase(task, &exit, ClusterTime(now));
+    let to = next_phase(task, &exit, ClusterTime(now), apply.has(format::BOUNDED));
     go(apply, task, Some(from), to)
 }
 
-/// What becomes of a task whose attempt has ended; counts why.
-fn next_phase(task: &mut Task, exit: &Exit, now: ClusterTime) -> TaskPhase {
+/// How long a task waits after the so-manieth time that something befell it: twice as long each time.
+fn pause_after(times: u32) -> Duration {
+    RETRY_PAUSE_MIN.saturating_mul(1 << (times - 1).min(16)).min(RETRY_PAUSE_MAX)
+}
+
+/// What becomes of a task whose attempt has ended; counts why. `is_spaced`: what is lost again and again waits, too.
+fn next_phase(task: &mut Task, exit: &Exit, now: ClusterTime, is_spaced: bool) -> TaskPhase {
     match exit.reason() {
         Reason::Exited if exit.code == Some(0) => TaskPhase::Succeeded,
         _ if task.stop_wanted => TaskPhase::Stopped,
         Reason::Exited | Reason::TimedOut | Reason::NotStarted => {
             task.failures += 1;
-            let pause = RETRY_PAUSE_MIN.saturating_mul(1 << (task.failures - 1).min(16)).min(RETRY_PAUSE_MAX);
-            task.not_before_ms = (now + pause).0;
+            task.not_before_ms = (now + pause_after(task.failures)).0;
             let retries = task.spec.as_ref().map_or(0, |spec| spec.retries);
             if task.failures <= retries { TaskPhase::Pending } else { TaskPhase::Failed }
         }
@@ -389,6 +394,11 @@ fn next_phase(task: &mut Task, exit: &Exit, now: ClusterTime) -> TaskPhase {
         }
         Reason::Stopped | Reason::LeaseEnded | Reason::Lost | Reason::Unspecified => {
             task.losses += 1;
+            // The first goes to another worker at once. What loses attempts one after another may last for minutes.
+            if is_spaced && task.losses > 1 {
+                sometimes!("a task that was lost again had to wait");
+                task.not_before_ms = (now + pause_after(task.losses - 1)).0;
+            }
             if task.losses <= TASK_LOSSES_MAX { TaskPhase::Pending } else { TaskPhase::Lost }
         }
     }

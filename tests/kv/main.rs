@@ -406,8 +406,7 @@ impl Real {
 
     fn ask(&mut self, kind: Kind) -> Result<reply::Kind, Reject> {
         self.index += 1;
-        let command: Bytes =
-            v1::Command { session: None, kind: Some(kind), user: String::new() }.encode_to_vec().into();
+        let command: Bytes = command::plain("", kind).encode_to_vec().into();
         let body = Body::Commands { stamp: ClusterTime(self.time as u64 * 1000), commands: vec![command] };
         let entry = Entry { index: Index(self.index), term: Term(self.term), body };
         let outcomes = self.state.apply(&[entry]).unwrap();

@@ -186,6 +186,15 @@ impl Auth {
         self.roles.keys()
     }
 
+    /// Whether the token that a user has shown is good still: its password was set at `since`, and no other after it.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check_token(&self, user: &str, since: Option<u64>) -> Result<(), AuthReject> {
+        let is_outdated = since.is_some_and(|since| self.user(user).is_none_or(|row| row.since != since));
+        if self.enabled && is_outdated { Err(AuthReject::TokenInvalid) } else { Ok(()) }
+    }
+
     /// What a user may do; nobody has a name that is empty.
     ///
     /// # Errors
