@@ -38,6 +38,14 @@ const AIMS: &[(&str, Aim)] = &[
         add(rng, plan, 1_000, Fault::Far { delay, span });
         add(rng, plan, 1_000, Fault::Stall { node, files: Files::All, span });
     }),
+    ("users-of-a-member-that-is-behind", |rng, plan| {
+        (plan.guests, plan.token, plan.one_door) = (3, true, true);
+        (plan.keys, plan.operations, plan.pause) = (2, 80, Duration::from_millis(300));
+        for _ in 0..2 {
+            let (node, span) = (member(rng, plan), millis(rng, 15_000, 25_000));
+            add(rng, plan, 5_000, Fault::Stall { node, files: Files::State, span });
+        }
+    }),
     ("reads-under-a-lease-of-a-leader-that-is-left-alone", |rng, plan| {
         under_lease(rng, plan, |rng, [leader, _], span| {
             let isolate = Fault::Cut { links: Links::Isolate { node: leader }, span };
