@@ -41,8 +41,10 @@ const AIMS: &[(&str, Aim)] = &[
     ("users-of-a-member-that-is-behind", |rng, plan| {
         (plan.guests, plan.token, plan.one_door) = (3, true, true);
         (plan.keys, plan.operations, plan.pause) = (2, 80, Duration::from_millis(300));
-        for _ in 0..2 {
-            let (node, span) = (member(rng, plan), millis(rng, 15_000, 25_000));
+        let (delay, span) = (millis(rng, 40, 150), Duration::from_secs(30));
+        plan.faults.push((Duration::ZERO, Fault::Far { delay, span }));
+        if rng.chance(300) {
+            let (node, span) = (member(rng, plan), millis(rng, 5_000, 15_000));
             add(rng, plan, 5_000, Fault::Stall { node, files: Files::State, span });
         }
     }),

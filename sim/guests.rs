@@ -203,7 +203,7 @@ impl Guests {
 /// The next thing that the administrator does for a guest, and what that may do then.
 fn step(rng: &mut RngStream, guest: u64, now: &Rights, keys: u64) -> (Change, Rights) {
     let (guest, mut then) = (name(guest), now.clone());
-    if rng.chance(if now.is_locked_out { 500 } else { 150 }) {
+    if rng.chance(if now.is_locked_out { 500 } else { 200 }) {
         then.is_locked_out = !now.is_locked_out;
         let password = if then.is_locked_out { "another".into() } else { guest.clone() };
         let change =

@@ -792,7 +792,8 @@ impl Run {
         let client = Client::new(io, &self.cluster.endpoints, CLIENT_TIMEOUT);
         let (watch, ledger, submissions) =
             (self.cluster.watch.clone(), self.cluster.world.ledger.clone(), self.submissions.clone());
-        let known = (self.cluster.plan.is_undisturbed(), watch.state().formats.newest_since());
+        let newest = watch.state().formats.newest_since();
+        let known = (self.cluster.plan.is_undisturbed(), newest.map(|(since, _)| since));
         let condemned = self.cluster.condemned().into_iter().map(|member| member.id);
         let tidied = self.cluster.plan.faults.iter().filter_map(|(_, fault)| match fault {
             Fault::Tidy { node } => self.cluster.members[*node].id(),
@@ -909,7 +910,9 @@ impl Run {
         let (raised, full) = (self.janitor.spells(), self.cluster.full_disks());
         cost::of("oracle: space", || space::check(&records, &raised, &full, quota, violations));
         let (numbers, steps, told) = (self.guest_numbers(), self.guests.steps(), self.guests.told());
-        cost::of("oracle: rights", || rights::check(&records, &numbers, &steps, &told, violations));
+        let tokens_since = self.cluster.watch.state().formats.newest_since().map(|(_, at)| at);
+        let said = (&steps[..], &told[..], tokens_since);
+        cost::of("oracle: rights", || rights::check(&records, &numbers, said, violations));
         let most = space::most(&records, self.cluster.plan.holders, quota);
         cost::of("oracle: holdings", || holdings::check(&self.holders.notes(), violations));
         cost::of("oracle: watches", || watches::check(&self.watchers.logs(), &records, violations));

@@ -114,8 +114,9 @@ impl Watch {
         state.sessions.on_applied(entry, outcome, &self.violations);
         state.leases.on_applied(entry, outcome, &self.violations);
         state.holdings.on_applied(entry, outcome, &self.violations);
-        state.formats.on_applied(entry, outcome, &state.membership.servers(), &self.violations);
-        state.past.on_applied(entry, outcome, TimeHandle::current().elapsed(), &self.violations);
+        let now = TimeHandle::current().elapsed();
+        state.formats.on_applied(entry, outcome, (&state.membership.servers(), now), &self.violations);
+        state.past.on_applied(entry, outcome, now, &self.violations);
     }
 
     fn note_status(&self, life: (NodeId, Incarnation), status: &Status) {

@@ -1,6 +1,8 @@
 //! Oracle 22: a format of the state is begun when all that keep the state take part in it, and never left again (etcd's documentation,
 //! "Upgrading etcd clusters": the version of a cluster is the lowest of its members').
 
+use std::time::Duration;
+
 use prost::Message;
 
 use super::Violations;
@@ -14,13 +16,13 @@ use crate::time::ClusterTime;
 #[derive(Debug)]
 pub struct Formats {
     now: u32,
-    began: ClusterTime,
+    began: (ClusterTime, Duration),
     last: Index,
 }
 
 impl Default for Formats {
     fn default() -> Self {
-        Self { now: format::FIRST, began: ClusterTime(0), last: Index(0) }
+        Self { now: format::FIRST, began: (ClusterTime(0), Duration::ZERO), last: Index(0) }
     }
 }
 
@@ -30,13 +32,19 @@ impl Formats {
         self.now
     }
 
-    /// After which time the newest was begun; nothing, if it is not.
-    pub fn newest_since(&self) -> Option<ClusterTime> {
+    /// After which time the newest was begun, and when that was seen; nothing, if it is not.
+    pub fn newest_since(&self) -> Option<(ClusterTime, Duration)> {
         (self.now == format::NEWEST).then_some(self.began)
     }
 
-    /// A member applied an entry, while `servers` keep the state. The first to do so tells, for all give the same answers.
-    pub fn on_applied(&mut self, entry: &Entry, outcome: &Outcome, servers: &[u64], violations: &Violations) {
+    /// A member applied an entry at a time, while `servers` keep the state. The first to do so tells, for all give the same answers.
+    pub fn on_applied(
+        &mut self,
+        entry: &Entry,
+        outcome: &Outcome,
+        (servers, at): (&[u64], Duration),
+        violations: &Violations,
+    ) {
         if entry.index <= self.last {
             return;
         }
@@ -62,7 +70,7 @@ impl Formats {
                 violations.add("a format is not left", format!("{} comes after {}", reply.format, self.now));
             }
             if reply.format != self.now {
-                (self.now, self.began) = (reply.format, *stamp);
+                (self.now, self.began) = (reply.format, (*stamp, at));
             }
         }
     }
@@ -84,7 +92,8 @@ mod tests {
             let reply = v1::Reply { kind: Some(reply) }.encode_to_vec().into();
             let body = Body::Commands { stamp: ClusterTime(1), commands: vec![command] };
             let entry = Entry { index: Index(number as u64 + 1), term: Term(1), body };
-            formats.on_applied(&entry, &Outcome { replies: vec![reply], digest: 0 }, servers, &violations);
+            let outcome = Outcome { replies: vec![reply], digest: 0 };
+            formats.on_applied(&entry, &outcome, (servers, Duration::ZERO), &violations);
         }
         violations.all().is_empty()
     }

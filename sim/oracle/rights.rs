@@ -40,8 +40,14 @@ fn needs(op: Op) -> Option<May> {
     }
 }
 
-/// Checks what guests did, and what they were told as they watched.
-pub fn check(records: &[Record], guests: &[u64], steps: &[Step], told: &[Told], violations: &Violations) {
+/// Checks what guests did, and what they were told as they watched. Whoever is locked out is answered nothing, from when on all members
+/// look at tokens.
+pub fn check(
+    records: &[Record],
+    guests: &[u64],
+    (steps, told, tokens_since): (&[Step], &[Told], Option<Duration>),
+    violations: &Violations,
+) {
     for guest in guests {
         let (spells, unknown) = spells(steps, *guest);
         for record in records.iter().filter(|record| record.client == *guest && record.to < unknown) {
@@ -50,12 +56,20 @@ pub fn check(records: &[Record], guests: &[u64], steps: &[Step], told: &[Told], 
                 seen => seen == Seen::Denied,
             };
             let meanwhile = || spells.iter().filter(|spell| spell.from <= record.to && record.from <= spell.until);
+            let are_looked_at = tokens_since.is_some_and(|since| since < record.from);
+            if !are_looked_at && meanwhile().any(|spell| spell.rights.is_locked_out) {
+                continue;
+            }
             let might = |spell: &Spell| {
                 let may = spell.rights.may(record.key);
                 needs(record.op).is_some_and(|needs| may.read >= needs.read && may.write >= needs.write)
             };
-            if !meanwhile().any(|spell| might(spell) != is_denied) {
-                let what = if is_denied { "was refused what it might do" } else { "did what it might not do" };
+            if !meanwhile().any(|spell| !spell.rights.is_locked_out && might(spell) != is_denied) {
+                let what = match is_denied {
+                    _ if meanwhile().all(|spell| spell.rights.is_locked_out) => "was answered, and was locked out",
+                    true => "was refused what it might do",
+                    false => "did what it might not do",
+                };
                 violations.add(ORACLE, format!("a guest {what}: {record:?}"));
             }
         }
@@ -91,7 +105,7 @@ mod tests {
 
     fn holds(records: &[Record], steps: &[Step], told: &[Told]) -> bool {
         let violations = Violations::default();
-        check(records, &[FIRST_GUEST], steps, told, &violations);
+        check(records, &[FIRST_GUEST], (steps, told, Some(Duration::ZERO)), &violations);
         violations.all().is_empty()
     }
 
@@ -122,6 +136,19 @@ mod tests {
         assert!(holds(&[], &steps, &told(30, 9)), "on its way for long");
         assert!(!holds(&[], &steps, &told(30, 10)));
         assert!(!holds(&[], &steps, &told(9, 4)));
+    }
+
+    #[test]
+    fn whoever_is_locked_out_is_answered_nothing() {
+        let out = Rights { is_locked_out: true, has_role: true, ..Rights::default() };
+        let steps = [Step { guest: FIRST_GUEST, from: at(10), to: at(12), then: Some((out, 5)) }];
+        let get = |times, seen| record(times, 1, Op::Get, seen);
+        assert!(holds(&[get((11, 13), Seen::Denied), get((13, 14), Seen::Unknown)], &steps, &[]));
+        assert!(!holds(&[get((13, 14), Seen::Denied)], &steps, &[]));
+        let violations = Violations::default();
+        let before = (&steps[..], &[][..], Some(at(13)));
+        check(&[get((13, 14), Seen::Denied)], &[FIRST_GUEST], before, &violations);
+        assert!(violations.all().is_empty(), "not all look at tokens yet");
     }
 
     #[test]

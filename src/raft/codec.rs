@@ -94,22 +94,22 @@ pub fn message_to_wire(message: &Message) -> v1::RaftMessage {
 /// The message with its checksum: over every number, 8 bytes each and little-endian, and every run of bytes, its length
 /// first, in the order of the fields.
 pub fn sealed(message: v1::RaftMessage) -> v1::RaftMessage {
-    let numbers = |sum: u32, numbers: &[u64]| {
-        numbers.iter().fold(sum, |sum, number| crc32c::crc32c_append(sum, &number.to_le_bytes()))
-    };
-    let bytes = |sum: u32, bytes: &[u8]| crc32c::crc32c_append(numbers(sum, &[bytes.len() as u64]), bytes);
+    fn numbers<const N: usize>(sum: u32, numbers: [u64; N]) -> u32 {
+        crc32c::crc32c_append(sum, numbers.map(u64::to_le_bytes).as_flattened())
+    }
+    let bytes = |sum: u32, bytes: &[u8]| crc32c::crc32c_append(numbers(sum, [bytes.len() as u64]), bytes);
     let m = &message;
     let head = [m.r#type.into(), m.to, m.from, m.term, m.log_term, m.index, m.entries.len() as u64];
-    let mut sum = numbers(0, &head);
+    let mut sum = numbers(0, head);
     for entry in &m.entries {
-        sum = numbers(sum, &[entry.r#type.into(), entry.term, entry.index]);
+        sum = numbers(sum, [entry.r#type.into(), entry.term, entry.index]);
         sum = bytes(bytes(sum, &entry.data), &entry.context);
     }
-    sum = numbers(sum, &[m.commit, m.commit_term, m.reject.into(), m.reject_hint]);
-    sum = numbers(bytes(sum, &m.context), &[m.priority.cast_unsigned(), m.request_snapshot]);
+    sum = numbers(sum, [m.commit, m.commit_term, m.reject.into(), m.reject_hint]);
+    sum = numbers(bytes(sum, &m.context), [m.priority.cast_unsigned(), m.request_snapshot]);
     if let Some(snapshot) = &m.snapshot {
         let body = snapshot.body.unwrap_or_default();
-        sum = numbers(sum, &[snapshot.index, snapshot.term, body.digest, body.chunks]);
+        sum = numbers(sum, [snapshot.index, snapshot.term, body.digest, body.chunks]);
         sum = bytes(sum, &snapshot.conf_state);
     }
     v1::RaftMessage { checksum: sum, ..message }
