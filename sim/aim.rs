@@ -8,6 +8,7 @@ use crate::limits::{CLOCK_DRIFT_PPM_MAX, ELECTION_TIMEOUT_MIN};
 use crate::raft::tail::Retention;
 use crate::sim::disk::{Damage, DiskOp, Files, PowerCut};
 use crate::sim::fault::{Fault, Links, Place};
+use crate::sim::guests::FIRST_GUEST;
 use crate::sim::load::LOUD_READS;
 use crate::sim::mark::Marks;
 use crate::sim::network::Weather;
@@ -41,11 +42,11 @@ const AIMS: &[(&str, Aim)] = &[
     ("users-of-a-member-that-is-behind", |rng, plan| {
         (plan.guests, plan.token, plan.one_door) = (3, true, true);
         (plan.keys, plan.operations, plan.pause) = (2, 80, Duration::from_millis(300));
-        let (delay, span) = (millis(rng, 40, 150), Duration::from_secs(30));
-        plan.faults.push((Duration::ZERO, Fault::Far { delay, span }));
-        if rng.chance(300) {
-            let (node, span) = (member(rng, plan), millis(rng, 5_000, 15_000));
-            add(rng, plan, 5_000, Fault::Stall { node, files: Files::State, span });
+        // Of whom the first asks this one alone.
+        let node = FIRST_GUEST as usize % plan.nodes;
+        for at in [2_000, 30_000] {
+            let span = millis(rng, 10_000, 25_000);
+            plan.faults.push((Duration::from_millis(at), Fault::Stall { node, files: Files::State, span }));
         }
     }),
     ("reads-under-a-lease-of-a-leader-that-is-left-alone", |rng, plan| {

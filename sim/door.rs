@@ -146,7 +146,7 @@ fn failed(error: ClientError) -> Seen {
         ClientError::Rejected(Reject::Auth(AuthReject::Denied)) => Seen::Denied,
         // What others read that came in the same entry is no answer to anybody.
         ClientError::Rejected(Reject::Kv(KvReject::EntryFull)) => Seen::Put(0),
-        ClientError::Unavailable(_) => Seen::NotDone,
+        ClientError::Unavailable(_) | ClientError::Invalid(_) => Seen::NotDone,
         _ => Seen::Unknown,
     }
 }

@@ -174,6 +174,16 @@ impl Plan {
         Load { operations, pause, keys, compacts, idle_permille, loud_permille }
     }
 
+    /// Whether nothing comes of its faults long after the last repair, as messages would that come once more minutes later.
+    pub fn is_soon_quiet(&self) -> bool {
+        let of_links = self.faults.iter().filter_map(|(_, fault)| match fault {
+            Fault::Link { weather, .. } => Some(weather),
+            _ => None,
+        });
+        let comes_again = |weather: &Weather| weather.replay_per_100k > 0;
+        !self.faults.is_empty() && !of_links.chain([&self.weather]).any(comes_again)
+    }
+
     /// How long a member waits for a leader, at least.
     pub fn election_timeout_of(&self, place: Place) -> Duration {
         if self.patient >> place & 1 == 1 { PATIENCE } else { self.election_timeout }

@@ -390,13 +390,13 @@ impl Run {
         for repair in repairs {
             let _ = repair.await;
         }
-        // What is asked for long after the last repair shows little, but for messages that come once more minutes later.
+        // What is asked for long after the last repair shows little.
         let enough = (began + LOAD_MIN).max(self.time.now_instant() + LOAD_AFTER);
         let served = join_all(clients.into_iter().chain(guests));
         match select(served, pin!(madsim::time::sleep_until(enough))).await {
             Either::Left(_) => {}
             Either::Right(((), served)) => {
-                loaded.store(self.cluster.plan.weather.replay_per_100k > 0, Ordering::Relaxed);
+                loaded.store(!self.cluster.plan.is_soon_quiet(), Ordering::Relaxed);
                 let _ = served.await;
             }
         }

@@ -204,6 +204,8 @@ pub const ATTEMPTS_KEPT: usize = 8;
 pub const TASK_RETRIES_MAX: u32 = 1_000;
 /// How often a task may be lost, with its worker or because that could not start it, before it is given up.
 pub const TASK_LOSSES_MAX: u32 = 10;
+/// What ran for so long before it was lost has not been lost before, as far as that counts.
+pub const TASK_LOSSES_APART: Duration = Duration::from_secs(600);
 /// Size of a task's specification, in bytes.
 pub const TASK_SPEC_BYTES_MAX: usize = 64 * 1024;
 /// Length of a task's name, in bytes.

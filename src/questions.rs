@@ -125,7 +125,9 @@ impl Question for v1::GetTask {
         let now = ClusterTime(head.cluster_time_ms);
         let pending = found.as_ref().filter(|task| task.phase() == TaskPhase::Pending);
         let waiting_for = match pending {
-            Some(task) if task.not_before_ms > now.0 => "the pause after a failed attempt".into(),
+            Some(task) if task.not_before_ms > now.0 => {
+                "the pause after an attempt that failed, or was lost again".into()
+            }
             Some(task) => scheduler::explain_text(task, &worker::of_members(rows)?, now),
             None => String::new(),
         };

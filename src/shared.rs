@@ -116,6 +116,11 @@ impl Caller {
         v1::Command { since: self.since, ..command::plain(&self.user, kind) }
     }
 
+    /// Whoever it is, though its token may be good no more: to undo what it was let do.
+    pub fn whatever_it_showed(self) -> Self {
+        Self { since: None, ..self }
+    }
+
     /// Who has shown a token that was never good, or is no more.
     pub fn outdated() -> Self {
         Self { since: Some(0), ..Self::default() }
@@ -208,7 +213,7 @@ impl SharedNodeState {
     /// `UNAVAILABLE` and `RESOURCE_EXHAUSTED`: not done. `ABORTED`: the outcome is unknown.
     async fn execute(
         &self,
-        (user, kind): (&str, &CommandKind),
+        (asked, kind): (&v1::Command, &CommandKind),
         command: Bytes,
         deadline: Monotonic,
         source: Source,
@@ -237,7 +242,7 @@ impl SharedNodeState {
                 continue;
             }
             self.check_space(kind)?;
-            self.check_quota((user, kind), command.len(), deadline).await?;
+            self.check_quota((asked, kind), command.len(), deadline).await?;
             let began = self.io.clock.now();
             match self.io.clock.deadline(deadline, self.raft.propose(command.clone(), first)).await {
                 // It was not done; what is the first of its entry finds room.
@@ -317,7 +322,12 @@ impl SharedNodeState {
     }
 
     /// Raises an alarm before a command is proposed for which the keys would take more than they may: then the state refuses it.
-    async fn check_quota(&self, of: (&str, &CommandKind), bytes: usize, deadline: Monotonic) -> Result<(), Status> {
+    async fn check_quota(
+        &self,
+        of: (&v1::Command, &CommandKind),
+        bytes: usize,
+        deadline: Monotonic,
+    ) -> Result<(), Status> {
         if !self.is_above_quota(of, bytes)? {
             return Ok(());
         }
@@ -333,14 +343,14 @@ impl SharedNodeState {
     }
 
     /// Whether the keys would take more than they may, and no alarm is raised yet.
-    fn is_above_quota(&self, (user, kind): (&str, &CommandKind), bytes: usize) -> Result<bool, Status> {
+    fn is_above_quota(&self, (asked, kind): (&v1::Command, &CommandKind), bytes: usize) -> Result<bool, Status> {
         let fits = |bytes: usize| self.reader.keys_bytes() + bytes as u64 <= self.bounds.keys_quota;
         if !alarm::adds(kind) || fits(bytes) {
             return Ok(false);
         }
         let (head, rows) = self.reader.view().map_err(internal)?;
         // What is refused anyway takes no space.
-        let takes = |kind: &CommandKind| alarm::adds(kind) && auth::check_command(rows.auth(), user, kind).is_ok();
+        let takes = |kind: &CommandKind| alarm::adds(kind) && auth::check_command(rows.auth(), asked, kind).is_ok();
         let taken = match kind {
             CommandKind::Batch(batch) => {
                 let taking = batch.commands.iter().filter(|command| command.kind.as_ref().is_some_and(takes));
@@ -539,8 +549,8 @@ impl SharedNodeState {
             CommandKind::Compact(compact) if compact.physical => u64::try_from(compact.revision).ok(),
             _ => None,
         };
-        let (user, bytes) = (command.user.as_str(), command.encode_to_vec().into());
-        let (reply, _) = self.execute((user, kind), bytes, deadline, Source::Caller).await?;
+        let bytes = command.encode_to_vec().into();
+        let (reply, _) = self.execute((&command, kind), bytes, deadline, Source::Caller).await?;
         let reply = v1::Reply::decode(reply).map_err(|error| Status::internal(format!("decode a reply: {error}")))?;
         if let (Some(revision), Some(reply::Kind::Compact(_))) = (physical, &reply.kind) {
             self.swept(revision, deadline).await?;
@@ -558,7 +568,7 @@ impl SharedNodeState {
         command::check(&decoded).map_err(|reject| Status::invalid_argument(reject.to_string()))?;
         let kind = decoded.kind.as_ref().ok_or_else(|| Status::invalid_argument("kind: missing"))?;
         let source = if alone { Source::Member } else { Source::MemberWithOthers };
-        self.execute((&decoded.user, kind), command, deadline, source).await
+        self.execute((&decoded, kind), command, deadline, source).await
     }
 
     /// Fills in what a command leaves to the member that takes it: ids that may be any, what is secret, and of a password what is kept

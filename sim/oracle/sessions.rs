@@ -126,8 +126,9 @@ impl Sessions {
                     violations.add("a session lives its time", what);
                 }
             }
-            // Whoever asks for what cannot be is not counted as using it.
+            // Whoever asks for what cannot be, or not any more, is not counted as using it.
             Some(Refused::Stale(_) | Refused::WindowFull(_) | Refused::Invalid(_)) => {}
+            Some(Refused::Auth(why)) if *why == i32::from(rejection::Auth::TokenInvalid) => {}
             Some(_) | None => {
                 self.used.entry(session).and_modify(|used| *used = self.now);
             }

@@ -17,7 +17,6 @@ use cairn::sim::oracle::recovery::RECOVERY_MAX;
 use cairn::sim::oracle::{exactly_once, linearizable, outcomes, revisions, watches};
 use cairn::sim::run::Verdict;
 use cairn::state::{format, task};
-use cairn::time::ClusterTime;
 use futures_util::future::{join_all, select_all};
 
 use super::attack::{Attacker, Notes};
@@ -151,8 +150,7 @@ impl Run {
         let tasks = self.within("all tasks end", TASKS_MAX, ended).await?;
         let ledger = self.work.ledger().map_err(Verdict::Crash)?;
         let violations = &self.attacker.watch.violations;
-        // (No attempt is lost twice before the newest format is begun.)
-        let known = (self.plan.attacks.is_empty(), Some(ClusterTime(0)));
+        let known = (self.plan.attacks.is_empty(), self.attacker.watch.newest_since());
         outcomes::check(&self.work.submissions, &tasks, known, &ledger, violations);
         let converged = async || {
             let statuses = self.attacker.watch.ask_all().await?;

@@ -14,6 +14,8 @@ use cairn::sim::fault::Place;
 use cairn::sim::oracle::Violations;
 use cairn::sim::oracle::digest::Digests;
 use cairn::sim::oracle::election::Elections;
+use cairn::state::format;
+use cairn::time::ClusterTime;
 use futures_util::future::{join_all, select_all};
 
 /// How long a member may take to say how it is before it counts as silent.
@@ -33,6 +35,8 @@ pub struct Watch {
 struct Seen {
     elections: Elections,
     digests: Digests,
+    /// Cluster time when the newest format was first heard of.
+    newest_since: Option<ClusterTime>,
     /// The last answer of each member; `None` while it gives none.
     latest: Vec<Option<StatusReply>>,
 }
@@ -70,6 +74,9 @@ impl Watch {
             if status.role == "leader" {
                 seen.elections.on_leader(id, term, &self.violations);
             }
+            if status.format == format::NEWEST {
+                seen.newest_since.get_or_insert(ClusterTime(status.cluster_time_ms));
+            }
             seen.digests.on_applied(id, Index(status.applied_index), status.digest, &self.violations);
         }
         seen.latest[place].clone_from(&status);
@@ -97,6 +104,11 @@ impl Watch {
     /// Terms in which somebody was seen to lead.
     pub fn leaders(&self) -> usize {
         self.seen().elections.leaders()
+    }
+
+    /// By when the newest format was begun; nothing, if nobody has said that it is.
+    pub fn newest_since(&self) -> Option<ClusterTime> {
+        self.seen().newest_since
     }
 
     /// What each said last, for people.

@@ -36,7 +36,9 @@ async fn keep_alive(
     request: LeaseKeepAliveRequest,
 ) -> Result<LeaseKeepAliveResponse, Status> {
     let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;
-    execute(shared, caller, Kind::LeaseKeepAlive(request), deadline, only!(LeaseKeepAlive))
+    // What is open goes on, as etcd's does.
+    let caller = caller.clone().whatever_it_showed();
+    execute(shared, &caller, Kind::LeaseKeepAlive(request), deadline, only!(LeaseKeepAlive))
         .await
         .map(|reply| sign(shared, reply))
 }

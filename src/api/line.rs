@@ -72,7 +72,7 @@ impl Drop for Place {
         if self.kept || !self.is_new {
             return;
         }
-        let (shared, caller) = (self.shared.clone(), self.caller.clone());
+        let (shared, caller) = (self.shared.clone(), self.caller.clone().whatever_it_showed());
         let (key, wrote) = (self.key.clone(), kv::signed(self.created));
         let leave = async move {
             let delete = Operation::RequestDeleteRange(DeleteRangeRequest { key: key.clone(), ..Default::default() });
@@ -119,7 +119,7 @@ impl LineService {
             Err(status) => {
                 // It may have been done, or may yet be.
                 if is_own {
-                    let (shared, caller) = (shared.clone(), caller.clone());
+                    let (shared, caller) = (shared.clone(), caller.whatever_it_showed());
                     let revoke = Kind::LeaseRevoke(LeaseRevokeRequest { id: lease.0 });
                     let let_go = async move {
                         let deadline = shared.io.clock.now() + REQUEST_TIMEOUT;

@@ -7,10 +7,12 @@ use futures_util::future::join_all;
 use tonic::{Request, Response, Status};
 
 use crate::error::AuthReject::TokenInvalid;
+use crate::error::Reject;
 use crate::forward;
 use crate::limits::{LANE_ITEMS_MAX, REQUEST_TIMEOUT_MAX};
 use crate::proto::v1::{
-    self, Command, PassOnReply, PassOnRequest, Passed, QueryReply, QueryRequest, Reply, command::Kind, reply,
+    self, Command, PassOnReply, PassOnRequest, Passed, QueryReply, QueryRequest, Reply, command::Kind, query_reply,
+    reply,
 };
 use crate::shared::{Caller, SharedNodeState};
 use crate::state::auth::is_of_members;
@@ -18,6 +20,14 @@ use crate::state::command;
 
 /// The service for clients.
 pub struct StoreService(pub Arc<SharedNodeState>);
+
+/// Says of a token that is good no more what this member would have said if it had heard of that before: whoever called logs in anew.
+fn check_token(rejection: &v1::Rejection) -> Result<(), Status> {
+    match command::reject(rejection) {
+        Some(Reject::Auth(reject @ TokenInvalid)) => Err(Status::unauthenticated(reject.to_string())),
+        _ => Ok(()),
+    }
+}
 
 #[tonic::async_trait]
 impl v1::store_server::Store for StoreService {
@@ -35,17 +45,17 @@ impl v1::store_server::Store for StoreService {
         if let Some(Kind::ChangeAuth(_)) = &command.kind {
             // Before a password is looked at, which takes long.
             let may = caller.rights(&self.0.reader.auth()).and_then(|rights| rights.all());
-            may.map_err(|reject| Status::permission_denied(reject.to_string()))?;
+            may.map_err(|reject| match reject {
+                TokenInvalid => Status::unauthenticated(reject.to_string()),
+                _ => Status::permission_denied(reject.to_string()),
+            })?;
         }
         self.0.fill_in(&mut command).await?;
         let reply = self.0.check_and_execute(command, deadline).await?;
-        match &reply.kind {
-            // As this member would have said if it had heard of it: whoever called logs in anew.
-            Some(reply::Kind::Rejection(rejection)) if command::reject(rejection) == Some(TokenInvalid.into()) => {
-                Err(Status::unauthenticated(TokenInvalid.to_string()))
-            }
-            _ => Ok(Response::new(reply)),
+        if let Some(reply::Kind::Rejection(rejection)) = &reply.kind {
+            check_token(rejection)?;
         }
+        Ok(Response::new(reply))
     }
 
     async fn pass_on(&self, request: Request<PassOnRequest>) -> Result<Response<PassOnReply>, Status> {
@@ -66,6 +76,10 @@ impl v1::store_server::Store for StoreService {
 
     async fn query(&self, request: Request<QueryRequest>) -> Result<Response<QueryReply>, Status> {
         let (deadline, caller) = (self.0.deadline(&request), Caller::of(&request));
-        self.0.query(request.into_inner(), &caller, deadline).await.map(Response::new)
+        let reply = self.0.query(request.into_inner(), &caller, deadline).await?;
+        if let Some(query_reply::Kind::Rejection(rejection)) = &reply.kind {
+            check_token(rejection)?;
+        }
+        Ok(Response::new(reply))
     }
 }

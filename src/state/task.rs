@@ -26,8 +26,8 @@ use crate::error::{Fault, Reject};
 use crate::ids::{NodeId, TaskId, Token};
 use crate::limits::{
     ASSIGN_TASKS_MAX, ATTEMPTS_KEPT, EXIT_MESSAGE_BYTES_MAX, KILL_GRACE_MAX, RETRY_PAUSE_MAX, RETRY_PAUSE_MIN,
-    TASK_LOSSES_MAX, TASK_NAME_BYTES_MAX, TASK_RETRIES_MAX, TASK_SPEC_BYTES_MAX, TASK_TIMEOUT_MAX, TASKS_ENDED_KEPT,
-    TASKS_LIVE_MAX, TASKS_PAGE_MAX,
+    TASK_LOSSES_APART, TASK_LOSSES_MAX, TASK_NAME_BYTES_MAX, TASK_RETRIES_MAX, TASK_SPEC_BYTES_MAX, TASK_TIMEOUT_MAX,
+    TASKS_ENDED_KEPT, TASKS_LIVE_MAX, TASKS_PAGE_MAX,
 };
 use crate::proto::v1::{self, Attempt, Exit, Task, TaskPhase, TaskSpec, exit::Reason};
 use crate::time::ClusterTime;
@@ -393,6 +393,10 @@ fn next_phase(task: &mut Task, exit: &Exit, now: ClusterTime, is_spaced: bool) -
             TaskPhase::Pending
         }
         Reason::Stopped | Reason::LeaseEnded | Reason::Lost | Reason::Unspecified => {
+            let started = task.attempts.last().map(|attempt| ClusterTime(attempt.started_ms));
+            if is_spaced && started.is_some_and(|at| at.0 > 0 && now.since(at) >= TASK_LOSSES_APART) {
+                task.losses = 0;
+            }
             task.losses += 1;
             // The first goes to another worker at once. What loses attempts one after another may last for minutes.
             if is_spaced && task.losses > 1 {

@@ -3,7 +3,7 @@
 use std::io::{Read as _, Write as _};
 use std::process::{Output, Stdio};
 
-use super::running::{PATIENCE, Running, node, run, text};
+use super::running::{PATIENCE, Running, node, run, text, until};
 use super::{fails, http};
 
 /// Runs a command that reads a password.
@@ -140,8 +140,21 @@ fn users_do_what_they_may() {
     let grants = ["a", "b", "c"]
         .map(|first| run(&grant(&(first.to_owned() + &large)).iter().map(String::as_str).collect::<Vec<_>>()));
     assert!(grants[1].status.success() && text(&grants[2].stderr).contains("are limited to 262144"));
-    // Another password, and another role.
+    // Another password, and another role. Who waits for a lock meanwhile leaves the line.
+    let lock = || {
+        let args = with(&["lock", "web/l", "--ttl", "600"], &[&alice[..], &["--", "sleep", "600"]].concat());
+        node().args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    };
+    let line = || done(&["kv", "list", "--prefix", "web/l/"], &root, "").matches("web/l/").count();
+    let mut holder = lock();
+    until("the lock is held", || line() == 1);
+    let mut waiter = lock();
+    until("another waits for it", || line() == 2);
     done(&["auth", "user", "passwd", "alice"], &root, "b");
+    until("who waited is gone", || line() == 1);
+    assert!(!waiter.wait().unwrap().success());
+    holder.kill().unwrap();
+    holder.wait().unwrap();
     refused("authentication failed", &["kv", "get", "web/k"], &alice);
     done(&["auth", "role", "revoke", "web", "web/", "--prefix"], &root, "");
     refused("may not do that", &["kv", "get", "web/k"], &["--user", "alice:b"]);

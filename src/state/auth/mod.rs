@@ -343,15 +343,16 @@ pub fn is_of_members(kind: &Kind) -> bool {
     }
 }
 
-/// Whether a user may have a command carried out, whatever keys are under leases.
+/// Whether who asks for a command, or a batch with this one, may have it carried out, whatever keys are under leases.
 ///
 /// # Errors
 /// It may not.
-pub fn check_command(auth: &Auth, user: &str, kind: &Kind) -> Result<(), AuthReject> {
-    match is_of_members(kind) {
-        true => Ok(()),
-        false => auth.rights(user)?.command(kind, &|_| Ok(())),
+pub fn check_command(auth: &Auth, asked: &v1::Command, kind: &Kind) -> Result<(), AuthReject> {
+    if is_of_members(kind) {
+        return Ok(());
     }
+    auth.check_token(&asked.user, asked.since)?;
+    auth.rights(&asked.user)?.command(kind, &|_| Ok(()))
 }
 
 /// Whether a user may have a command carried out.
