@@ -141,20 +141,21 @@ fn users_do_what_they_may() {
         .map(|first| run(&grant(&(first.to_owned() + &large)).iter().map(String::as_str).collect::<Vec<_>>()));
     assert!(grants[1].status.success() && text(&grants[2].stderr).contains("are limited to 262144"));
     // Another password, and another role. Who waits for a lock meanwhile leaves the line.
+    let headers = format!("Authorization: {of_alice}\r\n");
     let lock = || {
-        let args = with(&["lock", "web/l", "--ttl", "600"], &[&alice[..], &["--", "sleep", "600"]].concat());
-        node().args(args).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+        let granted = post("/v3/lease/grant", &headers, r#"{"TTL":600}"#);
+        let lease = granted.split_once(r#""ID":""#).unwrap().1.split('"').next().unwrap();
+        post("/v3/lock/lock", &headers, &format!(r#"{{"name":"d2ViL2w=","lease":"{lease}"}}"#))
     };
     let line = || done(&["kv", "list", "--prefix", "web/l/"], &root, "").matches("web/l/").count();
-    let mut holder = lock();
-    until("the lock is held", || line() == 1);
-    let mut waiter = lock();
-    until("another waits for it", || line() == 2);
-    done(&["auth", "user", "passwd", "alice"], &root, "b");
-    until("who waited is gone", || line() == 1);
-    assert!(!waiter.wait().unwrap().success());
-    holder.kill().unwrap();
-    holder.wait().unwrap();
+    assert!(lock().starts_with("HTTP/1.1 200"));
+    std::thread::scope(|scope| {
+        let waiter = scope.spawn(lock);
+        until("another waits for it", || line() == 2);
+        done(&["auth", "user", "passwd", "alice"], &root, "b");
+        assert!(waiter.join().unwrap().starts_with("HTTP/1.1 401"));
+        until("who waited is gone", || line() == 1);
+    });
     refused("authentication failed", &["kv", "get", "web/k"], &alice);
     done(&["auth", "role", "revoke", "web", "web/", "--prefix"], &root, "");
     refused("may not do that", &["kv", "get", "web/k"], &["--user", "alice:b"]);
