@@ -59,11 +59,7 @@ fn what_is_aimed_at_happens_and_is_survived() {
         "what an attempt ran in was gone",
         "where a member was in an earlier life was heard in the next",
     ]);
-    // Four of each, and more until all of that has happened.
-    for seed in 0..12 {
-        if seed >= 4 && missing.is_empty() {
-            break;
-        }
+    for seed in 0..4 {
         let plans = aim::one_of_each(&Rng::from_seed([seed; 32]), &Plan::quiet(3));
         for (name, plan) in plans {
             let report = run_plan(Seed(u64::from(seed)), plan, Mode::default());
